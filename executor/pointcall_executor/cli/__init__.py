@@ -1,0 +1,86 @@
+"""`pointcall <verb>`: one module a verb, imported only when that verb is called.
+
+A verb module has `configure(parser)` and `run(args) -> int`; it calls one function, renders one result and returns
+an exit code of `output.Exit`. `--json` and `--state-dir` exist on every verb.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from pointcall_executor import VERSION
+
+VERBS: Final[Mapping[str, str]] = {
+    "demo": "run the whole loop for real on this machine",
+    "build": "compile runbooks and assemble a manifest",
+    "sign": "sign a manifest with Sigstore",
+    "inspect": "show what a module, blob or manifest grants and costs",
+    "explain": "print the schema of an event, an action or a field",
+    "run": "run the executor on this node",
+    "status": "show what is armed and what happened last",
+    "arm": "load a newer manifest into the running executor",
+    "disarm": "stop acting: detach everything, close the epoch",
+    "log": "list, show, prove and export log entries",
+    "verify": "check a receipt offline, down to the root key",
+    "replay": "decide recorded runs again with the second implementation",
+    "report": "write a compliance report from the log",
+    "attest": "parse, verify and explain TEE evidence",
+    "propose": "submit a runbook as a proposal, or export one as a patch",
+    "doctor": "say what this machine offers and what is missing",
+}
+
+
+def _parser(verb: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"pointcall {verb}", description=VERBS[verb])
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+    parser.add_argument("--state-dir", metavar="DIR", help="where all state lives (default: XDG state folder)")
+    return parser
+
+
+def _usage() -> str:
+    width = max(map(len, VERBS)) + 2
+    rows = "\n".join(f"  {verb:{width}}{text}" for verb, text in VERBS.items())
+    return (
+        "usage: pointcall <verb> [options]\n\n"
+        "Attested recovery runbooks: nothing acts on a guess, every step is checked and written down.\n\n"
+        f"{rows}\n\n`pointcall <verb> --help` shows the options of one verb; `--version` the version.\n"
+        "exit codes: 0 ok, 1 refused by policy, 2 usage, 3 emulated evidence without --allow-emulated,\n"
+        "            4 malformed input, 5 environment, 70 a bug in pointcall\n"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point. Never a traceback for outside input: errors leave through `output.failed`."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        sys.stdout.write(_usage())
+        return 0 if words else 2
+    if words[0] in ("-V", "--version"):
+        sys.stdout.write(f"pointcall {VERSION}\n")
+        return 0
+    verb, rest = words[0], words[1:]
+    if verb not in VERBS:
+        sys.stderr.write(f"pointcall: error: no verb is called {verb!r} [cli.verb]\n  hint: pointcall --help\n")
+        return 2
+    return _run(verb, rest)
+
+
+def _run(verb: str, rest: list[str]) -> int:
+    module = importlib.import_module(f"pointcall_executor.cli.{verb.replace('-', '_')}")
+    parser = _parser(verb)
+    module.configure(parser)
+    args = parser.parse_args(rest)
+    from pointcall_executor.cli import output
+
+    try:
+        return int(module.run(args))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return output.closed_pipe()
+    except Exception as error:  # the one place where anything becomes an exit code
+        return output.failed(error, as_json=args.json)
