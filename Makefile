@@ -1,0 +1,78 @@
+# The README's two commands are `make demo` and `make test`; both do all set-up on a fresh Debian or Ubuntu machine.
+SHELL      := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+PYTHON     ?= python3
+VENV       ?= .venv
+BIN        := $(VENV)/bin
+BLOBS      := executor/pointcall_executor/blobs
+STATE      ?= build/demo
+APT        := python3-venv clang llvm libbpf-dev bpftool make
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+demo: setup ## run the whole loop for real (without root or BPF: on recorded events, and it says so)
+	$(BIN)/pointcall demo --state-dir $(STATE) $(DEMO_ARGS)
+
+test: setup-dev ## install what the tests need and run them
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: setup-dev ## format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test ## all that CI asks
+
+bench: setup-dev ## measure: one JSON line a figure, each beside a baseline of the same run
+	@for suite in kernel sandbox loop log attest; do $(BIN)/python -m tests.bench.$$suite; done
+
+format: setup-dev ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+setup: apt $(VENV)/.installed bpf generated
+setup-dev: apt $(VENV)/.installed-dev bpf generated
+
+# Debian packages: only what is missing is installed, and only root can.
+apt:
+	@missing=$$(for p in $(APT); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" != 0 ]; then echo "pointcall: not root, cannot install:" $$missing; exit 0; fi; \
+	echo "installing:" $$missing; apt-get update -qq; \
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements.txt pyproject.toml | $(BIN)/python
+	$(BIN)/pip install -q --require-hashes -r requirements.txt
+	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt pyproject.toml | $(BIN)/python
+	$(BIN)/pip install -q --require-hashes -r requirements-dev.txt
+	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	touch $@ $(VENV)/.installed
+
+# The BPF loader blobs. Without clang or bpftool the executor runs on recorded events only, and says so.
+bpf:
+	@if command -v clang >/dev/null && command -v bpftool >/dev/null; then $(MAKE) -s -C bpf OUT=$(CURDIR)/$(BLOBS); \
+	else echo "pointcall: no clang or bpftool: no BPF objects"; fi
+
+generated: executor/pointcall_executor/api/generated/.made
+executor/pointcall_executor/api/generated/.made: executor/pointcall_executor/api/pointcall.proto
+	$(BIN)/python -m pointcall_executor.api.generate
+	touch $@
+
+lock: ## pin all dependencies with hashes (no addresses)
+	$(BIN)/python -m piptools compile -q --strip-extras --generate-hashes --no-emit-index-url --no-emit-find-links --no-emit-options --allow-unsafe --no-header --extra executor --extra build -o requirements.txt pyproject.toml
+	$(BIN)/python -m piptools compile -q --strip-extras --generate-hashes --no-emit-index-url --no-emit-find-links --no-emit-options --allow-unsafe --no-header --extra dev --extra build -o requirements-dev.txt pyproject.toml
+
+clean: ## remove everything made
+	rm -rf build dist $(BLOBS) executor/pointcall_executor/api/generated
+	$(MAKE) -s -C bpf clean
+
+.PHONY: help demo test lint check bench format setup setup-dev apt bpf generated lock clean

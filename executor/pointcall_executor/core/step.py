@@ -1,0 +1,229 @@
+"""The life of a run as a pure step: what happened + state -> new state + what the shell must do next.
+
+    Happened(event) -> Decide*          a trigger matched: run these handlers with these arguments
+    Decided(run, calls) -> Perform* | Withhold* | Refuse*       the guard spoke about each call
+    Ended(run, action, outcome) -> Decide*                      its target is free; ActionDone may continue the runbook
+
+No clock: `now_ns` (CLOCK_MONOTONIC) comes in with each input. No I/O: the shell (daemon.py) performs and reports back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import assert_never
+
+from pointcall_executor.core import guard
+from pointcall_executor.core.guard import Grant, GuardState, Refusal, Request, Rules
+from pointcall_runbook.vocabulary import (
+    MAX_ACTIONS,
+    Action,
+    ActionDone,
+    ActionKind,
+    Call,
+    Event,
+    Mode,
+    Outcome,
+    Remember,
+    Service,
+    capability,
+    slots,
+)
+
+# Actions that say nothing worth deciding about when they end; they never start an `ActionDone`.
+SILENT = frozenset({"remember", "again", "notify", "escalate"})
+
+
+@dataclass(frozen=True, slots=True)
+class Runbook:
+    """One armed runbook, as the manifest and the verified module state it."""
+
+    name: str
+    version: str
+    module: str  # sha256
+    events: frozenset[str]
+    grant: Grant
+    mode: Mode
+    per_minute: int
+    parameters: tuple[int, ...] = ()
+    slots: tuple[int, ...] = ()  # initial values of its remembered slots
+
+
+@dataclass(frozen=True, slots=True)
+class Armed:
+    """Everything that is armed. Built from an `Admitted` manifest and nothing else (arming.py)."""
+
+    manifest: str  # sha256
+    runbooks: tuple[Runbook, ...]
+    rules: Rules
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The whole memory of the core. `memory` holds remembered slots by (runbook, target)."""
+
+    armed: Armed | None = None
+    guard: GuardState = field(default_factory=GuardState)
+    memory: Mapping[tuple[str, str], tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Happened:
+    """An event with its facts. `subject` names what it is about, for remembered slots: a service or a destination."""
+
+    event: Event
+    subject: str
+    now_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A handler returned these calls."""
+
+    run: str
+    runbook: Runbook
+    subject: str
+    calls: tuple[Call, ...]
+    now_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An action of a run ended."""
+
+    run: str
+    runbook: Runbook
+    subject: str
+    action: Action
+    outcome: Outcome
+    now_ns: int
+
+
+Input = Happened | Decided | Ended
+
+
+@dataclass(frozen=True, slots=True)
+class Decide:
+    """Run the handler for `event` with these i64 arguments."""
+
+    runbook: Runbook
+    event: Event
+    subject: str
+    args: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Perform:
+    """Do this action; the guard let it through."""
+
+    run: str
+    index: int
+    action: Action
+
+
+@dataclass(frozen=True, slots=True)
+class Withhold:
+    """The guard would let it through, but the runbook is in mode `monitor`: record it, do nothing."""
+
+    run: str
+    index: int
+    action: Action
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Not done, and why. `action` is None where the call itself was not well-formed."""
+
+    run: str
+    index: int
+    action: Action | None
+    refusal: Refusal
+
+
+Effect = Decide | Perform | Withhold | Refuse
+
+
+def _decide(state: State, runbook: Runbook, event: Event, subject: str) -> Decide:
+    remembered = state.memory.get((runbook.name, subject), runbook.slots)
+    return Decide(runbook, event, subject, slots(event) + runbook.parameters + remembered)
+
+
+def happened(state: State, happening: Happened) -> tuple[State, tuple[Effect, ...]]:
+    """Every armed runbook that handles the event decides. Nothing is armed, nothing happens."""
+    if state.armed is None:
+        return state, ()
+    name = type(happening.event).__name__
+    chosen = (r for r in state.armed.runbooks if name in r.events)
+    return state, tuple(_decide(state, r, happening.event, happening.subject) for r in chosen)
+
+
+def _typed(call: Call) -> Action | Refusal:
+    try:
+        return call.typed()
+    except ValueError as error:
+        return Refusal("guard.call", "a known action with arguments in range", str(error), "the module is wrong")
+
+
+def _remembered(state: State, runbook: Runbook, subject: str, action: Remember) -> State:
+    key = (runbook.name, subject)
+    values = list(state.memory.get(key, runbook.slots))
+    if action.slot < len(values):
+        values[action.slot] = action.value
+    return replace(state, memory={**state.memory, key: tuple(values)})
+
+
+def _judged(state: State, armed: Armed, decided: Decided, index: int, call: Call) -> tuple[State, Effect]:
+    action = _typed(call)
+    if isinstance(action, Refusal):
+        return state, Refuse(decided.run, index, None, action)
+    book = decided.runbook
+    request = Request(book.name, decided.run, index, action, book.mode, book.grant, book.per_minute, decided.now_ns)
+    refusal = guard.judge(state.guard, request, armed.rules)
+    if refusal is not None:
+        return state, Refuse(decided.run, index, action, refusal)
+    if book.mode == "monitor":
+        return state, Withhold(decided.run, index, action)
+    if isinstance(action, Remember):
+        state = _remembered(state, book, decided.subject, action)
+    return replace(state, guard=guard.permitted(state.guard, request, armed.rules)), Perform(decided.run, index, action)
+
+
+def decided(state: State, decision: Decided) -> tuple[State, tuple[Effect, ...]]:
+    """The guard's word about each call, in the order in which they were made."""
+    if state.armed is None:
+        why = Refusal("guard.disarmed", "armed", "disarmed while deciding", "arm a manifest")
+        return state, tuple(Refuse(decision.run, i, None, why) for i in range(len(decision.calls)))
+    effects: list[Effect] = []
+    for index, call in enumerate(decision.calls):
+        if index >= MAX_ACTIONS:
+            why = Refusal("guard.too-many", f"at most {MAX_ACTIONS} actions", str(len(decision.calls)), "decide less")
+            effects.append(Refuse(decision.run, index, None, why))
+            continue
+        state, effect = _judged(state, state.armed, decision, index, call)
+        effects.append(effect)
+    return state, tuple(effects)
+
+
+def ended(state: State, end: Ended) -> tuple[State, tuple[Effect, ...]]:
+    """Free the target; where the runbook has an `ActionDone` handler, let it go on."""
+    state = replace(state, guard=guard.ended(state.guard, end.run, end.action))
+    name = capability(type(end.action))
+    if state.armed is None or name in SILENT or "ActionDone" not in end.runbook.events:
+        return state, ()
+    service = getattr(end.action, "service", Service(0))
+    restarts = state.guard.history.count(("restart", service.number), end.now_ns)
+    event = ActionDone(end.now_ns, ActionKind[name.upper()], end.outcome, service, restarts)
+    return state, (_decide(state, end.runbook, event, end.subject),)
+
+
+def step(state: State, happening: Input) -> tuple[State, tuple[Effect, ...]]:
+    """One step of the core."""
+    match happening:
+        case Happened():
+            return happened(state, happening)
+        case Decided():
+            return decided(state, happening)
+        case Ended():
+            return ended(state, happening)
+        case _:
+            assert_never(happening)

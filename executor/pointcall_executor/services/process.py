@@ -1,0 +1,214 @@
+"""Services of kind `process`: started from a declaration whose digest is in the manifest, never patched live.
+
+Start = verify every listed file by digest, make a fresh cgroup, execute the verified program by its descriptor, wait
+until it accepts. Destroy = ask, wait, kill everything left in the cgroup, remove it. Recreate = destroy + start.
+Not here: whether it may be recreated (the guard), why (the runbook), the record of it (the journal).
+
+Limit: a file other than the program itself is read again by the program after it was verified; who can replace it in
+that moment is root on this node, which the threat model trusts only as far as the TEE measures it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from pointcall_attest.declaration import ServiceDeclaration
+from pointcall_executor.kernel import cgroup
+from pointcall_executor.services.listening import listening
+from pointcall_runbook.errors import PointcallError
+from pointcall_runbook.vocabulary import Address
+
+MAX_OUTPUT_BYTES: Final = 1 << 20  # of a service's captured output; older output is cut at each start
+POLL_SECONDS: Final = (0.0002, 0.002)  # between two looks at the port: short at first
+POLL_SHORT_FOR_SECONDS: Final = 0.05
+
+
+class ServiceError(PointcallError):
+    """A service could not be verified, started or stopped. Its id says which."""
+
+    id = "service.error"
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What one start did, with the times it took (ns)."""
+
+    pid: int
+    cgroup_id: int
+    files: int
+    verified_ns: int
+    spawned_ns: int
+    ready_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """An address on which the service promises to accept."""
+
+    address: Address
+    port: int
+
+
+class Spawner:
+    """The executor's end of the spawner process."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, "-m", "pointcall_executor.services.spawner", str(theirs.fileno())]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        self._process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), env=environment, stdin=subprocess.DEVNULL)
+        theirs.close()
+        self._channel = ours
+
+    def spawn(self, request: dict[str, Any], descriptors: Sequence[int]) -> int:
+        """The pid of the new process. ServiceError names the step that failed."""
+        try:
+            socket.send_fds(self._channel, [json.dumps(request).encode()], list(descriptors))
+            answer = json.loads(self._channel.recv(65536) or b'{"step":"spawner","errno":0}')
+        except OSError as error:
+            raise ServiceError("the spawner is gone", id="service.spawner", got=str(error)) from error
+        if "pid" not in answer:
+            got = f"{answer['step']}: {os.strerror(answer['errno'])}"
+            raise ServiceError(f"cannot start {request['argv'][0]}", id="service.spawn", want="a running process", got=got)
+        return int(answer["pid"])
+
+    def close(self) -> None:
+        self._channel.close()
+        self._process.wait(timeout=5)
+
+
+def _open_verified(path: str, sha256: str) -> int:
+    """A descriptor of the file, whose content has just been read and has this digest."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ServiceError(f"cannot read {path}", id="service.file", want=sha256, got=str(error)) from error
+    with os.fdopen(os.dup(fd), "rb") as file:
+        got = hashlib.file_digest(file, "sha256").hexdigest()
+    if got != sha256:
+        os.close(fd)
+        hint = "the file changed after it was declared; build and sign a new manifest, or put the file back"
+        raise ServiceError(f"{path} is not what was declared", id="service.digest", want=sha256, got=got, hint=hint)
+    return fd
+
+
+@contextlib.contextmanager
+def _verified(declaration: ServiceDeclaration) -> Iterator[int]:
+    """Verify every file of the declaration; yields a descriptor of the program (argv[0])."""
+    opened: dict[str, int] = {}
+    try:
+        for file in declaration.process.files:
+            opened[file.path] = _open_verified(file.path, file.sha256)
+        yield opened[declaration.process.argv[0]]
+    finally:
+        for fd in opened.values():
+            os.close(fd)
+
+
+class Process:
+    """One declared service. Not thread-safe: the guard lets one action at a time through for each service."""
+
+    def __init__(
+        self, declaration: ServiceDeclaration, listeners: Sequence[Listener], parent: str, folder: Path, spawner: Spawner
+    ) -> None:
+        self.declaration, self.listeners, self.spawner = declaration, tuple(listeners), spawner
+        self.name = declaration.name
+        self.folder = folder / declaration.name
+        self._groups = cgroup.ServiceGroups(f"{parent}/{declaration.name}")
+        self.pid = 0
+        self.pidfd = -1
+        self.cgroup_id = 0
+
+    @property
+    def running(self) -> bool:
+        """Whether the main process lives."""
+        return self.pidfd >= 0 and not select.select([self.pidfd], [], [], 0)[0]
+
+    def start(self) -> Started:
+        """Verify, start, wait until it accepts. ServiceError leaves nothing behind."""
+        begin = time.monotonic_ns()
+        with _verified(self.declaration) as program:
+            verified = time.monotonic_ns()
+            try:
+                self._spawn(program)
+                spawned = time.monotonic_ns()
+                self._await_ready()
+            except BaseException:
+                self.destroy(0)
+                raise
+        ready = time.monotonic_ns()
+        files = len(self.declaration.process.files)
+        return Started(self.pid, self.cgroup_id, files, verified - begin, spawned - verified, ready - spawned)
+
+    def _spawn(self, program: int) -> None:
+        process = self.declaration.process
+        self.cgroup_id = self._groups.create(memory_bytes=process.limits.memory_bytes)
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        output = os.open(self.folder / "output.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        joins = self._groups.open_procs()
+        try:
+            if os.fstat(output).st_size > MAX_OUTPUT_BYTES:
+                os.ftruncate(output, 0)
+            self.pid = self.spawner.spawn(self._request(), [output, program, *joins])
+            self.pidfd = os.pidfd_open(self.pid)
+        finally:
+            for fd in (output, *joins):
+                os.close(fd)
+
+    def _request(self) -> dict[str, Any]:
+        process = self.declaration.process
+        return {
+            "argv": list(process.argv),
+            "environment": dict(process.environment),
+            "directory": process.directory,
+            "uid": process.uid,
+            "gid": process.gid,
+            "processes": process.limits.processes,
+            "no_new_privileges": process.no_new_privileges,
+        }
+
+    def _await_ready(self) -> None:
+        ready = self.declaration.process.ready
+        begin = time.monotonic()
+        while not all(listening(item.address, item.port) for item in self.listeners):
+            age = time.monotonic() - begin
+            pause = POLL_SECONDS[age > POLL_SHORT_FOR_SECONDS]
+            if select.select([self.pidfd], [], [], pause)[0]:
+                raise ServiceError(f"{self.name} ended at once", id="service.ended", hint=f"see {self.folder}/output.log")
+            if age * 1000 > ready.timeout_ms:
+                want = ", ".join(f"{x.address}:{x.port}" for x in self.listeners)
+                raise ServiceError(f"{self.name} does not accept", id="service.not-ready", want=want, got="nobody listens")
+
+    def destroy(self, grace_ns: int) -> int:
+        """Stop the service and remove its cgroup; ns that it took. Destroying what is not there is no error."""
+        begin = time.monotonic_ns()
+        if self.pidfd >= 0:
+            self._stop(grace_ns)
+            os.close(self.pidfd)
+        self.pidfd, self.pid = -1, 0
+        self._groups.destroy()
+        return time.monotonic_ns() - begin
+
+    def _stop(self, grace_ns: int) -> None:
+        if not self.running:
+            return
+        if grace_ns > 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.Signals[f"SIG{self.declaration.process.stop.signal}"])
+            if select.select([self.pidfd], [], [], grace_ns / 1e9)[0]:
+                return
+        self._groups.kill()
+        select.select([self.pidfd], [], [], 5)

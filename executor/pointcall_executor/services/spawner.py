@@ -1,0 +1,129 @@
+"""The spawner: one small single-threaded process that forks, prepares and executes services for the executor.
+
+A fork in a process with threads, JIT code and a ring buffer is slow and fragile; here it is neither. Requests come as
+one JSON datagram with the descriptors of stdout, of the verified program and of the cgroups attached; the answer is the pid, or the step that
+failed with its errno. A child joins its cgroups before it executes, so nothing of it ever runs outside them.
+Services outlive the spawner; it ends when the executor's end of the socket closes.
+
+Run as `python -m pointcall_executor.services.spawner FD`. Imports nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+MAX_REQUEST_BYTES: Final = 128 * 1024
+MAX_DESCRIPTORS: Final = 8
+_PR_SET_NO_NEW_PRIVS: Final = 38
+
+
+def _no_new_privileges(libc: ctypes.CDLL) -> None:
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+def _steps(
+    request: dict[str, Any], output: int, groups: Sequence[int], libc: ctypes.CDLL
+) -> list[tuple[str, Callable[[], object]]]:
+    """What the child does before it executes, in order, each with the name that an error carries."""
+    steps: list[tuple[str, Callable[[], object]]] = [("setsid", os.setsid)]
+    steps += [("cgroup", functools.partial(os.write, fd, b"0")) for fd in groups]
+    steps += [
+        ("stdin", lambda: os.dup2(os.open(os.devnull, os.O_RDONLY), 0)),
+        ("stdout", lambda: os.dup2(output, 1)),
+        ("stderr", lambda: os.dup2(output, 2)),
+        ("directory", lambda: os.chdir(request["directory"])),
+    ]
+    if (processes := request.get("processes")) is not None:
+        steps.append(("processes", lambda: resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))))
+    if (gid := request.get("gid")) is not None:
+        steps += [("groups", lambda: os.setgroups([])), ("group", lambda: os.setgid(gid))]
+    if (uid := request.get("uid")) is not None:
+        steps.append(("user", lambda: os.setuid(uid)))
+    if request.get("no_new_privileges", True):
+        steps.append(("no_new_privileges", lambda: _no_new_privileges(libc)))
+    return steps
+
+
+def _child(request: dict[str, Any], descriptors: Sequence[int], report: int, libc: ctypes.CDLL) -> None:
+    """In the child: prepare, then execute. Never returns; a failure is written to `report`."""
+    step = "signals"
+    output, program, groups = descriptors[0], descriptors[1], descriptors[2:]
+    try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        for number in (signal.SIGPIPE, signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        for step, action in _steps(request, output, groups, libc):  # noqa: B007 - the name is for the report
+            action()
+        step = "exec"
+        os.execve(program, request["argv"], request["environment"])  # every other descriptor closes on exec
+    except OSError as error:
+        os.write(report, json.dumps({"step": step, "errno": error.errno or 0}).encode())
+    finally:
+        os._exit(127)
+
+
+def spawn(request: dict[str, Any], descriptors: Sequence[int], libc: ctypes.CDLL) -> dict[str, Any]:
+    """Fork and execute; {"pid": n} once the new program runs, {"step", "errno"} where it could not start."""
+    read, write = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        _child(request, descriptors, write, libc)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        failure = pipe.read()  # empty once the program executes: the pipe closes on exec
+    if not failure:
+        return {"pid": pid}
+    os.waitpid(pid, 0)
+    return dict(json.loads(failure))
+
+
+def _reap() -> None:
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def serve(channel: socket.socket) -> None:
+    """Answer requests until the executor closes its end. Children are reaped as they end."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    signal.signal(signal.SIGCHLD, lambda *_: _reap())
+    while True:
+        data, descriptors, _flags, _address = socket.recv_fds(
+            channel, MAX_REQUEST_BYTES, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+        )
+        if not data:
+            return
+        # The child's end must not be reaped by the handler between fork and the answer's waitpid.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        try:
+            answer = spawn(json.loads(data), descriptors, libc)
+        except OSError as error:
+            answer = {"step": "fork", "errno": error.errno or 0}
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+            for fd in descriptors:
+                os.close(fd)
+        channel.send(json.dumps(answer).encode())
+
+
+def main() -> None:
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    channel.set_inheritable(False)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends with the executor, not before
+    serve(channel)
+
+
+if __name__ == "__main__":
+    main()
