@@ -1,0 +1,118 @@
+"""Any evidence file as named fields, for people. Says what bytes claim; nothing here is verified. No I/O."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any, Final
+
+from pointcall_attest import cert_table, certs, eventlog, hcl, measure, pck, snp, snp_rules, tdreport, tdx, tdx_rules
+from pointcall_attest.errors import MalformedError
+from pointcall_attest.evidence import EvidenceBundle
+
+
+def described(raw: bytes) -> dict[str, Any]:
+    """`{"form": ..., fields}`; MalformedError `evidence.form.malformed` where no format fits, with every reason."""
+    reasons = []
+    for form, read in _FORMS.items():
+        try:
+            return {"form": form, **read(raw)}
+        except MalformedError as error:
+            reasons.append(f"{form}: {error.message}")
+    raise MalformedError(
+        "no evidence that we know", id="evidence.form.malformed", want=", ".join(_FORMS), got="; ".join(reasons)
+    )
+
+
+def _snp(raw: bytes) -> dict[str, Any]:
+    report = snp.parse(raw)
+    rows = snp_rules.described(report)
+    if line := report.line:
+        rows |= {name: str(snp.tcb_of(line, getattr(report, name))) for name in rows if name.endswith("_tcb")}
+    return rows
+
+
+def _bundle(raw: bytes) -> dict[str, Any]:
+    bundle = EvidenceBundle.parse(raw)
+    return {
+        "platform": bundle.platform,
+        "sha256": bundle.sha256,
+        "certificates": len(bundle.certificates),
+        "crls": len(bundle.crls),
+        "collateral": sorted(bundle.collateral or ()),
+        "event_log_bytes": len(bundle.event_log or b""),
+        "evidence": described(bundle.evidence),
+    }
+
+
+def _certificate(raw: bytes) -> dict[str, Any]:
+    certificate = certs.parse(raw)
+    leaf = certificate.leaf
+    rows: dict[str, Any] = {
+        "kind": certificate.kind,
+        "line": certificate.line,
+        "emulated": certificate.emulated,
+        "subject": certificate.subject_name,
+        "serial": certificate.serial,
+        "not_before": certificate.not_before.isoformat(),
+        "not_after": certificate.not_after.isoformat(),
+    }
+    if leaf is not None:
+        rows |= {"product": leaf.product, "tcb": str(leaf.tcb), "csp_id": leaf.csp_id}
+        rows["hwid"] = leaf.hwid.hex() if leaf.hwid else None
+    return rows
+
+
+def _table(raw: bytes) -> dict[str, Any]:
+    names = {guid: name for name, guid in cert_table.ENTRIES.items()}
+    return {names.get(guid, str(guid)): f"{len(blob)} bytes" for guid, blob in cert_table.parse(raw).items()}
+
+
+def _tdx(raw: bytes) -> dict[str, Any]:
+    quote = tdx.parse(raw)
+    rows = tdx_rules.described(quote)
+    leaf, ca, root = map(pck.parse, tdx.pck_certificates(quote.pck_pem))
+    rows["chain"] = f"{leaf.name} <- {ca.name} <- {root.name}"
+    if leaf.sgx is not None:
+        rows["pck"] = {
+            field.name: value.hex() if isinstance(value := getattr(leaf.sgx, field.name), bytes) else value
+            for field in fields(leaf.sgx)
+        }
+    return rows
+
+
+def _hcl(raw: bytes) -> dict[str, Any]:
+    report = hcl.parse(raw)
+    return {
+        "platform": report.platform,
+        "binds_runtime_data": report.binds,
+        "runtime_data": json.loads(report.runtime_data),
+        "report": described(report.report),
+    }
+
+
+def _tdreport(raw: bytes) -> dict[str, Any]:
+    report = tdreport.parse(raw)
+    return {
+        name: value.hex() if isinstance(value := getattr(report, name), bytes) else value
+        for name in tdreport.LAYOUT.names
+    }
+
+
+def _eventlog(raw: bytes) -> dict[str, Any]:
+    log = eventlog.parse(raw)
+    registers = {f"rtmr{i}": value.hex() for i, value in enumerate(log.replay())}
+    return {"events": measure.described(log), **registers}
+
+
+_FORMS: Final[Mapping[str, Callable[[bytes], dict[str, Any]]]] = {
+    "SNP report": _snp,
+    "TDX quote": _tdx,
+    "Azure HCL report": _hcl,
+    "TDREPORT": _tdreport,
+    "CCEL event log": _eventlog,
+    "evidence bundle": _bundle,
+    "AMD certificate": _certificate,
+    "GHCB certificate table": _table,
+}
