@@ -1,0 +1,104 @@
+"""`pointcall build DIR`: compile what DIR/manifest.yaml names and write the statement to sign, with its files."""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from pointcall_keys.assemble import Assembled
+    from pointcall_keys.recovery_manifest import RecoveryManifest
+
+BLOBS: Final = Path(__file__).resolve().parent.parent / "blobs"
+MAX_YAML_BYTES: Final = 1024 * 1024
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dir", metavar="DIR", type=Path, help="folder with manifest.yaml")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="where to write (default: DIR/build)")
+    parser.add_argument("--sequence", type=int, help="number of this manifest (default: one above --previous, else 1)")
+    parser.add_argument("--previous", metavar="FILE", type=Path, help="manifest.json that this one replaces")
+    parser.add_argument("--not-before", metavar="TIME", help="start of validity, 2026-11-23T00:00:00Z (default: now)")
+    parser.add_argument("--days", type=int, help="days of validity (default: spec.validDays)")
+    parser.add_argument("--blobs", metavar="DIR", type=Path, default=BLOBS, help="folder of the BPF blobs")
+
+
+def run(args: argparse.Namespace) -> int:
+    from pointcall_executor.cli.output import Exit, print_json
+
+    assembled, sequence = _assemble(args)
+    out = args.out or args.dir / "build"
+    assembled.write(out)
+    digest = hashlib.sha256(assembled.statement).hexdigest()
+    if args.json:
+        files = {name: hashlib.sha256(content).hexdigest() for name, content in assembled.files.items()}
+        print_json({"ok": True, "manifest": digest, "sequence": sequence, "out": str(out), "files": files})
+    else:
+        for name, content in assembled.files.items():
+            print(f"{hashlib.sha256(content).hexdigest()}  {len(content):>8}  {name}")
+        print(f"{digest}  sequence {sequence}  {out / 'manifest.json'}\nnext: pointcall sign {out / 'manifest.json'}")
+    return Exit.OK
+
+
+def _assemble(args: argparse.Namespace) -> tuple[Assembled, int]:
+    from pointcall_attest.manifest import Manifest
+    from pointcall_keys.assemble import assemble
+
+    source = read_manifest(args.dir / "manifest.yaml")
+    old = Manifest.parse(args.previous.read_bytes()) if args.previous else None
+    sequence = args.sequence or (old.sequence + 1 if old else 1)
+    start = _start(args.not_before)
+    expires = start + dt.timedelta(days=args.days or source.spec.valid_days)
+    previous = old.sha256 if old else None
+    built = assemble(
+        source, args.dir, args.blobs, sequence=sequence, not_before=start, expires=expires, previous=previous
+    )
+    return built, sequence
+
+
+def _start(text: str | None) -> dt.datetime:
+    from pointcall_executor.cli.output import UsageRefusal
+
+    try:
+        at = dt.datetime.fromisoformat(text) if text else dt.datetime.now(dt.UTC)
+    except ValueError:
+        raise UsageRefusal("--not-before is not a time", want="2026-11-23T00:00:00Z", got=text or "") from None
+    if at.tzinfo is None:
+        raise UsageRefusal("--not-before needs a time zone", want="2026-11-23T00:00:00Z", got=text or "")
+    return at.astimezone(dt.UTC).replace(microsecond=0)
+
+
+def read_manifest(path: Path) -> RecoveryManifest:
+    """The RecoveryManifest in a YAML file: the safe subset, each key once."""
+    import yaml
+
+    from pointcall_attest.errors import MalformedError
+    from pointcall_keys.recovery_manifest import RecoveryManifest
+
+    class Loader(yaml.SafeLoader):
+        """SafeLoader, except that a key that occurs twice is an error, and so are aliases."""
+
+        def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("aliases are not used in a manifest")
+            node: yaml.Node | None = super().compose_node(parent, index)
+            return node
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            out: dict[Any, Any] = super().construct_mapping(node, deep=True)
+            if len(out) != len(node.value):
+                raise yaml.YAMLError("a key occurs twice")
+            return out
+
+    with path.open("rb") as file:
+        raw = file.read(MAX_YAML_BYTES + 1)
+    if len(raw) > MAX_YAML_BYTES:
+        raise MalformedError("the file is too long", id="build.malformed", want=f"<= {MAX_YAML_BYTES} bytes")
+    try:
+        data = yaml.load(raw, Loader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise MalformedError(f"{path.name} is not YAML: {error}"[:300], id="build.malformed") from None
+    return RecoveryManifest.parse(data)

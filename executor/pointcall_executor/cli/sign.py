@@ -1,0 +1,81 @@
+"""`pointcall sign MANIFEST`: sign it keyless, as whoever the identity token names, or with a long-lived key."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pointcall_keys.signer import TrustConfig
+
+
+PASSPHRASE: Final = "POINTCALL_KEY_PASSPHRASE"  # noqa: S105 - the name of a variable
+PIN: Final = "POINTCALL_PKCS11_PIN"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("manifest", metavar="MANIFEST", type=Path, help="manifest.json, as `pointcall build` wrote it")
+    parser.add_argument("--trust-config", metavar="FILE", type=Path, help="ClientTrustConfig of a private instance")
+    parser.add_argument("--staging", action="store_true", help="the public staging instance")
+    parser.add_argument("--identity-token", metavar="TOKEN", help="OpenID Connect token (default: that of the CI job)")
+    parser.add_argument("--key", metavar="FILE", type=Path, help=f"a long-lived key; passphrase in ${PASSPHRASE}")
+    parser.add_argument("--pkcs11", metavar="FILE", type=Path, help=f"library of a token; PIN in ${PIN}")
+    parser.add_argument("--token", metavar="LABEL", help="with --pkcs11: the token")
+    parser.add_argument("--label", metavar="LABEL", help="with --pkcs11: the key pair on it")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="default: manifest.sigstore.json beside MANIFEST")
+
+
+def run(args: argparse.Namespace) -> int:
+    from pointcall_attest.manifest import Manifest
+    from pointcall_executor.cli.output import Exit, print_json
+
+    manifest = Manifest.parse(args.manifest.read_bytes())
+    bundle = _sign(args, manifest.payload)
+    out = args.out or args.manifest.with_name("manifest.sigstore.json")
+    out.write_bytes(bundle)
+    if args.json:
+        print_json({"ok": True, "manifest": manifest.sha256, "bundle": str(out)})
+    else:
+        print(f"signed {manifest.name} sequence {manifest.sequence}, {manifest.sha256}\nbundle {out}")
+    return Exit.OK
+
+
+def _sign(args: argparse.Namespace, statement: bytes) -> bytes:
+    from pointcall_executor.cli.output import UsageRefusal
+    from pointcall_keys.long_lived import FileKey, TokenKey, sign_with_key
+    from pointcall_keys.signer import ambient_token, sign_statement
+
+    keyless = (args.trust_config, args.identity_token, args.staging or None)
+    if (args.key or args.pkcs11) and any(keyless):
+        raise UsageRefusal("a long-lived key needs neither instance nor token", want="--key or --pkcs11 alone")
+    if args.key:
+        passphrase = os.environ.get(PASSPHRASE)
+        return sign_with_key(statement, FileKey.load(args.key, passphrase.encode() if passphrase else None))
+    if args.pkcs11:
+        if not (args.token and args.label and PIN in os.environ):
+            raise UsageRefusal("--pkcs11 needs more", want=f"--token, --label and ${PIN}")
+        return sign_with_key(
+            statement, TokenKey.open(args.pkcs11, token=args.token, label=args.label, pin=os.environ[PIN])
+        )
+    token = args.identity_token or ambient_token()
+    return sign_statement(statement, trust_config=_trust_config(args), token=token)
+
+
+def _trust_config(args: argparse.Namespace) -> TrustConfig:
+    from pointcall_executor.cli.output import UsageRefusal
+    from pointcall_keys.signer import public_trust_config
+
+    if args.trust_config is None:
+        return public_trust_config(staging=args.staging)
+    if args.staging:
+        raise UsageRefusal("--trust-config and --staging exclude each other")
+    try:
+        config = json.loads(args.trust_config.read_bytes())
+    except ValueError as error:
+        raise UsageRefusal("the trust config is not JSON", got=str(error)[:120]) from None
+    if not isinstance(config, dict):
+        raise UsageRefusal("the trust config is not a JSON object")
+    return config

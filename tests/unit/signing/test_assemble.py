@@ -1,0 +1,196 @@
+"""Assembling a manifest from sources, and the verbs `build` and `sign` from end to end."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pointcall_attest.admission import check_manifest
+from pointcall_attest.errors import MalformedError
+from pointcall_attest.manifest import Manifest
+from pointcall_executor import cli
+from pointcall_keys.assemble import Assembled, assemble
+from pointcall_keys.errors import KeysError
+from pointcall_keys.recovery_manifest import RecoveryManifest
+from tests.unit.signing.rb1 import module
+from tests.unit.signing.world import ALICE, NOW, World, declaration, sha256
+
+DAY = dt.timedelta(days=1)
+SPEC = {
+    "runbooks": [
+        {
+            "name": "restart",
+            "module": "restart.wasm",
+            "grants": {"actions": ["recreate"], "services": ["db"]},
+            "limits": {"perMinute": 3, "holdOffSeconds": 5},
+        }
+    ],
+    "sensors": [{"name": "lifecycle", "params": {"window_ns": 1000}}],
+    "services": [{"name": "db", "declaration": "db.json", "listen": [{"address": "::1", "port": 5432}]}],
+    "guard": {"maxActionsPerMinute": 9},
+    "minExecutor": "0.1.0",
+}
+
+
+def document(**spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "pointcall.dev/v1",
+        "kind": "RecoveryManifest",
+        "metadata": {"name": "edge"},
+        "spec": SPEC | spec,
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "restart.wasm").write_bytes(module())
+    (tmp_path / "db.json").write_bytes(declaration())
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs/lifecycle.blob").write_bytes(b"blob")
+    return tmp_path
+
+
+def build(folder: Path, **spec: Any) -> Assembled:
+    source = RecoveryManifest.parse(document(**spec))
+    return assemble(source, folder, folder / "blobs", sequence=7, not_before=NOW - DAY, expires=NOW + DAY)
+
+
+def test_what_is_assembled_can_be_admitted(world: World, folder: Path) -> None:
+    built = build(folder)
+    manifest = Manifest.parse(built.statement)
+    assert manifest.runbook("restart").events == ("ProcessExited",)
+    assert manifest.runbook("restart").limits.hold_off_seconds == 5
+    assert manifest.sensors[0].params == {"window_ns": 1000}
+    assert set(built.files) == {"modules/restart.wasm", "blobs/lifecycle.blob", "services/db.json"}
+    assert world.check([world.sign(built.statement)], built.files).verdict.passed
+
+
+def test_the_same_sources_give_the_same_bytes(folder: Path) -> None:
+    assert build(folder) == build(folder)
+
+
+def test_parts_that_do_not_fit(folder: Path) -> None:
+    (folder / "web.json").write_bytes(declaration("web"))
+    for spec in (
+        {"services": [{"name": "db", "declaration": "web.json"}]},
+        {"runbooks": [SPEC["runbooks"][0] | {"source": "x"}]},  # type: ignore[index]
+        {"runbooks": SPEC["runbooks"] * 2},  # type: ignore[operator]
+        {"runbooks": [], "sensors": [], "services": []},
+    ):
+        with pytest.raises(MalformedError) as caught:
+            build(folder, **spec)
+        assert caught.value.id == "build.malformed"
+
+
+def test_files_that_cannot_be_read(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    outside = tmp_path_factory.mktemp("outside") / "db.json"
+    outside.write_bytes(declaration())
+    (folder / "link.json").symlink_to(outside)
+    for name in ("missing.json", "link.json"):
+        with pytest.raises(KeysError) as caught:
+            build(folder, services=[{"name": "db", "declaration": name}])
+        assert caught.value.id == "build.file"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"apiVersion": "v1"},
+        {"kind": "Pod"},
+        {"metadata": {}},
+        {"metadata": {"name": "../x"}},
+        {"other": 1},
+        {"spec": {"runbooks": [{}]}},
+        {"spec": {"min_executor": "0.1.0"}},
+        {"spec": {"minExecutor": "latest"}},
+        {"spec": {"services": [{"name": "db", "declaration": "../db.json"}]}},
+        {"spec": {"services": [{"name": "db", "declaration": "/etc/passwd"}]}},
+        {"spec": {"services": [{"name": "db", "declaration": "a//b"}]}},
+        {"spec": {"channels": [{"name": "a", "kind": "telepathy"}]}},
+        {"spec": {"guard": {"maxActionsPerMinute": "10"}}},
+        {"spec": {"validDays": 0}},
+        {"spec": {1: 2}},
+        {"spec": float("nan")},
+        {"spec": object()},
+    ],
+)
+def test_documents_that_are_no_recovery_manifest(change: dict[str, Any]) -> None:
+    with pytest.raises(MalformedError) as caught:
+        RecoveryManifest.parse(document() | change)
+    assert caught.value.id == "build.malformed"
+
+
+YAML = """
+apiVersion: pointcall.dev/v1
+kind: RecoveryManifest
+metadata: {name: edge}
+spec:
+  runbooks:
+    - name: restart
+      module: restart.wasm
+      grants: {actions: [recreate], services: [db]}
+  services:
+    - {name: db, declaration: db.json}
+"""
+
+
+def test_build_and_sign_from_the_command_line(
+    world: World, folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (folder / "manifest.yaml").write_text(YAML)
+    out, config = tmp_path / "out", tmp_path / "trust.json"
+    config.write_text(json.dumps(world.sigstore.trust_config()))
+    assert cli.main(["build", str(folder), "--out", str(out), "--sequence", "7", "--json"]) == 0
+    built = json.loads(capsys.readouterr().out)
+    assert built["manifest"] == sha256((out / "manifest.json").read_bytes())
+    token = world.sigstore.token(ALICE)
+    call = ["sign", str(out / "manifest.json"), "--trust-config", str(config), "--identity-token", token]
+    assert cli.main(call) == 0
+    files = {name: (out / "files" / name).read_bytes() for name in built["files"]}
+    candidate = check_manifest(
+        [(out / "manifest.sigstore.json").read_bytes()],
+        files,
+        policy=world.policy(),
+        trusted_root=world.sigstore.trusted_root(),
+        at=dt.datetime.now(dt.UTC),
+        highest_sequence=None,
+        executor_version="0.1.0",
+        in_process=True,
+    )
+    assert candidate.verdict.passed
+    assert cli.main(["build", str(folder), "--previous", str(out / "manifest.json"), "--json"]) == 0
+    newer = Manifest.parse((folder / "build/manifest.json").read_bytes())
+    assert (newer.sequence, newer.predicate.previous) == (8, built["manifest"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: 1\na: 2\n",
+        "spec: &x {}\nother: *x\n",
+        "!!python/object/apply:os.system [true]",
+        "{" * 5000,
+        "\x00",
+        "- 1\n",
+        "",
+    ],
+)
+def test_yaml_that_is_refused(folder: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "manifest.yaml").write_text(text)
+    assert cli.main(["build", str(folder)]) == 4
+    assert "build.malformed" in capsys.readouterr().err
+
+
+def test_sign_without_any_identity(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("GITHUB_ACTIONS", "GITLAB_CI", "BUILDKITE", "CIRCLECI", "SIGSTORE_ID_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("sigstore.oidc.detect_credential", lambda: None)
+    (folder / "manifest.json").write_bytes(build(folder).statement)
+    assert cli.main(["sign", str(folder / "manifest.json")]) == 1
+    assert "sign.token" in capsys.readouterr().err

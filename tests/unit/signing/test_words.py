@@ -1,0 +1,40 @@
+"""The specs name every field and every check, and every check that is raised is in the table."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from pointcall_attest.admission import CHECKS
+from pointcall_attest.declaration import Process
+from pointcall_attest.manifest import Guard, Limits, Predicate, Runbook, Sensor, Service
+from pointcall_attest.policy import PinnedKey, Signer, TrustPolicy
+from pointcall_attest.signature import CHECKS as SIGNATURE_CHECKS
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.parametrize("model", [Predicate, Runbook, Sensor, Service, Limits, Guard, Process])
+def test_every_field_is_in_the_spec_of_the_manifest(model: type[BaseModel]) -> None:
+    text = (ROOT / "docs/spec/manifest.md").read_text()
+    assert [name for name in model.model_fields if not re.search(rf"\b{name}\b", text)] == []
+
+
+@pytest.mark.parametrize("model", [TrustPolicy, Signer, PinnedKey])
+def test_every_field_is_in_the_spec_of_the_policy(model: type[BaseModel]) -> None:
+    text = (ROOT / "docs/spec/trust-policy.md").read_text()
+    assert [name for name in model.model_fields if not re.search(rf"\b{name}\b", text)] == []
+
+
+def test_every_check_is_in_the_specs() -> None:
+    assert [i for i in CHECKS if f"`{i}`" not in (ROOT / "docs/spec/manifest.md").read_text()] == []
+    assert [i for i in SIGNATURE_CHECKS if f"`{i}`" not in (ROOT / "docs/spec/trust-policy.md").read_text()] == []
+
+
+def test_the_verification_raises_no_other_id() -> None:
+    text = (ROOT / "attest/pointcall_attest/signature.py").read_text()
+    raised = set(re.findall(r'"(manifest\.[a-z_]+|trust\.[a-z_]+)"', text))
+    assert raised <= {*SIGNATURE_CHECKS}
