@@ -12,8 +12,23 @@ enum pointcall_event_kind {
 	POINTCALL_CIRCUIT_HALF_OPEN = 2,/* OPEN -> HALF: a probe is on its way */
 	POINTCALL_CIRCUIT_CLOSED = 3,   /* HALF -> CLOSED: the probe succeeded */
 	POINTCALL_CIRCUIT_REOPENED = 4, /* HALF -> OPEN: the probe failed */
+	POINTCALL_CIRCUIT_EXPIRED = 5,  /* FORCED -> CLOSED: its time is over, seen by the next caller */
 	POINTCALL_OOM_VICTIM = 16,
 	POINTCALL_PROCESS_EXIT = 17,
+	POINTCALL_RESETS = 24,          /* established connections to a destination were reset, in one window */
+	POINTCALL_RETRANSMITS = 25,     /* segments to a destination were sent again, in one window */
+	POINTCALL_CONNECT_SLOW = 26,    /* SYNs to a destination were sent again, in one window */
+	POINTCALL_STORAGE_SLOW = 32,    /* enough operations were slow in one window, or one was very long */
+	POINTCALL_DISK_ERROR = 33,      /* operations failed in one window */
+	POINTCALL_SYSCALL_NOVEL = 40,   /* a call that was never made while learning */
+	POINTCALL_SYSCALL_ERRORS = 41,  /* too large a share of calls failed in one window */
+};
+
+enum pointcall_operation { /* as Operation in the vocabulary */
+	POINTCALL_READ = 0,
+	POINTCALL_WRITE = 1,
+	POINTCALL_FSYNC = 2,
+	POINTCALL_OTHER = 3,
 };
 
 struct pointcall_circuit_event { /* 32 bytes */
@@ -33,6 +48,34 @@ struct pointcall_process_event { /* 32 bytes */
 	__u8 comm[16];    /* not trusted: text chosen by the process */
 };
 
+struct pointcall_transport_event { /* 32 bytes, the first 28 as in a circuit event */
+	__u8 address[16];
+	__u64 netns;
+	__u16 port;
+	__u8 protocol;
+	__u8 pad;
+	__u16 count;      /* resets or segments in this window, 65535: that many or more */
+	__u16 attempts;   /* connects that began in this window */
+};
+
+struct pointcall_storage_event { /* 32 bytes */
+	__u32 device;     /* the kernel's form: major << 20 | minor */
+	__u32 operation;  /* enum pointcall_operation */
+	__u32 operations; /* in this window */
+	__u32 slow;
+	__u32 errors;
+	__u32 pad;
+	__u64 longest_ns;
+};
+
+struct pointcall_syscall_event { /* 32 bytes */
+	__u32 number;     /* of the machine's own table */
+	__s32 result;     /* that it returned */
+	__u64 errors;     /* in this window */
+	__u64 calls;
+	__u64 pad;
+};
+
 struct pointcall_event {
 	__u64 at_ns;  /* CLOCK_MONOTONIC when the program was entered */
 	__u16 kind;   /* enum pointcall_event_kind */
@@ -42,6 +85,9 @@ struct pointcall_event {
 	union {
 		struct pointcall_circuit_event circuit;
 		struct pointcall_process_event process;
+		struct pointcall_transport_event transport;
+		struct pointcall_storage_event storage;
+		struct pointcall_syscall_event syscall;
 	};
 };
 

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
+//
+// Slow fsync and fdatasync on ext4, whatever the cause: also throttling, which the block tracepoints do not see. Where
+// ext4 is a module, its tracepoints are in the module's BTF and this object does not load. Spec: docs/spec/kernel-abi.md
+// section 8.
+#include "kernel.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+#include <bpf/bpf_core_read.h>
+#include "event.h"
+#include "circuit.h"
+#include "ring.h"
+#include "latency.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+SEC("tp_btf/ext4_sync_file_enter")
+int pc_sync_enter(__u64 *ctx)
+{
+	return pc_latency_begin(bpf_get_current_pid_tgid(), bpf_get_current_cgroup_id());
+}
+
+SEC("tp_btf/ext4_sync_file_exit")
+int pc_sync_exit(__u64 *ctx)
+{
+	struct inode *inode = (struct inode *)ctx[0];
+	struct pc_latency_key key = {.operation = POINTCALL_FSYNC};
+
+	if (!inode)
+		return 0;
+	key.device = BPF_CORE_READ(inode, i_sb, s_dev);
+	return pc_latency_end(bpf_get_current_pid_tgid(), &key, (int)ctx[1] != 0);
+}

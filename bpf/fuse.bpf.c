@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
+//
+// Slow FUSE file systems, from the tracepoints of FUSE requests (6.12 and newer; on 6.1 this object does not load).
+// Always on: no measurable price. Spec: docs/spec/kernel-abi.md section 8.
+#include "kernel.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+#include <bpf/bpf_core_read.h>
+#include "event.h"
+#include "circuit.h"
+#include "ring.h"
+#include "latency.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+enum { FUSE_READ = 15, FUSE_WRITE = 16, FUSE_FSYNC = 20 };
+
+// Runs in the task that asks: its cgroup is known here.
+SEC("tp_btf/fuse_request_send")
+int pc_fuse_send(__u64 *ctx)
+{
+	return pc_latency_begin(ctx[0], bpf_get_current_cgroup_id());
+}
+
+SEC("tp_btf/fuse_request_end")
+int pc_fuse_end(__u64 *ctx)
+{
+	struct fuse_req *rq = (struct fuse_req *)ctx[0];
+	struct pc_latency_key key = {};
+	__u32 op;
+
+	if (!rq)
+		return 0;
+	op = BPF_CORE_READ(rq, in.h.opcode);
+	key.device = BPF_CORE_READ(rq, fm, sb, s_dev);
+	key.operation = op == FUSE_READ ? POINTCALL_READ : op == FUSE_WRITE ? POINTCALL_WRITE :
+			op == FUSE_FSYNC ? POINTCALL_FSYNC : POINTCALL_OTHER;
+	return pc_latency_end(ctx[0], &key, 0);
+}

@@ -1,0 +1,252 @@
+"""A kernel record: 56 bytes -> a typed event. No I/O, no decision, no service names: core/trigger.py adds those.
+
+The layout is bpf/event.h; a test compares the two. Spec: docs/spec/kernel-abi.md section 3.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from dataclasses import dataclass
+from typing import Final, assert_never
+
+from pointcall_runbook.errors import PointcallError
+from pointcall_runbook.vocabulary import Address, Operation
+
+RECORD: Final = struct.Struct("<QHHIQ32s")
+CIRCUIT: Final = struct.Struct("<16sQHBBHH")
+PROCESS: Final = struct.Struct("<IIQ16s")
+TRANSPORT: Final = struct.Struct("<16sQHBBHH")
+STORAGE: Final = struct.Struct("<6IQ")
+SYSCALL: Final = struct.Struct("<IiQQQ")
+
+
+class EventError(PointcallError):
+    """A record that no program of ours writes."""
+
+    id = "kernel.event.malformed"
+
+
+class Kind(enum.IntEnum):
+    """enum pointcall_event_kind."""
+
+    CIRCUIT_OPENED = 1
+    CIRCUIT_HALF_OPEN = 2
+    CIRCUIT_CLOSED = 3
+    CIRCUIT_REOPENED = 4
+    CIRCUIT_EXPIRED = 5
+    OOM_VICTIM = 16
+    PROCESS_EXIT = 17
+    RESETS = 24
+    RETRANSMITS = 25
+    CONNECT_SLOW = 26
+    STORAGE_SLOW = 32
+    DISK_ERROR = 33
+    SYSCALL_NOVEL = 40
+    SYSCALL_ERRORS = 41
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Destination:
+    """What a circuit is about. `netns` is the cookie of a network namespace; 0 is the node-wide circuit."""
+
+    address: Address
+    port: int
+    netns: int = 0
+    protocol: int = 6  # IPPROTO_TCP; 17 is UDP
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.port < 2**16 and 0 <= self.netns < 2**64 and self.protocol in (6, 17)):
+            raise ValueError("a destination has a 16-bit port, a 64-bit namespace cookie and protocol 6 or 17")
+
+    def __str__(self) -> str:
+        host = f"[{self.address}]" if ":" in str(self.address) else str(self.address)
+        return f"{'tcp' if self.protocol == 6 else 'udp'}://{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitEvent:
+    """A circuit changed its state. `at_ns`: CLOCK_MONOTONIC; `cgroup`: of the socket concerned, 0 if none."""
+
+    kind: Kind
+    at_ns: int
+    destination: Destination
+    failures: int  # that were counted
+    error: int  # errno of the deciding failure, 0: given up by the application
+    pid: int
+    cgroup: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessEvent:
+    """A process of a watched cgroup was chosen by the OOM killer or ended badly."""
+
+    kind: Kind
+    at_ns: int
+    pid: int
+    cgroup: int
+    code: int  # as wait(2) has it
+    life_ns: int  # 0 for an OOM victim
+    memory_cgroup: int  # of an OOM victim; 0 otherwise
+    comm: str  # not trusted: text chosen by the process, ASCII with the rest escaped
+
+    @property
+    def signal(self) -> int:
+        return self.code & 0x7F
+
+    @property
+    def status(self) -> int:
+        return self.code >> 8 & 0xFF
+
+
+@dataclass(frozen=True, slots=True)
+class TransportEvent:
+    """Trouble on the way to a watched destination, in one window."""
+
+    kind: Kind
+    at_ns: int
+    destination: Destination
+    count: int  # resets, segments or SYNs sent again; 65535: that many or more
+    attempts: int  # connects that began
+
+
+@dataclass(frozen=True, slots=True)
+class StorageEvent:
+    """Slow or failing operations of one cgroup on one device, in one window."""
+
+    kind: Kind
+    at_ns: int
+    cgroup: int  # 0 where the kernel does not say who asked
+    device: int  # major << 20 | minor
+    operation: Operation
+    operations: int
+    slow: int
+    errors: int
+    longest_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class SyscallEvent:
+    """A novel system call, or a window with too many errors, in a watched cgroup."""
+
+    kind: Kind
+    at_ns: int
+    pid: int
+    cgroup: int
+    number: int
+    result: int
+    errors: int
+    calls: int
+
+
+KernelEvent = CircuitEvent | ProcessEvent  # the rings of the breaker and of lifecycle
+DetectorEvent = TransportEvent | StorageEvent | SyscallEvent  # the rings of the other detectors
+
+
+def decode(raw: bytes) -> KernelEvent:
+    """The event in one 56-byte record of the breaker or of lifecycle.
+
+    EventError where the kind is another one, or a flag or reserved byte is unknown.
+    """
+    kind, at_ns, pid, cgroup, body = _open(raw)
+    match kind:
+        case Kind.OOM_VICTIM | Kind.PROCESS_EXIT:
+            return _process(kind, at_ns, pid, cgroup, body)
+        case k if k < Kind.OOM_VICTIM:
+            return _circuit(kind, at_ns, pid, cgroup, body)
+        case _:
+            raise EventError("a detector's record in another ring", want="a circuit or process", got=kind.name)
+
+
+def decode_detector(raw: bytes) -> DetectorEvent:
+    """The event in one 56-byte record of a detector: transport, storage or system calls. EventError as above."""
+    kind, at_ns, pid, cgroup, body = _open(raw)
+    match kind:
+        case Kind.RESETS | Kind.RETRANSMITS | Kind.CONNECT_SLOW:
+            return _transport(kind, at_ns, body)
+        case Kind.STORAGE_SLOW | Kind.DISK_ERROR:
+            return _storage(kind, at_ns, cgroup, body)
+        case Kind.SYSCALL_NOVEL | Kind.SYSCALL_ERRORS:
+            return _syscall(kind, at_ns, pid, cgroup, body)
+        case _:
+            raise EventError("another record in a detector's ring", want="a detector's kind", got=kind.name)
+
+
+def _open(raw: bytes) -> tuple[Kind, int, int, int, bytes]:
+    if len(raw) != RECORD.size:
+        raise EventError("a record has another length", want=str(RECORD.size), got=str(len(raw)))
+    at_ns, number, flags, pid, cgroup, body = RECORD.unpack(raw)
+    try:
+        kind = Kind(number)
+    except ValueError:
+        raise EventError("a record of an unknown kind", want="a kind of bpf/event.h", got=str(number)) from None
+    if flags:
+        raise EventError("a record with unknown flags", want="0", got=hex(flags))
+    return kind, at_ns, pid, cgroup, body
+
+
+def encode(event: KernelEvent | DetectorEvent) -> bytes:
+    """The inverse of both, for recorded events and tests."""
+    match event:
+        case CircuitEvent():
+            body = CIRCUIT.pack(*_to(event.destination), event.failures, event.error)
+            return RECORD.pack(event.at_ns, event.kind, 0, event.pid, event.cgroup, body)
+        case ProcessEvent():
+            comm = event.comm.encode("ascii").decode("unicode_escape").encode("latin-1")
+            body = PROCESS.pack(event.code, 0, event.life_ns or event.memory_cgroup, comm)
+            return RECORD.pack(event.at_ns, event.kind, 0, event.pid, event.cgroup, body)
+        case TransportEvent():
+            body = TRANSPORT.pack(*_to(event.destination), event.count, event.attempts)
+            return RECORD.pack(event.at_ns, event.kind, 0, 0, 0, body)
+        case StorageEvent():
+            e = event
+            body = STORAGE.pack(e.device, e.operation, e.operations, e.slow, e.errors, 0, e.longest_ns)
+            return RECORD.pack(e.at_ns, e.kind, 0, 0, e.cgroup, body)
+        case SyscallEvent():
+            body = SYSCALL.pack(event.number, event.result, event.errors, event.calls, 0)
+            return RECORD.pack(event.at_ns, event.kind, 0, event.pid, event.cgroup, body)
+        case _:
+            assert_never(event)
+
+
+def _to(d: Destination) -> tuple[bytes, int, int, int, int]:
+    return d.address.packed, d.netns, d.port, d.protocol, 0
+
+
+def _circuit(kind: Kind, at_ns: int, pid: int, cgroup: int, body: bytes) -> CircuitEvent:
+    *to, failures, error = CIRCUIT.unpack(body)
+    return CircuitEvent(kind, at_ns, _destination(*to), failures, error, pid, cgroup)
+
+
+def _destination(address: bytes, netns: int, port: int, protocol: int, pad: int) -> Destination:
+    if pad or protocol not in (6, 17):
+        raise EventError("a record with an unknown protocol", want="6 or 17", got=f"{protocol}, pad {pad}")
+    return Destination(Address.from_bytes(address), port, netns, protocol)
+
+
+def _process(kind: Kind, at_ns: int, pid: int, cgroup: int, body: bytes) -> ProcessEvent:
+    code, pad, number, comm = PROCESS.unpack(body)
+    if pad:
+        raise EventError("a process record with a reserved byte set", want="0", got=hex(pad))
+    text = comm.split(b"\0")[0].decode("latin-1").encode("unicode_escape").decode("ascii")
+    victim = kind is Kind.OOM_VICTIM
+    return ProcessEvent(kind, at_ns, pid, cgroup, code, 0 if victim else number, number if victim else 0, text)
+
+
+def _transport(kind: Kind, at_ns: int, body: bytes) -> TransportEvent:
+    *to, count, attempts = TRANSPORT.unpack(body)
+    return TransportEvent(kind, at_ns, _destination(*to), count, attempts)
+
+
+def _storage(kind: Kind, at_ns: int, cgroup: int, body: bytes) -> StorageEvent:
+    device, number, operations, slow, errors, pad, longest = STORAGE.unpack(body)
+    if pad or number not in Operation.__members__.values():
+        raise EventError("a storage record of an unknown operation", want="0..3", got=f"{number}, pad {pad}")
+    return StorageEvent(kind, at_ns, cgroup, device, Operation(number), operations, slow, errors, longest)
+
+
+def _syscall(kind: Kind, at_ns: int, pid: int, cgroup: int, body: bytes) -> SyscallEvent:
+    number, result, errors, calls, pad = SYSCALL.unpack(body)
+    if pad:
+        raise EventError("a system-call record with a reserved byte set", want="0", got=hex(pad))
+    return SyscallEvent(kind, at_ns, pid, cgroup, number, result, errors, calls)

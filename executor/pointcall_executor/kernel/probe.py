@@ -1,0 +1,189 @@
+"""What this kernel grants, found out by loading and attaching, never by its version or configuration.
+
+BTF and the name `bpf` in the LSM list prove nothing: a kernel may list a hook and refuse it. Everything that is loaded
+here is gone when `probe` returns. Spec: docs/spec/kernel-abi.md section 6.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pointcall_executor.kernel import bpf, btf
+from pointcall_executor.kernel.blob import Blob
+from pointcall_executor.kernel.cgroup import find_root
+from pointcall_executor.kernel.errors import KernelError
+from pointcall_executor.kernel.loader import load
+from pointcall_executor.kernel.ring import MAP_TYPE_RINGBUF, ORDERED_MACHINES
+
+BLOBS: Final = Path(__file__).resolve().parent.parent / "blobs"
+CAPABILITIES: Final = {"CAP_NET_ADMIN": 12, "CAP_PERFMON": 38, "CAP_BPF": 39}
+TRACEPOINTS: Final = {  # tp_btf target -> what it is needed for
+    "inet_sock_set_state": "the breaker's detector",
+    "inet_sk_error_report": "the breaker's detector of connected UDP",
+    "mark_victim": "OOM kills",
+    "sched_process_exit": "process exits",
+}
+OPTIONAL_TRACEPOINTS: Final = {
+    "tcp_retransmit_skb": "retransmission storms",
+    "tcp_receive_reset": "resets of established connections",
+    "block_rq_complete": "block latency",
+    "fuse_request_end": "FUSE latency",
+    "sys_exit": "system-call anomalies, on request",
+}
+GATES: Final = {
+    "connect4": bpf.AttachType.CGROUP_INET4_CONNECT,
+    "connect6": bpf.AttachType.CGROUP_INET6_CONNECT,
+    "sendmsg4": bpf.AttachType.CGROUP_UDP4_SENDMSG,
+    "sendmsg6": bpf.AttachType.CGROUP_UDP6_SENDMSG,
+}
+TRAMPOLINES: Final = {
+    "fentry": (bpf.ProgramType.TRACING, bpf.AttachType.TRACE_FENTRY, "bpf_fentry_test1"),
+    "lsm": (bpf.ProgramType.LSM, bpf.AttachType.LSM_MAC, "bpf_lsm_file_open"),
+}
+_RETURN: Final = {value: struct.pack("<BBhiBBhi", 0xB7, 0, 0, value, 0x95, 0, 0, 0) for value in (0, 1)}
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One thing that the kernel grants or does not. `id` is stable; `detail` says why where it is absent."""
+
+    id: str
+    present: bool
+    detail: str
+    needed_for: str
+    required: bool = True
+
+
+def probe(blobs: Path = BLOBS) -> list[Feature]:
+    """Every feature that the kernel room can use, the required ones first. Loads and unloads; changes nothing."""
+    found = [*_basics(), *_gates(), *_tracing(), *_blobs(blobs)]
+    return sorted(found, key=lambda feature: not feature.required)
+
+
+def missing(features: list[Feature]) -> list[Feature]:
+    """The required ones that are absent."""
+    return [f for f in features if f.required and not f.present]
+
+
+def _tried(id: str, needed_for: str, attempt: Callable[[], str], *, required: bool = True) -> Feature:
+    try:
+        return Feature(id, True, attempt(), needed_for, required)
+    except (OSError, KernelError) as error:
+        text = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        return Feature(id, False, text or "refused", needed_for, required)
+
+
+def _basics() -> Iterator[Feature]:
+    held, wanted = _capabilities(), " ".join(CAPABILITIES)
+    absent = [name for name, bit in CAPABILITIES.items() if not held >> bit & 1]
+    yield Feature("capabilities", not absent, f"missing: {' '.join(absent)}" if absent else wanted, "loading programs")
+    machine = platform.machine()
+    yield Feature("machine", machine in ORDERED_MACHINES, machine, "reading the ring from Python")
+    yield _tried("cgroup2", "the gate's scope and service cgroups", lambda: str(find_root()))
+    yield _tried("btf", "CO-RE relocation", lambda: f"{btf.VMLINUX.stat().st_size} bytes")
+    yield _tried("ringbuf", "events", lambda: _map(MAP_TYPE_RINGBUF, 0, 0, 4096))
+    yield _tried("bpffs", "pinning: protection that outlives the executor", _bpffs, required=False)
+    yield _tried("map_hash", "the kernel's own SHA-256 of the constants", _map_hash, required=False)
+    yield _tried("psi", "pressure-stall triggers", lambda: Path("/proc/pressure/io").read_text()[:0], required=False)
+
+
+def _capabilities() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("CapEff:")[1].split()[0], 16)
+
+
+def _map(kind: int, key: int, value: int, entries: int) -> str:
+    os.close(bpf.map_create(kind, key_size=key, value_size=value, max_entries=entries, name="pc_probe"))
+    return "created"
+
+
+def _bpffs() -> str:
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        if line.split()[2] == "bpf":
+            return line.split()[1]
+    raise FileNotFoundError(2, "no bpf file system is mounted")
+
+
+def _map_hash() -> str:
+    fd = bpf.map_create(bpf.MAP_TYPE_ARRAY, key_size=4, value_size=8, max_entries=1, name="pc_probe")
+    try:
+        bpf.map_update(fd, bytes(4), b"pointcal")
+        bpf.map_freeze(fd)
+        if bpf.map_hash(fd) is None:
+            raise OSError(38, "the kernel does not hash maps (since 6.18)")
+    finally:
+        os.close(fd)
+    return "SHA-256 of frozen array maps"
+
+
+def _gates() -> Iterator[Feature]:
+    for name, kind in GATES.items():
+        yield _tried(f"cgroup/{name}", "the breaker's gate", lambda kind=kind: _gate(kind))  # type: ignore[misc]
+
+
+def _gate(kind: bpf.AttachType) -> str:
+    os.close(bpf.prog_load(bpf.ProgramType.CGROUP_SOCK_ADDR, _RETURN[1], name="pc_probe", attach_type=kind))
+    return "loads"
+
+
+def _tracing() -> Iterator[Feature]:
+    names = [(btf.Kind.TYPEDEF, f"btf_trace_{name}") for name in (*TRACEPOINTS, *OPTIONAL_TRACEPOINTS)]
+    names += [(btf.Kind.FUNC, target) for _, _, target in TRAMPOLINES.values()]
+    names.append((btf.Kind.FUNC, "bpf_sock_destroy"))
+    try:
+        ids = btf.find(btf.VMLINUX.read_bytes(), names)
+    except OSError:
+        ids = {}
+    for name, why in (TRACEPOINTS | OPTIONAL_TRACEPOINTS).items():
+        number = ids.get((btf.Kind.TYPEDEF, f"btf_trace_{name}"))
+        yield _tracepoint(name, why, number, required=name in TRACEPOINTS)
+    for name, (program, attach, target) in TRAMPOLINES.items():
+        number = ids.get((btf.Kind.FUNC, target))
+        yield _hook(name, "vfs trampolines and the LSM guard", number, program, attach, required=False)
+    present = (btf.Kind.FUNC, "bpf_sock_destroy") in ids
+    detail = "in the kernel's BTF" if present else "absent (since 6.5)"
+    yield Feature("bpf_sock_destroy", present, detail, "killing established connections", required=False)
+
+
+def _tracepoint(name: str, why: str, number: int | None, *, required: bool) -> Feature:
+    return _hook(f"tp_btf/{name}", why, number, bpf.ProgramType.TRACING, bpf.AttachType.TRACE_RAW_TP, required=required)
+
+
+def _hook(
+    id: str,
+    why: str,
+    btf_id: int | None,
+    program: bpf.ProgramType,
+    attach: bpf.AttachType,
+    *,
+    required: bool,
+) -> Feature:
+    if btf_id is None:
+        return Feature(id, False, "absent from the kernel's BTF", why, required)
+
+    def attempt() -> str:
+        os.close(bpf.prog_load(program, _RETURN[0], name="pc_probe", attach_type=attach, btf_id=btf_id))
+        return "loads"
+
+    return _tried(id, why, attempt, required=required)
+
+
+def _blobs(folder: Path) -> Iterator[Feature]:
+    paths = sorted(folder.glob("*.blob"))
+    if not paths:
+        yield Feature("blobs", False, "not built: make -C bpf", "everything in the kernel")
+    for path in paths:
+        required = path.stem in ("breaker", "lifecycle")
+        yield _tried(f"blob/{path.stem}", "loads as a whole", lambda path=path: _blob(path), required=required)  # type: ignore[misc]
+
+
+def _blob(path: Path) -> str:
+    blob = Blob.parse(path.read_bytes())
+    load(blob).close()
+    return f"{len(blob.programs)} programs, sha256 {blob.sha256[:16]}"

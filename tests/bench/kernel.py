@@ -1,0 +1,226 @@
+"""What the kernel room costs and how fast it is: `python -m tests.bench.kernel` prints one JSON object a figure.
+
+Ratios come from interleaved A/B blocks of one run, so that a busy machine shifts both sides. Needs root and the blobs
+(`make -C bpf all bench`). Nothing is asserted here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pointcall_executor.core.event import Destination, decode
+from pointcall_executor.kernel import bpf
+from pointcall_executor.kernel.blob import Blob
+from pointcall_executor.kernel.breaker import BreakerSensor
+from pointcall_executor.kernel.cgroup import Cgroup
+from pointcall_executor.kernel.loader import Loaded, load
+from pointcall_executor.kernel.maps import Map
+from pointcall_executor.kernel.ring import Ring
+from tests.kernel.lab import here, private_network, read_blob
+
+ROOT = Path(__file__).resolve().parents[2]
+DEAD_PORT = 30999
+THRESHOLD = 3
+FILLED = 200_000  # records of one pc_fill
+FAR_US = 60_000_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--openings", type=int, default=10_000, help="openings for leaked_connects")
+    parser.add_argument("--rounds", type=int, default=30, help="interleaved blocks for the ratios")
+    args = parser.parse_args()
+    if os.geteuid():
+        sys.exit("tests.bench.kernel needs root")
+    with private_network(), tempfile.TemporaryDirectory() as folder, _load_process(Path(folder)) as clients:
+        breaker_figures(clients, args.openings, args.rounds)
+    ring_figures()
+
+
+def figure(metric: str, value: float, unit: str, n: int, baseline: str = "", ratio: float | None = None) -> None:
+    row = {"suite": "kernel", "metric": metric, "value": round(value, 3), "unit": unit, "n": n, "baseline": baseline}
+    print(json.dumps(row | {"ratio": None if ratio is None else round(ratio, 3), "peer": None}), flush=True)
+
+
+def percentile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+
+class Clients:
+    """The C load process, in its own cgroup."""
+
+    def __init__(self, process: subprocess.Popen[str], group: Cgroup) -> None:
+        self._process, self.group = process, group
+        self.port = int(self._line())
+
+    def run(self, n: int, port: int = 0, mode: str = "") -> tuple[int, int, int, float, float, float]:
+        """(ok, refused, blocked, p50 ns, p99 ns, mean ns) of n connects."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{n} {port} {mode}\n")
+        self._process.stdin.flush()
+        ok, refused, blocked, *times = self._line().split()
+        p50, p99, mean = map(float, times)
+        return int(ok), int(refused), int(blocked), p50, p99, mean
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+
+@contextlib.contextmanager
+def _load_process(folder: Path) -> Iterator[Clients]:
+    binary = folder / "connect_load"
+    subprocess.run(["cc", "-O2", "-Wall", "-o", binary, Path(__file__).with_name("connect_load.c")], check=True)
+    group = Cgroup.create(f"pcbench-{os.getpid()}")
+    with subprocess.Popen([binary, "1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        group.add(process.pid)
+        try:
+            yield Clients(process, group)
+        finally:
+            process.kill()
+    group.remove()
+
+
+def breaker_figures(clients: Clients, openings: int, rounds: int) -> None:
+    constants = {"threshold": THRESHOLD, "cooldown_us": FAR_US, "window_us": FAR_US}
+    with BreakerSensor(read_blob("breaker"), cgroup=clients.group.path, constants=constants) as breaker:
+        dead, alive = here(DEAD_PORT), here(clients.port)
+        breaker.arm(dead)
+        leaked_and_open(clients, breaker, dead, openings)
+        refused_and_blocked(clients, breaker, dead, rounds)
+        successful(clients, breaker, alive, rounds)
+
+
+def leaked_and_open(clients: Clients, breaker: BreakerSensor, dead: Destination, openings: int) -> None:
+    breaker.attach()
+    with _stamps() as reset_ns:
+        leaked, opened_us, refused_us = 0, [], []
+        for _ in range(openings):
+            leaked += clients.run(THRESHOLD + 50, dead.port, "b")[1] - THRESHOLD
+            circuit = breaker.circuit(dead)
+            opened_us.append((circuit.t_open_ns - reset_ns(dead.port)) / 1e3)
+            refused_us.append((circuit.t_refused_ns - circuit.t_open_ns) / 1e3)
+            breaker.close_circuit(dead)
+            breaker.ring.drain()
+    figure("leaked_connects", leaked, "connects", openings, f"connects that passed after failure {THRESHOLD}")
+    figure("open_us_p50", percentile(opened_us, 0.5), "us", openings, "reset received in the kernel")
+    figure("open_us_p99", percentile(opened_us, 0.99), "us", openings, "reset received in the kernel")
+    figure("first_refusal_us_p50", percentile(refused_us, 0.5), "us", openings, "circuit opened")
+    figure("first_refusal_us_p99", percentile(refused_us, 0.99), "us", openings, "circuit opened")
+    breaker.detach()
+
+
+def refused_and_blocked(clients: Clients, breaker: BreakerSensor, dead: Destination, rounds: int) -> None:
+    refused, blocked = [], []
+    for _ in range(rounds):
+        refused.append(clients.run(1000, dead.port)[3])
+        breaker.attach()
+        breaker.force(dead, time.clock_gettime_ns(time.CLOCK_MONOTONIC) + FAR_US * 1000)
+        blocked.append(clients.run(1000, dead.port)[3])
+        breaker.detach()
+        breaker.close_circuit(dead)
+    ratio = statistics.median(b / r for b, r in zip(blocked, refused, strict=True))
+    figure("blocked_connect_us_p50", statistics.median(blocked) / 1e3, "us", rounds, "a refused connect", ratio)
+    figure("refused_connect_us_p50", statistics.median(refused) / 1e3, "us", rounds)
+
+
+def successful(clients: Clients, breaker: BreakerSensor, alive: Destination, rounds: int) -> None:
+    """Detector and gate on, the destination armed and healthy, against nothing attached."""
+    breaker.arm(alive)
+    clients.run(5000)
+    plain, gated = [], []
+    for _ in range(rounds):
+        for on in random.sample((False, True), 2):
+            if on:
+                breaker.attach()
+            (gated if on else plain).append(clients.run(2000)[3])
+            breaker.detach()
+    ratio = statistics.median(g / p for g, p in zip(gated, plain, strict=True))
+    figure("successful_connect_ratio", ratio, "ratio", rounds * 2000, "nothing attached", ratio)
+    figure("successful_connect_us_p50", statistics.median(gated) / 1e3, "us", rounds * 2000, "nothing attached", ratio)
+
+
+@contextlib.contextmanager
+def _bench_object() -> Iterator[Loaded]:
+    path = ROOT / "bpf" / "build" / "stamp.blob"
+    if not path.exists():
+        sys.exit("the bench object is not built: make -C bpf all bench")
+    loaded = load(Blob.parse(path.read_bytes()))
+    try:
+        yield loaded
+    finally:
+        loaded.close()
+
+
+@contextlib.contextmanager
+def _stamps() -> Iterator[Callable[[int], int]]:
+    """port -> when the last reset from there came in, CLOCK_MONOTONIC ns."""
+    with _bench_object() as loaded:
+        link = bpf.raw_tracepoint_open(loaded.programs["pc_reset"])
+        times = Map(loaded.maps["reset_ns"])
+        try:
+            yield lambda port: int.from_bytes(times.get(port.to_bytes(4, "little")) or b"", "little")
+        finally:
+            os.close(link)
+
+
+def ring_figures() -> None:
+    with _bench_object() as loaded:
+        ring = Ring(loaded.maps["events"])
+        try:
+            drain_rate(loaded, ring)
+            handler_latency(loaded, ring)
+        finally:
+            ring.close()
+
+
+def drain_rate(loaded: Loaded, ring: Ring) -> None:
+    best_raw = best_typed = float("inf")
+    for _ in range(5):
+        best_raw = min(best_raw, _drained(loaded, ring, lambda records: len(records)))
+        best_typed = min(best_typed, _drained(loaded, ring, lambda records: len([decode(r) for r in records])))
+    figure("drain_events_per_s", FILLED / best_raw, "events/s", FILLED, "records out of the ring as bytes")
+    figure("drain_decode_events_per_s", FILLED / best_typed, "events/s", FILLED, "the same, decoded to typed events")
+
+
+def _drained(loaded: Loaded, ring: Ring, use: Callable[[list[bytes]], int]) -> float:
+    bpf.prog_run(loaded.programs["pc_fill"], bytes(8))
+    start, seen = time.perf_counter(), 0
+    while batch := ring.drain(8192):
+        seen += use(batch)
+    took = time.perf_counter() - start
+    assert seen == FILLED, f"{seen} of {FILLED} records"
+    return took
+
+
+def handler_latency(loaded: Loaded, ring: Ring, n: int = 2000) -> None:
+    """Kernel timestamp -> inside the Python handler, woken by poll; the event comes from another process."""
+    pid = os.fork()
+    if pid == 0:
+        for _ in range(n):
+            time.sleep(0.0005)
+            bpf.prog_run(loaded.programs["pc_tick"], bytes(8))
+        os._exit(0)
+    took: list[float] = []
+    while len(took) < n and ring.wait(2):
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        took += [(now - decode(record).at_ns) / 1e3 for record in ring.drain()]
+    os.waitpid(pid, 0)
+    figure("event_to_handler_us_p50", percentile(took, 0.5), "us", len(took), "kernel timestamp")
+    figure("event_to_handler_us_p99", percentile(took, 0.99), "us", len(took), "kernel timestamp")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Fixtures of the kernel tests: each test has its own network namespace and cgroup, and loads its own sensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from pointcall_executor.kernel.blob import Blob
+from pointcall_executor.kernel.breaker import BreakerSensor
+from pointcall_executor.kernel.cgroup import Cgroup
+from tests.kernel import lab
+
+FAST = {"threshold": 3, "cooldown_us": 50_000, "probe_us": 300_000}
+
+
+@pytest.fixture(scope="session")
+def breaker_blob() -> Blob:
+    return lab.need_blob("breaker")
+
+
+@pytest.fixture(scope="session")
+def lifecycle_blob() -> Blob:
+    return lab.need_blob("lifecycle")
+
+
+@pytest.fixture
+def network(breaker_blob: Blob) -> Iterator[None]:
+    with lab.private_network():
+        yield
+
+
+@pytest.fixture
+def group(breaker_blob: Blob) -> Iterator[Cgroup]:
+    with lab.member("main") as cgroup:
+        yield cgroup
+
+
+Make = Callable[..., BreakerSensor]
+
+
+@pytest.fixture
+def make(breaker_blob: Blob, network: None, group: Cgroup) -> Iterator[Make]:
+    """make(threshold=..., ...) -> an attached breaker on the test's cgroup; closed at the end."""
+    open_sensors: list[BreakerSensor] = []
+
+    def build(**constants: int) -> BreakerSensor:
+        sensor = BreakerSensor(breaker_blob, cgroup=group.path, constants=FAST | constants)
+        open_sensors.append(sensor)
+        sensor.attach()
+        return sensor
+
+    yield build
+    for sensor in open_sensors:
+        sensor.close()
