@@ -1,0 +1,310 @@
+"""One entry of the log: leaf bytes <-> Entry, and the body of every kind.
+
+An entry is a DSSE envelope over an in-toto statement; its kind says what the body is. Receipts are entries with a
+predicate type of their own (receipt.py). Nothing here checks a signature: an Entry is well-formed, not authentic.
+Spec: docs/spec/journal.md section 2.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal, get_args
+
+from pydantic import Field
+
+from pointcall_attest import canonical, dsse, statement
+from pointcall_attest.errors import MalformedError
+from pointcall_attest.log.tree import leaf_hash
+from pointcall_attest.receipt import RECEIPT_TYPE, Receipt
+from pointcall_attest.run_id import is_run_id
+from pointcall_attest.statement import (
+    Count,
+    Detail,
+    Int64,
+    Listed,
+    Moment,
+    Part,
+    RunId,
+    Sha256,
+    Statement,
+    Text,
+    checked,
+)
+from pointcall_attest.verdict import Tier
+
+ENTRY_TYPE: Final = "https://pointcall.dev/entry/v1"
+Kind = Literal[
+    "epoch-open",
+    "intent",
+    "outcome",
+    "receipt",
+    "refusal",
+    "lost",
+    "config",
+    "proposal",
+    "access",
+    "prune",
+    "erase",
+    "epoch-close",
+]
+KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+
+
+class Body(Part):
+    """Base of all bodies; the class is the kind."""
+
+
+class EpochOpen(Body):
+    """A key begins to work: what it is bound to, and what is armed. `public_key` is the SPKI in base64."""
+
+    node: Text
+    platform: Text
+    tier: Tier
+    evidence: Sha256
+    nonce: Sha256
+    public_key: Annotated[str, Field(max_length=200)]
+    checkpoint_key: Annotated[str, Field(max_length=400)]
+    manifest: Sha256
+    bundles: Annotated[tuple[Sha256, ...], Listed]
+    policy: Sha256
+    trusted_root: Sha256
+    sequence: Count
+    previous_epoch: Sha256 | None
+    executor: Text
+    engine: Detail
+    verdict: Detail
+
+
+class Intent(Body):
+    """An action is about to be tried."""
+
+    action: Text
+    target: Text
+    args: dict[Text, Text]
+    grant: Text
+
+
+class OutcomeBody(Body):
+    """What became of an action."""
+
+    action: Text
+    target: Text
+    outcome: Literal["applied", "refused", "failed", "unconfirmed", "monitored"]
+    detail: Detail
+    postcondition: Text
+    undo: Text | None
+
+
+class Refusal(Body):
+    """Something was not armed, not decided or not done."""
+
+    check: Text
+    what: Text
+    want: Text
+    got: Text
+    hint: Text
+
+
+class Lost(Body):
+    """Events that a sensor could not deliver: exactly this many."""
+
+    sensor: Text
+    count: Count
+
+
+class Config(Body):
+    """A setting of the executor changed."""
+
+    what: Text
+    detail: Detail
+
+
+class ProposalBody(Body):
+    """An agent or a person proposed a runbook."""
+
+    id: Text
+    name: Text
+    sha256: Sha256
+    author: Text
+    state: Text
+    checks: Detail
+
+
+class Access(Body):
+    """Who read what, counted."""
+
+    role: Text
+    method: Text
+    count: Count
+
+
+class Prune(Body):
+    """Entries below `minimum` need no longer be served; their hashes stay."""
+
+    minimum: Count
+    reason: Text
+
+
+class Erase(Body):
+    """Clear texts were deleted; their commitments stay in the leaves."""
+
+    commitments: Annotated[tuple[Sha256, ...], Listed, Field(max_length=256)]
+    reason: Text
+
+
+class EpochClose(Body):
+    """The last entry of a key: the next one that it vouches for, or null."""
+
+    reason: Text
+    next: Sha256 | None
+
+
+BODIES: Final[Mapping[str, type[Body]]] = {
+    "epoch-open": EpochOpen,
+    "intent": Intent,
+    "outcome": OutcomeBody,
+    "refusal": Refusal,
+    "lost": Lost,
+    "config": Config,
+    "proposal": ProposalBody,
+    "access": Access,
+    "prune": Prune,
+    "erase": Erase,
+    "epoch-close": EpochClose,
+}
+_KIND_OF: Final = {body: kind for kind, body in BODIES.items()}
+assert {*BODIES, "receipt"} == set(KINDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A well-formed entry. For a receipt `body` is its predicate; `subject` is the digest that the statement claims."""
+
+    index: int
+    kind: Kind
+    run: str | None
+    at: datetime
+    ktime_ns: int
+    epoch: str
+    body: Mapping[str, Any]
+    leaf_hash: bytes
+    raw: bytes
+    subject: str
+
+    @property
+    def subject_holds(self) -> bool:
+        """Whether the subject digest is that of the body (of inputs and decision, for a receipt)."""
+        covered = self.body
+        if self.kind == "receipt":
+            covered = {"inputs": self.body["inputs"], "decision": self.body["decision"]}
+        return canonical.digest(covered) == self.subject
+
+    def typed(self) -> Body:
+        """The body as its type. AssertionError for a receipt: use `receipt()`."""
+        return BODIES[self.kind].model_validate(self.body)
+
+    def receipt(self) -> Receipt:
+        """The receipt. AssertionError for any other kind."""
+        assert self.kind == "receipt", f"entry {self.index} is a {self.kind}"
+        return Receipt.model_validate(self.body)
+
+
+def payload(body: Body, *, at: datetime, ktime_ns: int, epoch: str, run: str | None = None) -> bytes:
+    """The statement of an entry, to be signed by the epoch key. `ktime_ns` is CLOCK_MONOTONIC."""
+    kind, data = _KIND_OF[type(body)], body.model_dump(mode="json")
+    predicate = {
+        "kind": kind,
+        "at": statement.rfc3339(at),
+        "ktime_ns": str(ktime_ns),
+        "epoch": epoch,
+        "run": run,
+        "body": data,
+    }
+    return statement.encode(Statement(ENTRY_TYPE, f"entry/{kind}", canonical.digest(data), predicate))
+
+
+class _Predicate(Part):
+    kind: Literal[tuple(BODIES)]  # type: ignore[valid-type]
+    at: Moment
+    ktime_ns: Int64
+    epoch: Sha256
+    run: RunId | None
+    body: dict[str, Any]
+
+
+def parse_entry(index: int, raw: bytes) -> Entry:
+    """MalformedError `dsse.*`, `json.*`, `statement.form`, `entry.form` or `receipt.form`.
+
+    Also where the epoch that the payload names is not the key that the envelope names.
+    """
+    envelope = dsse.parse(raw)
+    form = statement.parse(envelope.payload)
+    found = _receipt(index, raw, form) if form.predicate_type == RECEIPT_TYPE else _entry(index, raw, form)
+    if found.epoch != envelope.keyid:
+        raise MalformedError(
+            f"entry {index} names another epoch than its key", id="entry.form", want=envelope.keyid, got=found.epoch
+        )
+    return found
+
+
+def outline(raw: bytes) -> tuple[Kind, str | None]:
+    """Kind and run of an entry that was just built: what a journal files it under, four times as fast as `parse_entry`.
+
+    MalformedError for what is no envelope or names no kind; whether every part has its form is not looked at.
+    """
+    try:
+        form = json.loads(dsse.parse(raw).payload)
+        if form["predicateType"] == RECEIPT_TYPE:
+            return "receipt", _run_id(form["predicate"]["run"]["id"])
+        kind, run = form["predicate"]["kind"], form["predicate"]["run"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise MalformedError("not a log entry", id="entry.form", got=repr(error)[:120]) from None
+    if form["predicateType"] != ENTRY_TYPE or kind not in BODIES:
+        raise MalformedError("not a log entry", id="entry.form", want=ENTRY_TYPE, got=str(kind)[:80])
+    return kind, None if run is None else _run_id(run)
+
+
+def _run_id(text: object) -> str:
+    if not isinstance(text, str) or not is_run_id(text):
+        raise MalformedError("not a run id", id="entry.form", got=str(text)[:80])
+    return text
+
+
+def _entry(index: int, raw: bytes, form: Statement) -> Entry:
+    if form.predicate_type != ENTRY_TYPE:
+        raise MalformedError("not a log entry", id="entry.form", want=ENTRY_TYPE, got=form.predicate_type[:80])
+    outer = checked(_Predicate, form.predicate, "entry.form")
+    checked(BODIES[outer.kind], outer.body, "entry.form")
+    if form.subject != f"entry/{outer.kind}":
+        raise MalformedError("the subject is of another kind", id="entry.form", want=outer.kind, got=form.subject[:80])
+    return Entry(
+        index,
+        outer.kind,
+        outer.run,
+        outer.at,
+        outer.ktime_ns,
+        outer.epoch,
+        outer.body,
+        leaf_hash(raw),
+        raw,
+        form.sha256,
+    )
+
+
+def _receipt(index: int, raw: bytes, form: Statement) -> Entry:
+    receipt = Receipt.of(form)
+    return Entry(
+        index,
+        "receipt",
+        receipt.run.id,
+        receipt.time.started,
+        receipt.trigger.at_ns,
+        receipt.run.epoch,
+        form.predicate,
+        leaf_hash(raw),
+        raw,
+        form.sha256,
+    )

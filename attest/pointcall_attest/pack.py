@@ -1,0 +1,229 @@
+"""A pack: everything that proves one run, in one folder, checkable offline by somebody who has no access to the node.
+
+It holds the entries of the run with their proofs under one checkpoint, the openings of the epochs whose keys signed
+them, and the content that these name by digest. Nothing else may lie in it, and nothing in it is believed before
+`pack_check.verify_pack`. Not here: the checks (pack_check.py), the journal (executor). Spec: docs/spec/pack.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol, Self
+
+from pointcall_attest import canonical
+from pointcall_attest.entry import Entry, EpochOpen, Kind
+from pointcall_attest.errors import AttestError, MalformedError
+from pointcall_attest.log.checkpoint import Checkpoint, Verifier
+from pointcall_attest.log.proof import Proof
+from pointcall_attest.run_id import is_run_id
+from pointcall_attest.trust import Roots
+
+FORMAT: Final = "pointcall-pack/v1"
+NOTHING: Final = "0" * 64  # the manifest of an epoch in which nothing was armed
+MAX_FILE_BYTES: Final = 4 * 1024 * 1024  # evidence with an event log is the largest, below 2 MiB
+MAX_FILES: Final = 256  # a run with 8 actions has below 60
+_NAMES: Final = (
+    re.compile(r"pack\.json"),
+    re.compile(r"checkpoint"),
+    re.compile(r"entries/(?P<entry>0|[1-9][0-9]{0,18})\.json"),
+    re.compile(r"entries/(?P<proof>0|[1-9][0-9]{0,18})\.tlog-proof"),
+    re.compile(r"blobs/(?P<blob>[0-9a-f]{64})"),
+    re.compile(r"emulated/(?P<root>[0-9a-f]{64})\.der"),
+)
+
+
+class PackError(AttestError):
+    """A pack cannot be made."""
+
+    id = "pack.error"
+
+
+class Reader(Protocol):
+    """What a journal offers: pointcall_executor.journal.JournalReader."""
+
+    def receipt(self, run: str) -> Entry: ...
+    def entries(
+        self, kind: Kind | None = None, run: str | None = None, start: int = 0, limit: int = 1000
+    ) -> Sequence[Entry]: ...
+    def checkpoints(self) -> Sequence[Checkpoint]: ...
+    def proof(self, index: int, checkpoint: Checkpoint) -> Proof: ...
+    def blob(self, sha256: str) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """Well-formed: every file has a name of the format, and content-addressed files have their digest."""
+
+    run: str
+    checkpoint: bytes
+    entries: Mapping[int, bytes]
+    proofs: Mapping[int, bytes]
+    blobs: Mapping[str, bytes]
+    emulated: tuple[bytes, ...]  # root certificates (DER) of the emulated platform, for who trusts the pack itself
+
+    def files(self) -> dict[str, bytes]:
+        """Every file of the folder by its relative name."""
+        out = {"pack.json": canonical.dumps({"format": FORMAT, "run": self.run}), "checkpoint": self.checkpoint}
+        out |= {f"entries/{i}.json": raw for i, raw in self.entries.items()}
+        out |= {f"entries/{i}.tlog-proof": raw for i, raw in self.proofs.items()}
+        out |= {f"blobs/{sha256}": raw for sha256, raw in self.blobs.items()}
+        return out | {f"emulated/{_sha256(der)}.der": der for der in self.emulated}
+
+    @classmethod
+    def of(cls, files: Mapping[str, bytes]) -> Self:
+        """MalformedError `pack.form` for an unknown or missing file, or content that has not the digest of its name."""
+        entries: dict[int, bytes] = {}
+        proofs: dict[int, bytes] = {}
+        blobs: dict[str, bytes] = {}
+        roots: dict[str, bytes] = {}
+        for name, raw in files.items():
+            found = _named(name).groupdict()
+            if "entry" in found:
+                entries[int(found["entry"])] = raw
+            elif "proof" in found:
+                proofs[int(found["proof"])] = raw
+            elif "blob" in found:
+                blobs[_addressed(name, found["blob"], raw)] = raw
+            elif "root" in found:
+                roots[_addressed(name, found["root"], raw)] = raw
+        if "pack.json" not in files or "checkpoint" not in files:
+            raise _form("pack.json and checkpoint", "a missing file")
+        return cls(
+            _run(files["pack.json"]),
+            files["checkpoint"],
+            entries,
+            proofs,
+            blobs,
+            tuple(roots[r] for r in sorted(roots)),
+        )
+
+    def write(self, folder: Path) -> None:
+        """Write the files into a new or empty folder. PackError `pack.folder` if something lies there."""
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise PackError("the folder is not empty", id="pack.folder", want="a new folder", got=str(folder))
+        for name, raw in self.files().items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(raw)
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The pack in a folder: regular files only, within the caps. MalformedError `pack.form`."""
+        return cls.of(dict(_read(folder)))
+
+
+def export(reader: Reader, run: str, *, roots: Roots | None = None) -> Pack:
+    """The pack of one run. PackError `pack.checkpoint` while no checkpoint covers it yet.
+
+    `roots`: the emulated roots of the node, so that the pack can show what it verified against.
+    """
+    receipt = reader.receipt(run)
+    members = list(_all(reader, run=run))
+    openings = list(_all(reader, kind="epoch-open"))
+    checkpoint = _covering(reader.checkpoints(), max(e.index for e in members), openings, receipt.epoch)
+    needed = {e.epoch for e in members}
+    chosen = [o for o in openings if o.epoch in needed or _signs(o, checkpoint)]
+    entries = {e.index: e.raw for e in (*chosen, *members)}
+    wanted = {sha256 for o in chosen for sha256 in content_of(opening_of(o), whole=o.epoch == receipt.epoch)}
+    wanted.add(receipt.receipt().runbook.module)
+    return Pack(
+        run,
+        checkpoint.text,
+        entries,
+        {index: reader.proof(index, checkpoint).encode() for index in entries},
+        {sha256: reader.blob(sha256) for sha256 in sorted(wanted)},
+        tuple(roots.emulated.values()) if roots and receipt.receipt().attestation.tier == "emulated" else (),
+    )
+
+
+def content_of(opening: EpochOpen, *, whole: bool) -> set[str]:
+    """Digests of the content that an epoch needs: its evidence; `whole` adds all that it was armed with."""
+    if not whole or opening.manifest == NOTHING:
+        return {opening.evidence}
+    return {opening.evidence, opening.manifest, *opening.bundles, opening.policy, opening.trusted_root}
+
+
+def signer_of(opening: EpochOpen) -> Verifier:
+    """The checkpoint key of an epoch. MalformedError `checkpoint.key`."""
+    return Verifier.parse(opening.checkpoint_key)
+
+
+def opening_of(entry: Entry) -> EpochOpen:
+    """The body of an epoch-open entry. AssertionError for another kind."""
+    body = entry.typed()
+    assert isinstance(body, EpochOpen), f"entry {entry.index} is a {entry.kind}"
+    return body
+
+
+def _signs(entry: Entry, checkpoint: Checkpoint) -> bool:
+    key_id = signer_of(opening_of(entry)).key_id
+    return any(key_id == line.key_id for line in checkpoint.signatures)
+
+
+def _all(reader: Reader, *, kind: Kind | None = None, run: str | None = None) -> Iterator[Entry]:
+    start = 0
+    while page := reader.entries(kind, run, start=start):
+        yield from page
+        start = page[-1].index + 1
+
+
+def _covering(checkpoints: Sequence[Checkpoint], last: int, openings: Sequence[Entry], epoch: str) -> Checkpoint:
+    """The checkpoint of the run's own epoch if it covers the run, else the smallest that does."""
+    covering = sorted((c for c in checkpoints if c.size > last), key=lambda c: c.size)
+    own = [o for o in openings if o.epoch == epoch]
+    for checkpoint in [c for c in covering if any(_signs(o, c) for o in own)] + covering:
+        return checkpoint
+    raise PackError(
+        "no checkpoint covers the run yet",
+        id="pack.checkpoint",
+        want=f"a checkpoint above entry {last}",
+        got=str(max((c.size for c in checkpoints), default=0)),
+        hint="the executor signs one within a second; if it has ended, the next start signs one",
+    )
+
+
+def _read(folder: Path) -> Iterator[tuple[str, bytes]]:
+    paths = [p for p in sorted(folder.rglob("*")) if p.is_symlink() or not p.is_dir()]
+    if len(paths) > MAX_FILES:
+        raise _form(f"at most {MAX_FILES} files", str(len(paths)))
+    for path in paths:
+        name, status = path.relative_to(folder).as_posix(), path.lstat()
+        _named(name)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
+            raise _form(f"a regular file of at most {MAX_FILE_BYTES} bytes", name)
+        yield name, path.read_bytes()
+
+
+def _named(name: str) -> re.Match[str]:
+    for pattern in _NAMES:
+        found = pattern.fullmatch(name)
+        if found:
+            return found
+    raise _form("a file of docs/spec/pack.md", name[:80])
+
+
+def _addressed(name: str, sha256: str, raw: bytes) -> str:
+    if _sha256(raw) != sha256:
+        raise _form(f"{name} with that digest", _sha256(raw))
+    return sha256
+
+
+def _run(raw: bytes) -> str:
+    value = canonical.loads(raw, max_bytes=256, what="pack.json")
+    run = value.get("run") if isinstance(value, dict) else None
+    if not isinstance(run, str) or not is_run_id(run) or value != {"format": FORMAT, "run": run}:
+        raise _form(f"format {FORMAT} and run", raw[:80].decode("latin-1"))
+    return run
+
+
+def _sha256(raw: bytes) -> str:
+    return hashlib.sha256(raw).hexdigest()
+
+
+def _form(want: str, got: str) -> MalformedError:
+    return MalformedError("not a pack", id="pack.form", want=want, got=got, hint="`pointcall log export` makes one")

@@ -1,0 +1,186 @@
+"""`pointcall log`: list, show, prove, export and check what the journal holds. Reads only."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pointcall_executor.cli import output
+
+if TYPE_CHECKING:
+    from pointcall_attest.entry import Entry
+    from pointcall_executor.journal_reader import JournalReader
+
+PAGE = 500
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="machine-readable output")
+    common.add_argument("--state-dir", metavar="DIR", default=argparse.SUPPRESS, help="where all state lives")
+    verbs = parser.add_subparsers(dest="log_verb", required=True, metavar="VERB")
+
+    listing = verbs.add_parser("list", parents=[common], help="runs, or entries of one kind")
+    listing.add_argument("--kind", metavar="KIND", help="an entry kind, or `all`; runs by default")
+    listing.add_argument("--start", type=int, default=0, metavar="INDEX", help="from this entry on")
+    listing.add_argument("--limit", type=int, metavar="N", help="at most this many")
+
+    show = verbs.add_parser("show", parents=[common], help="one entry, decoded")
+    show.add_argument("what", metavar="RUN|INDEX")
+
+    prove = verbs.add_parser("prove", parents=[common], help="the C2SP proof file of one entry")
+    prove.add_argument("what", metavar="RUN|INDEX")
+    prove.add_argument("--out", type=Path, metavar="FILE", help="standard output by default")
+
+    export = verbs.add_parser("export", parents=[common], help="everything that proves a run, for `pointcall verify`")
+    export.add_argument("--run", required=True, metavar="RUN")
+    export.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new folder")
+
+    verbs.add_parser("check", parents=[common], help="verify every entry, signature, epoch and checkpoint")
+
+
+def run(args: argparse.Namespace) -> int:
+    from pointcall_executor.journal_reader import JournalReader
+
+    verb = {"list": _list, "show": _show, "prove": _prove, "export": _export, "check": _check}[args.log_verb]
+    with closing(JournalReader.open(output.state_dir(args) / "journal.db")) as reader:
+        return verb(reader, args)
+
+
+def _list(reader: JournalReader, args: argparse.Namespace) -> int:
+    rows = (summary(entry) for entry in _entries(reader, args))
+    if args.json:
+        for row in rows:
+            output.print_json(row)
+        return output.Exit.OK
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("index", "at", "kind", "run", "what", box=None, pad_edge=False)
+    for column in table.columns[:4]:
+        column.no_wrap = True
+    for row in rows:
+        table.add_row(str(row["index"]), row["at"][:19] + "Z", row["kind"], row["run"] or "", row["what"])
+    Console(highlight=False).print(table)
+    return output.Exit.OK
+
+
+def _entries(reader: JournalReader, args: argparse.Namespace) -> Iterator[Entry]:
+    from pointcall_attest.entry import KINDS
+
+    wanted = args.kind or "receipt"
+    kind = next((k for k in KINDS if k == wanted), None)
+    if kind is None and wanted != "all":
+        raise output.UsageRefusal(f"no entry is a {wanted!r}", want=", ".join(KINDS))
+    start, left = args.start, args.limit if args.limit is not None else sys.maxsize
+    while left > 0 and (page := reader.entries(kind, start=start, limit=min(left, PAGE))):
+        yield from page
+        start, left = page[-1].index + 1, left - len(page)
+
+
+def summary(entry: Entry) -> dict[str, Any]:
+    """One line about an entry; for a run also what decided and what came of it."""
+    from pointcall_attest.statement import rfc3339
+
+    row: dict[str, Any] = {
+        "run": entry.run,
+        "index": entry.index,
+        "kind": entry.kind,
+        "at": rfc3339(entry.at),
+        "epoch": entry.epoch,
+        "leaf_hash": entry.leaf_hash.hex(),
+    }
+    if entry.kind != "receipt":
+        return row | {"what": _what(entry)}
+    receipt = entry.receipt()
+    done = [{"action": a.action, "target": a.target, "outcome": a.outcome} for a in receipt.actions]
+    text = ", ".join(f"{a['action']} {a['target']} {a['outcome']}" for a in done) or "nothing to do"
+    return row | {
+        "runbook": receipt.runbook.name,
+        "event": receipt.trigger.event,
+        "mode": receipt.run.mode,
+        "tier": receipt.attestation.tier,
+        "actions": done,
+        "what": f"{receipt.runbook.name}: {receipt.trigger.event} -> {text}",
+    }
+
+
+def _what(entry: Entry) -> str:
+    names = (
+        "what",
+        "check",
+        "action",
+        "target",
+        "outcome",
+        "sensor",
+        "count",
+        "state",
+        "role",
+        "method",
+        "reason",
+        "tier",
+    )
+    return " ".join(str(entry.body[n]) for n in names if entry.body.get(n) not in (None, ""))[:120]
+
+
+def _found(reader: JournalReader, what: str) -> Entry:
+    return reader.entry(int(what)) if what.isdecimal() and len(what) < 19 else reader.receipt(what)
+
+
+def _show(reader: JournalReader, args: argparse.Namespace) -> int:
+    entry = _found(reader, args.what)
+    row = summary(entry) | {"body": dict(entry.body)}
+    if args.json:
+        output.print_json(row)
+    else:
+        from rich.console import Console
+
+        Console(highlight=False).print_json(data=row)
+    return output.Exit.OK
+
+
+def _prove(reader: JournalReader, args: argparse.Namespace) -> int:
+    from pointcall_executor.journal_reader import JournalError
+
+    entry, head = _found(reader, args.what), reader.head()
+    if head is None or head.size <= entry.index:
+        raise JournalError(
+            f"no checkpoint covers entry {entry.index} yet",
+            id="journal.no_checkpoint",
+            hint="the executor signs one within a second",
+        )
+    proof = reader.proof(entry.index, head).encode()
+    if args.out is None:
+        sys.stdout.write(proof.decode())
+    else:
+        args.out.write_bytes(proof)
+    return output.Exit.OK
+
+
+def _export(reader: JournalReader, args: argparse.Namespace) -> int:
+    from pointcall_attest.pack import export
+    from pointcall_attest.trust import Roots
+
+    pack = export(reader, args.run, roots=Roots.open(output.state_dir(args) / "trust"))
+    pack.write(args.out)
+    files = pack.files()
+    if args.json:
+        output.print_json({"run": args.run, "out": str(args.out), "files": sorted(files)})
+    else:
+        sys.stdout.write(f"{args.out}: {len(files)} files; check them with `pointcall verify {args.out}`\n")
+    return output.Exit.OK
+
+
+def _check(reader: JournalReader, args: argparse.Namespace) -> int:
+    from pointcall_executor.journal_check import check_journal
+
+    verdict = check_journal(reader)
+    if args.json:
+        output.print_json(verdict.as_dict() | {"entries": reader.size})
+    else:
+        output.print_verdict(verdict, title=f"{reader.path}: {reader.size} entries")
+    return output.Exit.OK if verdict.passed else output.Exit.REFUSED

@@ -1,0 +1,123 @@
+"""`pointcall verify`: check one run offline, from its receipt down to the root key, each check named."""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import closing
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pointcall_executor.cli import output
+
+if TYPE_CHECKING:
+    from pointcall_attest.pack import Pack
+    from pointcall_attest.pack_check import Trust
+    from pointcall_attest.verdict import Verdict
+
+MAX_RECEIPT_BYTES = 65_535
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", metavar="RUN|FILE|DIR", help="a run of this node, its receipt, or an exported pack")
+    parser.add_argument("--allow-emulated", action="store_true", help="accept evidence of the emulated platform")
+    parser.add_argument("--at", metavar="TIME", help="judge at this time (RFC 3339), not at that of the epoch")
+    parser.add_argument("--trust", type=Path, metavar="DIR", help="your trust folder (default: that of the state)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from pointcall_attest.pack_check import verify_pack
+
+    pack = _pack(args)
+    trust = _trust(args)
+    verdict = (
+        _by_own_word(args, pack) if trust is None else verify_pack(pack, trust=trust, at=_at(args.at), in_process=True)
+    )
+    code = output.verdict_exit(verdict, allow_emulated=args.allow_emulated)
+    if args.json:
+        output.print_json(verdict.as_dict() | {"run": pack.run, "exit": int(code)})
+    else:
+        output.print_verdict(verdict, title=f"run {pack.run}")
+    return code
+
+
+def _pack(args: argparse.Namespace) -> Pack:
+    from pointcall_attest.pack import Pack, export
+    from pointcall_executor.journal_reader import JournalReader
+
+    path = Path(args.what)
+    if path.is_dir():
+        return Pack.read(path)
+    journal = output.state_dir(args) / "journal.db"
+    with closing(JournalReader.open(journal)) as reader:
+        if not path.is_file():
+            return export(reader, args.what)
+        return _of_receipt(path, reader)
+
+
+def _of_receipt(path: Path, reader: object) -> Pack:
+    """The pack of the run whose receipt lies in a file, with the file's bytes in place of the journal's."""
+    from pointcall_attest.entry import parse_entry
+    from pointcall_attest.errors import MalformedError
+    from pointcall_attest.pack import Pack, Reader, export
+
+    if path.stat().st_size > MAX_RECEIPT_BYTES:
+        raise MalformedError(
+            "the file is no receipt", id="receipt.malformed", want=f"{MAX_RECEIPT_BYTES} bytes at most"
+        )
+    raw = path.read_bytes()
+    entry = parse_entry(0, raw)
+    if entry.kind != "receipt" or entry.run is None:
+        raise MalformedError("the file is no receipt", id="receipt.malformed", want="a receipt", got=entry.kind)
+    known: Reader = reader  # type: ignore[assignment]
+    pack = export(known, entry.run)
+    index = known.receipt(entry.run).index
+    return Pack(pack.run, pack.checkpoint, {**pack.entries, index: raw}, pack.proofs, pack.blobs, pack.emulated)
+
+
+def _trust(args: argparse.Namespace) -> Trust | None:
+    """The verifier's trust: the folder that was named, or this node's. None, where there is none, only for somebody who
+    accepts emulated evidence, which claims nothing anyway."""
+    from pointcall_attest.pack_check import Trust
+    from pointcall_attest.trust import Roots
+
+    folder = args.trust or output.state_dir(args) / "trust"
+    if (folder / "policy.json").is_file():
+        policy, root = (folder / "policy.json").read_bytes(), (folder / "trusted_root.json").read_bytes()
+        return Trust(policy, root, Roots.open(folder))
+    if args.trust is None and args.allow_emulated:
+        return None
+    raise output.EnvironmentRefusal(
+        "there is no trust policy to judge by",
+        id="trust.absent",
+        want=str(folder / "policy.json"),
+        hint="--trust DIR names a folder with policy.json and trusted_root.json",
+    )
+
+
+def _by_own_word(args: argparse.Namespace, pack: Pack) -> Verdict:
+    """The verdict by the policy and roots that the pack brings: its parts agree, whoever made them. Never for hardware:
+    anybody who owns such a machine could bring a policy that accepts it."""
+    from pointcall_attest.pack_check import own_trust, verify_pack
+    from pointcall_attest.verdict import Check, Verdict
+
+    verdict = verify_pack(pack, trust=own_trust(pack), at=_at(args.at), in_process=True)
+    why = "policy and roots are the pack's own: that says nothing of who made it; give --trust"
+    source = Check.skipped("trust.source", why, spec="docs/spec/pack.md")
+    if verdict.tier == "hardware":
+        source = Check.of(
+            "trust.source", False, expected="a trust policy of yours", observed="none", hint="--trust DIR"
+        )
+    return Verdict((source, *verdict.checks), verdict.tier, verdict.platform, verdict.claims)
+
+
+def _at(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise output.UsageRefusal(f"--at {text!r} is no time", want="2026-11-23T00:00:00Z", got=str(error)) from None
+    if at.tzinfo is None:
+        raise output.UsageRefusal("--at needs a zone", want=f"{text}Z", got=text)
+    return at

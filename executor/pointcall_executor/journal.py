@@ -1,0 +1,372 @@
+"""The journal: the only durable truth of a node. SQLite WAL, synchronous=FULL, one writer at a time, group commit.
+
+A call returns when its entry is on disk. Who comes when nobody is writing commits in its own thread, which saves two
+thread switches; who comes meanwhile is committed together with all others that wait. On any storage error the journal stops for good: every waiting and later
+call raises, nothing is retried (a failed fsync may have dropped the data), the daemon disarms and exits, and the
+next start verifies everything from disk. Checkpoints only ever grow.
+Not here: what entries say (attest), reading (journal_reader.py), who signs (keys). Spec: docs/spec/journal.md.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self
+
+from pointcall_attest.entry import outline
+from pointcall_attest.log.checkpoint import Checkpoint
+from pointcall_attest.log.tree import Tree, leaf_hash
+from pointcall_executor.journal_reader import (
+    APPLICATION_ID,
+    SCHEMA_VERSION,
+    DamagedError,
+    JournalError,
+    JournalReader,
+    check_format,
+    damaged,
+    verified_tree,
+)
+
+__all__ = ["DamagedError", "Journal", "JournalError", "JournalReader", "StorageError"]
+
+MAX_BATCH: Final = 128  # entries of one commit: above it latency grows and throughput does not
+CHECKPOINT_INTERVAL_S: Final = 1.0
+MAX_BLOB_BYTES: Final = 64 * 1024 * 1024  # a manifest's file; the largest real one is a BPF blob of 60 kB
+
+SignCheckpoint = Callable[[str, int, bytes], bytes]  # origin, size, root -> signed note
+
+# One step per schema version. A step never changes an entry.
+_MIGRATIONS: Final = (
+    """
+    create table meta(key text primary key, value text not null) strict, without rowid;
+    create table entry(
+      i integer primary key, leaf blob not null, kind text not null, run text, raw blob not null) strict;
+    create index entry_run on entry(run) where run is not null;
+    create index entry_kind on entry(kind, i);
+    create table blob(sha256 blob primary key, data blob not null) strict;
+    create table sequence(name text primary key, number integer not null, digest text not null) strict, without rowid;
+    create table checkpoint(
+      key_id text primary key, size integer not null, root blob not null, note blob not null) strict;
+    """,
+)
+assert len(_MIGRATIONS) == SCHEMA_VERSION
+
+
+class StorageError(JournalError):
+    """The disk failed. The journal has stopped and this process must not act any more."""
+
+    id = "journal.storage"
+
+
+@dataclass(slots=True)
+class _Job:
+    """Work inside the next transaction; `done` gets its result after the commit."""
+
+    work: Callable[[], Any]
+    done: Future[Any] = field(default_factory=Future)
+
+
+class Journal(JournalReader):
+    """The one writer of a journal, and a reader of it. Thread-safe."""
+
+    def __init__(self, path: Path, writer: sqlite3.Connection, tree: Tree, lock: int) -> None:
+        super().__init__(path)
+        self._writer, self._lock = writer, lock
+        self._log = tree  # what is durable
+        self._leaves: list[bytes] = []  # what the open transaction adds
+        self._checkpointed_s = float("-inf")
+        self._failure: BaseException | None = None
+        self._closed = False
+        self._queueing = threading.Lock()  # nothing is queued after the close
+        self._writing = threading.Lock()  # held by the one thread that commits
+        self._jobs: deque[_Job] = deque()
+        self._work = threading.Event()
+        self._thread = threading.Thread(target=self._write_all, name="journal", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def open(  # type: ignore[override]
+        cls, path: Path, *, origin: str, connection: type[sqlite3.Connection] = sqlite3.Connection
+    ) -> Self:
+        """Open or create; every entry is verified from disk first.
+
+        `origin` names the log in its checkpoints and can never change. `connection` is the SQLite connection class.
+        JournalError `journal.busy`, `journal.format`, `journal.schema` or `journal.origin`; DamagedError names the
+        first entry that is wrong; StorageError if the disk fails.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = _locked(path)
+        try:
+            writer = _connect(path, connection)
+            try:
+                _migrate(writer, path, origin)
+                return cls(path, writer, verified_tree(writer), lock)
+            except BaseException:
+                writer.close()
+                raise
+        except BaseException as error:
+            os.close(lock)
+            raise _opening(error) from error
+
+    def append(self, leaf: bytes) -> int:
+        """The index of this entry, once it is durable. MalformedError for what no reader would accept."""
+        row = _row(leaf)
+        index: int = self._do(lambda: self._insert(*row))
+        return index
+
+    def append_all(self, leaves: Sequence[bytes]) -> list[int]:
+        """The indices of these entries: all of them are durable, or none."""
+        rows = [_row(leaf) for leaf in leaves]
+        indices: list[int] = self._do(lambda: [self._insert(*row) for row in rows])
+        return indices
+
+    def submit(self, leaf: bytes) -> Future[int]:
+        """The same as `append` without waiting. The order of calls is the order of entries."""
+        row = _row(leaf)
+        waiting = self._queue(lambda: self._insert(*row))
+        self._work.set()
+        return waiting
+
+    def put_blob(self, data: bytes) -> str:
+        """Keep content durably; its name is its SHA-256 (hex). The same content is kept once."""
+        assert len(data) <= MAX_BLOB_BYTES, f"{len(data)} bytes are no evidence, manifest or module"
+        digest = hashlib.sha256(data)
+        sql = "insert into blob values (?, ?) on conflict do nothing"
+        self._do(lambda: self._writer.execute(sql, (digest.digest(), data)))
+        return digest.hexdigest()
+
+    def raise_sequence(self, name: str, number: int, digest: str) -> None:
+        """Remember that this manifest was armed. JournalError `journal.sequence` if a higher one, or another with the
+        same number, was armed before: the number never goes back."""
+        self._do(lambda: self._raise_sequence(name, number, digest))
+
+    def checkpoint(self, sign: SignCheckpoint, now_s: float, *, force: bool = False) -> bytes | None:
+        """A signed checkpoint of all entries, durable before it is returned; None while the log is empty.
+
+        At most one a second by `now_s` (any monotonic clock) unless `force`: within it, and where nothing was added,
+        the last one is returned. Never signs a smaller tree, nor one that the last one is not a prefix of.
+        """
+        note: bytes | None = self._do(lambda: self._checkpoint(sign, now_s, force=force))
+        return note
+
+    def close(self) -> None:
+        """Write what is queued, stop, release the file. May be called twice; raises nothing."""
+        with self._queueing:
+            first, self._closed = not self._closed, True
+        if first:
+            self._work.set()
+            self._thread.join()
+            with suppress(sqlite3.Error):
+                self._writer.close()
+            os.close(self._lock)
+        super().close()
+
+    def _do(self, work: Callable[[], Any]) -> Any:
+        """The result of the work, once it is durable."""
+        waiting = self._queue(work)
+        # An interrupt (Ctrl-C) is raised in the main thread only: it must not hit in the middle of a commit.
+        if threading.current_thread() is not threading.main_thread() and self._writing.acquire(blocking=False):
+            try:
+                self._commit_queued()
+            finally:
+                self._writing.release()
+        if self._jobs:  # what came meanwhile, or what another thread may have overlooked
+            self._work.set()
+        return waiting.result()
+
+    def _queue(self, work: Callable[[], Any]) -> Future[Any]:
+        if self._failure is not None:
+            raise _stopped(self._failure)
+        job = _Job(work)
+        with self._queueing:
+            assert not self._closed, "the journal is closed"
+            self._jobs.append(job)
+        return job.done
+
+    def _write_all(self) -> None:
+        """The writer thread: commits what nobody else does, until the journal is closed and nothing waits."""
+        while not self._closed or self._jobs:
+            self._work.wait()
+            self._work.clear()
+            while self._jobs:
+                with self._writing:
+                    self._commit_queued()
+            if self._closed:
+                self._work.set()
+
+    def _commit_queued(self) -> None:
+        """One transaction for what is queued; after a failure a refusal for each. The caller holds `_writing`."""
+        batch = [self._jobs.popleft() for _ in range(min(len(self._jobs), MAX_BATCH))]
+        try:
+            if self._failure is None:
+                results = self._commit(batch)
+        except BaseException as error:  # whatever it was: nobody may wait for ever, and nothing more is written
+            self._failure = error
+        if self._failure is not None:
+            for job in batch:
+                job.done.set_exception(_stopped(self._failure))
+            return
+        for job, (value, refused) in zip(batch, results, strict=True):
+            job.done.set_result(value) if refused is None else job.done.set_exception(refused)
+
+    def _commit(self, batch: Sequence[_Job]) -> list[tuple[Any, JournalError | None]]:
+        """Run the jobs in one durable transaction. A JournalError is the answer of one job; it wrote nothing."""
+        results: list[tuple[Any, JournalError | None]] = []
+        if not batch:
+            return results
+        self._leaves.clear()
+        self._writer.execute("begin immediate")
+        for job in batch:
+            try:
+                results.append((job.work(), None))
+            except DamagedError:
+                raise
+            except JournalError as refused:
+                results.append((None, refused))
+        self._writer.execute("commit")
+        self._log.extend(self._leaves)
+        return results
+
+    def _insert(self, leaf: bytes, kind: str, run: str | None, raw: bytes) -> int:
+        index = self._log.size + len(self._leaves)
+        self._writer.execute("insert into entry values (?, ?, ?, ?, ?)", (index, leaf, kind, run, raw))
+        self._leaves.append(leaf)
+        return index
+
+    def _raise_sequence(self, name: str, number: int, digest: str) -> None:
+        row = self._writer.execute("select number, digest from sequence where name = ?", (name,)).fetchone()
+        if row is not None and (number < row[0] or (number == row[0] and digest != row[1])):
+            raise JournalError(
+                f"manifest {name!r} may not go back",
+                id="journal.sequence",
+                want=f"a sequence above {row[0]}, or the manifest {row[1]} again",
+                got=f"{number}, {digest}",
+            )
+        sql = "insert into sequence values (?, ?, ?) on conflict(name) do update set number = ?, digest = ?"
+        self._writer.execute(sql, (name, number, digest, number, digest))
+
+    def _checkpoint(self, sign: SignCheckpoint, now_s: float, *, force: bool) -> bytes | None:
+        size, root, note = self._last_checkpoint()
+        if self._log.size == size or (not force and now_s - self._checkpointed_s < CHECKPOINT_INTERVAL_S):
+            return note
+        if self._log.size < size or self._log.root(size) != root:
+            raise damaged("the log", want=f"the {size} entries that were signed", got=f"{self._log.size} entries")
+        note = sign(self._origin(), self._log.size, self._log.root())
+        self._keep_checkpoint(Checkpoint.parse(note), size)
+        self._checkpointed_s = now_s
+        return note
+
+    def _last_checkpoint(self) -> tuple[int, bytes, bytes | None]:
+        row = self._writer.execute("select size, root, note from checkpoint order by size desc limit 1").fetchone()
+        return (row[0], row[1], row[2]) if row else (0, self._log.root(0), None)
+
+    def _keep_checkpoint(self, signed: Checkpoint, previous: int) -> None:
+        assert (signed.origin, signed.size, signed.root) == (self._origin(), self._log.size, self._log.root())
+        assert signed.size > previous, "a checkpoint only grows"
+        sql = "insert into checkpoint values (?, ?, ?, ?) on conflict(key_id) do update set size=?, root=?, note=?"
+        new = (signed.size, signed.root, signed.text)
+        self._writer.execute(sql, (signed.signatures[0].key_id.hex(), *new, *new))
+
+    def _origin(self) -> str:
+        return str(self._writer.execute("select value from meta where key = 'origin'").fetchone()[0])
+
+
+def _row(leaf: bytes) -> tuple[bytes, str, str | None, bytes]:
+    """What is stored of a leaf; made in the caller's thread."""
+    kind, run = outline(leaf)
+    return leaf_hash(leaf), kind, run, leaf
+
+
+def _locked(path: Path) -> int:
+    """The lock that one writer holds, as a file descriptor; the kernel drops it when the process ends."""
+    lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise JournalError(
+            "another process writes this journal",
+            id="journal.busy",
+            want="one writer",
+            got=str(path),
+            hint="is an executor running with the same --state-dir?",
+        ) from None
+    return lock
+
+
+def _connect(path: Path, connection: type[sqlite3.Connection]) -> sqlite3.Connection:
+    """The writing connection. The file is readable by its owner only, and its name is durable."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, factory=connection)
+    try:
+        db.execute("pragma journal_mode = wal")
+        db.execute("pragma synchronous = full")
+    except sqlite3.DatabaseError as error:
+        db.close()
+        if isinstance(error, sqlite3.OperationalError):
+            raise
+        raise JournalError("the file is no journal", id="journal.format", want="SQLite", got=str(error)) from error
+    return db
+
+
+def _migrate(db: sqlite3.Connection, path: Path, origin: str) -> None:
+    """Bring the schema to this program's version, each step in one transaction, and check whose log it is."""
+    version = int(db.execute("pragma user_version").fetchone()[0])
+    if version == 0 and not db.execute("select 1 from sqlite_schema").fetchall():
+        db.execute(f"pragma application_id = {APPLICATION_ID}")
+    for step in range(version, SCHEMA_VERSION):
+        db.executescript(f"begin immediate; {_MIGRATIONS[step]} pragma user_version = {step + 1}; commit")
+    check_format(db, path)
+    db.execute("insert into meta values ('origin', ?) on conflict do nothing", (origin,))
+    (stored,) = db.execute("select value from meta where key = 'origin'").fetchone()
+    if stored != origin:
+        raise JournalError(
+            "the journal belongs to another log",
+            id="journal.origin",
+            want=origin,
+            got=stored,
+            hint="each node has its own state directory",
+        )
+
+
+def _opening(error: BaseException) -> BaseException:
+    """What an error while opening means to the caller."""
+    if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+        return damaged("the journal", want="a whole database", got=str(error))
+    return _storage(error) if isinstance(error, sqlite3.Error | OSError) else error
+
+
+def _storage(error: BaseException) -> StorageError:
+    return StorageError(
+        f"the storage of the journal failed: {error}",
+        want="a durable write",
+        got=type(error).__name__,
+        hint="free space or replace the disk, then start again: the journal is verified from disk",
+    )
+
+
+def _stopped(cause: BaseException) -> JournalError:
+    """A fresh error for one caller of a journal that has stopped."""
+    match cause:
+        case DamagedError():
+            error: JournalError = DamagedError(cause.message, want=cause.want, got=cause.got, hint=cause.hint)
+        case sqlite3.Error() | OSError():
+            error = _storage(cause)
+        case _:
+            error = JournalError("the journal has stopped after a bug", id="journal.stopped", got=repr(cause)[:200])
+    error.__cause__ = cause
+    return error
