@@ -1,0 +1,161 @@
+"""Whether a report has everything, and everything in it is genuine: the checks that the report makes itself.
+
+  (1) the entries are those of the checkpoint, none missing: their number is the tree size, their root is its root
+  (2) the checkpoint is signed by the checkpoint key of the epoch that was open
+  (3) every entry is signed by the key of its epoch, and that epoch was opened in the log before it
+  (4) every key after the first was vouched for by the one before it
+  (5) every run that was about to act has its receipt
+
+What is left to the reader: that the first key belongs to the machine it names (its evidence: `pointcall verify`).
+Spec: docs/spec/report.md section 3.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from pointcall_attest import dsse
+from pointcall_attest.entry import Entry, EpochClose, EpochOpen
+from pointcall_attest.errors import AttestError, MalformedError
+from pointcall_attest.log import checkpoint as note
+from pointcall_attest.log.checkpoint import Checkpoint
+from pointcall_attest.log.tree import Tree, leaf_hash
+from pointcall_attest.verdict import Check
+
+MAX_NAMED: Final = 5  # entries that one check names
+
+
+def checks(entries: Sequence[Entry], head: Checkpoint | None) -> tuple[Check, ...]:
+    """The five checks over the entries that a report covers, in order. Never raises for what the entries say."""
+    wrong = unsigned(entries)
+    return (
+        *_complete(entries, head),
+        _checkpoint_signed(entries, head),
+        _none("report.signatures", wrong, f"{len(entries)} entries signed by the key of their epoch"),
+        _none("report.epochs", unvouched(entries), "every key vouched for by the one before"),
+        _none("report.receipts", without_receipt(entries), "every run that was about to act has its receipt"),
+    )
+
+
+def _complete(entries: Sequence[Entry], head: Checkpoint | None) -> Iterable[Check]:
+    if head is None:
+        yield Check.skipped("report.population", "the log has no checkpoint yet")
+        yield Check.skipped("report.root", "the log has no checkpoint yet")
+        return
+    gapless = [e.index for e in entries] == list(range(len(entries)))
+    yield Check.of(
+        "report.population",
+        gapless and len(entries) == head.size,
+        expected=f"entries 0 to {head.size - 1}, the whole tree",
+        observed=f"{len(entries)} entries" + ("" if gapless else " with gaps"),
+        spec="docs/spec/report.md 3",
+        hint="entries are missing: compare with the mirror",
+    )
+    root = Tree(leaf_hash(e.raw) for e in entries).root()
+    yield Check.of(
+        "report.root",
+        root == head.root,
+        expected=head.root.hex(),
+        observed=root.hex(),
+        spec="RFC 6962 2.1",
+        hint="an entry was changed, removed or moved: run `pointcall log check`",
+    )
+
+
+def _checkpoint_signed(entries: Sequence[Entry], head: Checkpoint | None) -> Check:
+    opened = [e for e in entries if e.kind == "epoch-open"]
+    if head is None or not opened:
+        return Check.skipped("report.checkpoint", "no checkpoint, or no epoch was opened")
+    key = str(opened[-1].body["checkpoint_key"])
+    try:
+        note.verify(head, note.Verifier.parse(key))
+        found = ""
+    except AttestError as refusal:
+        found = refusal.message
+    return Check.of(
+        "report.checkpoint",
+        not found,
+        expected=f"signed by {key.split('+')[0]}",
+        observed=found or "signed",
+        spec="C2SP tlog-checkpoint",
+        hint="the checkpoint is not of this log",
+    )
+
+
+def unsigned(entries: Sequence[Entry]) -> list[int]:
+    """The entries that are not signed by the key of an epoch that was opened before them (or by themselves)."""
+    keys: dict[str, ec.EllipticCurvePublicKey] = {}
+    wrong = []
+    for entry in entries:
+        if entry.kind == "epoch-open":
+            keys |= _opened(entry)
+        if not _signed(entry, keys):
+            wrong.append(entry.index)
+    return wrong
+
+
+def _opened(entry: Entry) -> Mapping[str, ec.EllipticCurvePublicKey]:
+    """The key that an epoch-open names, if it is the key that signed it."""
+    body = entry.typed()
+    assert isinstance(body, EpochOpen)
+    try:
+        spki = base64.b64decode(body.public_key, validate=True)
+        key = dsse.public_key(spki)
+    except (binascii.Error, MalformedError):
+        return {}
+    return {entry.epoch: key} if dsse.keyid_of(spki) == entry.epoch else {}
+
+
+def _signed(entry: Entry, keys: Mapping[str, ec.EllipticCurvePublicKey]) -> bool:
+    key = keys.get(entry.epoch)
+    if key is None or not entry.subject_holds:
+        return False
+    try:
+        dsse.verify(dsse.parse(entry.raw), key)
+    except AttestError:
+        return False
+    return True
+
+
+def unvouched(entries: Sequence[Entry]) -> list[int]:
+    """The epoch-opens that say they follow an epoch which did not close in their favour. An executor that was killed
+    closes nothing; the epoch after it must then follow nobody."""
+    closed: dict[str, str | None] = {}
+    wrong = []
+    for entry in entries:
+        if entry.kind == "epoch-close":
+            closing = entry.typed()
+            assert isinstance(closing, EpochClose)
+            closed[entry.epoch] = closing.next
+        if entry.kind == "epoch-open":
+            opening = entry.typed()
+            assert isinstance(opening, EpochOpen)
+            if opening.previous_epoch is not None and closed.get(opening.previous_epoch) != entry.epoch:
+                wrong.append(entry.index)
+    return wrong
+
+
+def without_receipt(entries: Sequence[Entry]) -> list[int]:
+    """The intents of runs without a receipt, of earlier epochs: a run of the epoch that is open may still go on."""
+    received = {e.run for e in entries if e.kind == "receipt"}
+    current = next((e.epoch for e in reversed(entries) if e.kind == "epoch-open"), None)
+    return [e.index for e in entries if e.kind == "intent" and e.run not in received and e.epoch != current]
+
+
+def _none(id: str, wrong: Sequence[int], want: str) -> Check:
+    named = ", ".join(map(str, wrong[:MAX_NAMED])) + (
+        f" and {len(wrong) - MAX_NAMED} more" if wrong[MAX_NAMED:] else ""
+    )
+    return Check.of(
+        id,
+        not wrong,
+        expected=want,
+        observed=f"not so: entry {named}" if wrong else want,
+        spec="docs/spec/report.md 3",
+        hint="`pointcall log show` prints an entry",
+    )

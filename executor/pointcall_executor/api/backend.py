@@ -1,0 +1,154 @@
+"""What the API asks of the executor: one protocol, and the values that travel through it.
+
+The daemon implements `Backend`; so do tests and the demo on recorded events. The names of the fields here are the names
+of the fields in pointcall.proto (test_messages.py holds them together).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+from pointcall_attest.verdict import Verdict
+from pointcall_executor.agent_api.inbox import Inbox
+from pointcall_executor.agent_api.recorded import Reader
+from pointcall_executor.api.accesses import Access
+
+
+@dataclass(frozen=True, slots=True)
+class ArmedRunbook:
+    """One runbook that is armed now. `fuel_bound` is the proven worst case of its handlers."""
+
+    name: str
+    version: str
+    mode: str
+    events: tuple[str, ...]
+    capabilities: tuple[str, ...]
+    fuel_bound: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceState:
+    """One declared service; `state` is a word of the supervisor, such as running or stopped."""
+
+    name: str
+    kind: str
+    state: str
+    restarts: int
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitState:
+    """One armed destination; `refused` counts the connects that the gate turned away."""
+
+    address: str
+    port: int
+    state: str
+    refused: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """What is armed and what happened, in one look."""
+
+    node: str
+    state: str
+    reason: str
+    executor: str
+    boot_id: str
+    epoch: str
+    platform: str
+    tier: str
+    manifest: str
+    sequence: int
+    manifest_sha256: str
+    policy_sha256: str
+    expires: str
+    signers: tuple[str, ...]
+    runbooks: tuple[ArmedRunbook, ...]
+    services: tuple[ServiceState, ...]
+    circuits: tuple[CircuitState, ...]
+    tree_size: int
+    runs: int
+    refusals: int
+    lost_events: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Fresh evidence: REPORT_DATA binds manifest, policy, epoch key and the caller's nonce (docs/spec/evidence.md)."""
+
+    bundle: bytes
+    nonce: bytes
+    epoch_spki: bytes
+    manifest_sha256: bytes
+    policy_sha256: bytes
+    tier: str
+    sequence: int
+    checkpoint: str
+
+
+@dataclass(frozen=True, slots=True)
+class ArmAnswer:
+    """The verdict over the offered manifest. `armed` only where it passed; otherwise the old manifest stays armed."""
+
+    armed: bool
+    manifest_sha256: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class ControlAnswer:
+    """The state after a control call, and one sentence."""
+
+    state: str
+    detail: str
+
+
+class Backend(Protocol):
+    """The executor as the API sees it. Every method may be called from several threads at once.
+
+    Errors: a subclass of PointcallError for what the caller asked wrongly; anything else is a bug and reaches the
+    caller only as INTERNAL without its text.
+    """
+
+    def reader(self) -> Reader:
+        """Read access to the journal, for this thread."""
+
+    def inbox(self) -> Inbox:
+        """Where proposals lie."""
+
+    def now(self) -> datetime:
+        """Wall-clock time, UTC."""
+
+    def status(self) -> NodeStatus:
+        """What is armed now."""
+
+    def evidence(self, nonce: bytes) -> Evidence:
+        """Fresh evidence over a nonce of 32 bytes."""
+
+    def arm(self, bundles: Sequence[bytes], files: Mapping[str, bytes]) -> ArmAnswer:
+        """Check a manifest and its files against this node's own policy, and arm it if everything passes."""
+
+    def disarm(self, reason: str) -> ControlAnswer:
+        """Stop acting and detach; logged with the reason."""
+
+    def pause(self, reason: str, seconds: int) -> ControlAnswer:
+        """Decide but do not act for so many seconds."""
+
+    def resume(self, reason: str) -> ControlAnswer:
+        """End a pause."""
+
+    def trip_circuit(self, address: str, port: int, seconds: int, reason: str) -> ControlAnswer:
+        """Refuse connects to a destination for so many seconds."""
+
+    def release_circuit(self, address: str, port: int, reason: str) -> ControlAnswer:
+        """Close a circuit now."""
+
+    def proposed(self, body: Mapping[str, Any]) -> None:
+        """Append a `proposal` entry; returns once it is durable."""
+
+    def accessed(self, accesses: Sequence[Access]) -> None:
+        """Append `access` entries: who read what since the last time."""

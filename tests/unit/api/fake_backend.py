@@ -1,0 +1,101 @@
+"""A backend that does nothing but remember what it was asked: what the API passes on, and what it never reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pointcall_attest.verdict import Check, Verdict
+from pointcall_executor.agent_api.inbox import Inbox
+from pointcall_executor.api import backend
+from pointcall_executor.api.accesses import Access
+from pointcall_runbook.errors import PointcallError
+from tests.unit.report.sample_log import CHECKED, START, SampleLog
+
+STATUS = backend.NodeStatus(
+    node="node-7",
+    state="armed",
+    reason="",
+    executor="0.1.0",
+    boot_id="b",
+    epoch="e" * 64,
+    platform="snp",
+    tier="emulated",
+    manifest="edge-recovery",
+    sequence=3,
+    manifest_sha256="a" * 64,
+    policy_sha256="b" * 64,
+    expires="2026-12-01T00:00:00Z",
+    signers=("release@ci.example",),
+    runbooks=(backend.ArmedRunbook("refusing-dependency", "1.0.0", "enforce", ("CircuitOpened",), ("recreate",), 59),),
+    services=(backend.ServiceState("db", "process", "running", 1),),
+    circuits=(backend.CircuitState("127.0.0.1", 5432, "closed", 17),),
+    tree_size=9,
+    runs=2,
+    refusals=1,
+    lost_events=0,
+)
+
+
+class FakeBackend:
+    def __init__(self, directory: Path, log: SampleLog | None = None) -> None:
+        self.log = log or SampleLog()
+        self.asked: list[tuple[Any, ...]] = []
+        self.proposals: list[Mapping[str, Any]] = []
+        self.accesses: list[Access] = []
+        self.refuse_with: Exception | None = None
+        self._inbox = Inbox(directory / "proposals")
+
+    def reader(self) -> SampleLog:
+        return self.log
+
+    def inbox(self) -> Inbox:
+        return self._inbox
+
+    def now(self) -> datetime:
+        return START
+
+    def status(self) -> backend.NodeStatus:
+        if self.refuse_with is not None:
+            raise self.refuse_with
+        return STATUS
+
+    def evidence(self, nonce: bytes) -> backend.Evidence:
+        self.asked.append(("evidence", nonce))
+        return backend.Evidence(b"{}", nonce, b"spki", b"m" * 32, b"p" * 32, "emulated", 3, "note")
+
+    def arm(self, bundles: Sequence[bytes], files: Mapping[str, bytes]) -> backend.ArmAnswer:
+        self.asked.append(("arm", tuple(bundles), dict(files)))
+        if not bundles:
+            failed = Check.of("manifest.unsigned", False, expected="a bundle", observed="none", hint="sign it")
+            return backend.ArmAnswer(armed=False, manifest_sha256="", verdict=Verdict((failed,)))
+        return backend.ArmAnswer(armed=True, manifest_sha256="a" * 64, verdict=CHECKED)
+
+    def _control(self, *asked: Any) -> backend.ControlAnswer:
+        self.asked.append(asked)
+        return backend.ControlAnswer(state="armed", detail=f"{asked[0]} done")
+
+    def disarm(self, reason: str) -> backend.ControlAnswer:
+        return self._control("disarm", reason)
+
+    def pause(self, reason: str, seconds: int) -> backend.ControlAnswer:
+        return self._control("pause", reason, seconds)
+
+    def resume(self, reason: str) -> backend.ControlAnswer:
+        return self._control("resume", reason)
+
+    def trip_circuit(self, address: str, port: int, seconds: int, reason: str) -> backend.ControlAnswer:
+        return self._control("trip", address, port, seconds, reason)
+
+    def release_circuit(self, address: str, port: int, reason: str) -> backend.ControlAnswer:
+        if port == 9:
+            raise PointcallError("no such circuit", id="circuit.unknown", got=f"{address}:{port}")
+        return self._control("release", address, port, reason)
+
+    def proposed(self, body: Mapping[str, Any]) -> None:
+        self.proposals.append(body)
+
+    def accessed(self, accesses: Sequence[Access]) -> None:
+        self.accesses.extend(accesses)

@@ -1,0 +1,245 @@
+"""The server: sockets and their modes, errors in their one form, caps, access counts."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from pointcall_executor.api.client import ApiError, Client, UnreachableError
+from pointcall_executor.api.roles import SOCKET_MODES, Role
+from pointcall_executor.api.server import ServeError, serve
+from tests.unit.api.conftest import Api
+from tests.unit.api.fake_backend import FakeBackend
+from tests.unit.report.sample_log import SampleLog
+
+
+def test_each_role_has_a_socket_with_its_mode(api: Api) -> None:
+    modes = {role: stat.S_IMODE(api.server.socket(role).stat().st_mode) for role in Role}
+    assert modes == dict(SOCKET_MODES)
+    assert stat.S_ISSOCK(api.server.socket(Role.AGENT).stat().st_mode)
+
+
+def test_the_folder_holds_the_sockets_and_nothing_else(api: Api) -> None:
+    folder = api.server.socket(Role.OPERATOR).parent
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "agent.sock",
+        "auditor.sock",
+        "operator.sock",
+        "relying-party.sock",
+    ]
+
+
+def test_stop_removes_the_sockets_and_may_be_called_twice(short_dir: Path) -> None:
+    server = serve(FakeBackend(short_dir), short_dir / "run")
+    server.stop(0)
+    server.stop(0)
+    assert list((short_dir / "run").iterdir()) == []
+
+
+def test_a_left_over_socket_is_replaced(short_dir: Path) -> None:
+    (short_dir / "run").mkdir()
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(short_dir / "run" / "agent.sock"))
+    server = serve(FakeBackend(short_dir), short_dir / "run")
+    with Client(server.socket(Role.AGENT)) as client:
+        assert client.call("Status/GetStatus").node == "node-7"
+    server.stop(0)
+
+
+def test_a_socket_of_a_living_executor_is_not_taken(api: Api) -> None:
+    with pytest.raises(ServeError) as refusal:
+        serve(api.backend, api.server.socket(Role.AGENT).parent)
+    assert refusal.value.id == "api.socket-in-use"
+    with api.client(Role.AGENT) as client:
+        assert client.call("Status/GetStatus").node == "node-7"
+
+
+def test_a_path_that_is_too_long_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / ("d" * 100)
+    with pytest.raises(ServeError) as refusal:
+        serve(FakeBackend(tmp_path), folder)
+    assert refusal.value.id == "api.socket-path"
+    assert list(folder.iterdir()) == []
+
+
+def test_nobody_listens(tmp_path: Path) -> None:
+    with Client(tmp_path / "agent.sock", timeout_s=5) as client, pytest.raises(UnreachableError):
+        client.call("Status/GetStatus")
+
+
+def test_runs_are_listed_newest_first_in_pages(short_dir: Path) -> None:
+    log = SampleLog()
+    made = [log.recover().run for _ in range(7)]
+    server = serve(FakeBackend(short_dir, log), short_dir / "run")
+    seen, token = [], ""
+    with Client(server.socket(Role.AGENT)) as client:
+        while True:
+            answer = client.call("Runs/ListRuns", page_size=3, page_token=token)
+            seen += [r.id for r in answer.runs]
+            token = answer.next_page_token
+            if not token:
+                break
+    server.stop(0)
+    assert seen == made[::-1]
+
+
+def test_a_receipt_is_exactly_the_bytes_of_the_log(api: Api) -> None:
+    made = api.backend.log.recover()
+    with api.client(Role.AUDITOR) as client:
+        got = client.call("Runs/GetReceipt", run=made.run)
+    assert (got.dsse, got.index, got.leaf_sha256) == (made.raw, made.index, made.leaf_hash)
+
+
+def test_a_run_has_its_event_decision_and_times(api: Api) -> None:
+    made = api.backend.log.recover()
+    with api.client(Role.AGENT) as client:
+        run = client.call("Runs/GetRun", run=made.run)
+    assert (run.event, run.runbook, run.tier, run.actions[0].outcome) == (
+        "CircuitOpened",
+        "refusing-dependency",
+        "emulated",
+        "applied",
+    )
+    assert run.fields["port"] == "5432"
+    assert sorted(run.timeline_ns, key=lambda step: run.timeline_ns[step]) == [
+        "event",
+        "received",
+        "decided",
+        "intent",
+        "applied",
+        "confirmed",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("role", "method", "fields", "status", "id"),
+    [
+        (Role.AGENT, "Runs/GetRun", {"run": "x"}, "INVALID_ARGUMENT", "api.run-id"),
+        (Role.AGENT, "Runs/GetRun", {"run": "0" * 26}, "NOT_FOUND", "api.not-found"),
+        (Role.AGENT, "Runs/ListRuns", {"page_size": 101}, "INVALID_ARGUMENT", "api.page"),
+        (Role.AGENT, "Runs/ListRuns", {"page_token": "-1"}, "INVALID_ARGUMENT", "api.page"),
+        (Role.AGENT, "Runs/ListRuns", {"page_token": "9" * 5000}, "INVALID_ARGUMENT", "api.size"),
+        (Role.AUDITOR, "Status/GetEvidence", {"nonce": b"n" * 31}, "INVALID_ARGUMENT", "api.nonce"),
+        (Role.OPERATOR, "Control/Disarm", {}, "INVALID_ARGUMENT", "api.reason"),
+        (Role.OPERATOR, "Control/Disarm", {"reason": "a\nb"}, "INVALID_ARGUMENT", "api.reason"),
+        (Role.OPERATOR, "Control/Pause", {"reason": "r"}, "INVALID_ARGUMENT", "api.seconds"),
+        (Role.OPERATOR, "Control/Pause", {"reason": "r", "seconds": 86_401}, "INVALID_ARGUMENT", "api.seconds"),
+        (Role.OPERATOR, "Control/TripCircuit", {"address": "db", "port": 1}, "INVALID_ARGUMENT", "api.address"),
+        (Role.OPERATOR, "Control/TripCircuit", {"address": "::1", "port": 0}, "INVALID_ARGUMENT", "api.address"),
+        (
+            Role.OPERATOR,
+            "Control/ReleaseCircuit",
+            {"address": "::1", "port": 9, "reason": "r"},
+            "FAILED_PRECONDITION",
+            "circuit.unknown",
+        ),
+        (Role.AGENT, "Proposals/GetProposal", {"id": "../x"}, "INVALID_ARGUMENT", "proposal.id"),
+        (Role.AGENT, "Proposals/GetProposal", {"id": "p-" + "0" * 24}, "NOT_FOUND", "api.not-found"),
+        (Role.AGENT, "Control/Disarm", {"reason": "r"}, "PERMISSION_DENIED", "api.denied"),
+    ],
+)
+def test_a_wrong_call_gets_one_clear_error(
+    api: Api, role: Role, method: str, fields: dict[str, Any], status: str, id: str
+) -> None:
+    with api.client(role) as client, pytest.raises(ApiError) as refusal:
+        client.call(method, **fields)
+    assert (refusal.value.status, refusal.value.id) == (status, id)
+
+
+def test_the_refused_calls_reach_no_backend_method(api: Api) -> None:
+    with api.client(Role.AGENT) as client:
+        for method in ("Arm", "Disarm", "Pause", "Resume", "TripCircuit", "ReleaseCircuit"):
+            with pytest.raises(ApiError):
+                client.call(f"Control/{method}")
+    assert api.backend.asked == []
+
+
+def test_control_calls_pass_on_what_was_asked(api: Api) -> None:
+    with api.client(Role.OPERATOR) as client:
+        client.call("Control/Pause", reason="maintenance", seconds=60)
+        client.call("Control/Resume", reason="done")
+        client.call("Control/TripCircuit", address="::ffff:10.0.0.1", port=80, seconds=5, reason="bad deploy")
+        client.call("Control/ReleaseCircuit", address="10.0.0.1", port=80, reason="fixed")
+        assert client.call("Control/Disarm", reason="end").state == "armed"
+    assert api.backend.asked == [
+        ("pause", "maintenance", 60),
+        ("resume", "done"),
+        ("trip", "10.0.0.1", 80, 5, "bad deploy"),
+        ("release", "10.0.0.1", 80, "fixed"),
+        ("disarm", "end"),
+    ]
+
+
+def test_a_refused_manifest_is_an_answer_with_every_check(api: Api) -> None:
+    with api.client(Role.OPERATOR) as client:
+        refused = client.call("Control/Arm")
+        armed = client.call("Control/Arm", bundles=[b"{}"], files={"a.wasm": b"\0asm"})
+    assert not refused.armed
+    assert [(c.id, c.outcome) for c in refused.checks] == [("manifest.unsigned", "fail")]
+    assert armed.armed
+    assert armed.tier == "emulated"
+    assert api.backend.asked[-1] == ("arm", (b"{}",), {"a.wasm": b"\0asm"})
+
+
+def test_a_bug_leaves_without_its_text(api: Api) -> None:
+    api.backend.refuse_with = RuntimeError("secret path /etc")
+    with api.client(Role.AGENT) as client, pytest.raises(ApiError) as refusal:
+        client.call("Status/GetStatus")
+    assert refusal.value.status == "INTERNAL"
+    assert "secret" not in str(refusal.value)
+
+
+def test_calls_are_counted_and_handed_over_once(api: Api) -> None:
+    with api.client(Role.AGENT) as client:
+        client.call("Status/GetStatus")
+        client.call("Status/GetStatus")
+        with pytest.raises(ApiError):
+            client.call("Control/Disarm")
+    api.server.flush()
+    api.server.flush()
+    assert [(a.role, a.method, a.count) for a in api.backend.accesses] == [
+        ("agent", "pointcall.v1.Control/Disarm (denied)", 1),
+        ("agent", "pointcall.v1.Status/GetStatus", 2),
+    ]
+
+
+def test_standard_health(api: Api) -> None:
+    with grpc.insecure_channel(f"unix:{api.server.socket(Role.RELYING_PARTY)}") as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        assert stub.Check(health_pb2.HealthCheckRequest(service="pointcall.v1.Status"), timeout=5).status == 1
+        api.server.set_serving(False)
+        assert stub.Check(health_pb2.HealthCheckRequest(), timeout=5).status == 2
+
+
+def test_standard_reflection(api: Api) -> None:
+    with grpc.insecure_channel(f"unix:{api.server.socket(Role.AUDITOR)}") as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        ask = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+        names = {s.name for s in next(stub.ServerReflectionInfo(ask, timeout=5)).list_services_response.service}
+    assert {"pointcall.v1.Runs", "pointcall.v1.Status", "pointcall.v1.Proposals", "pointcall.v1.Control"} <= names
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_a_stranger_cannot_open_any_socket(api: Api) -> None:
+    """The mode is the permission: another user without the group gets no connection at all."""
+    folder = api.server.socket(Role.AGENT).parent
+    folder.parent.chmod(0o755)
+    program = (
+        "import os, socket, sys\nos.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "for path in sys.argv[1:]:\n"
+        "    try: socket.socket(socket.AF_UNIX).connect(path); print('in')\n"
+        "    except PermissionError: print('denied')\n"
+    )
+    paths = [str(api.server.socket(role)) for role in Role]
+    done = subprocess.run([sys.executable, "-I", "-c", program, *paths], capture_output=True, check=True)
+    assert done.stdout.split() == [b"denied"] * len(Role)
