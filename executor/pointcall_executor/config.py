@@ -30,9 +30,9 @@ class Config(BaseModel):
 
     node: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9./:_-]+$")] = "node.local"
     """Name of this node in log entries and in the log's origin."""
-    cgroup: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9._-]+$")] = "pointcall"
+    cgroup: Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._/-]*$")] = "pointcall"
     """Folder below the cgroup v2 root that holds the declared services."""
-    gate: Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z0-9._/-]*$")] = ""
+    gate: Annotated[str, Field(max_length=200, pattern=r"^([A-Za-z0-9_][A-Za-z0-9._/-]*)?$")] = ""
     """Folder below the cgroup v2 root whose processes the breaker may refuse connects; empty means all of them."""
     tee: Literal["emulated", "sev-snp", "tdx"] = "sev-snp"
     """Where evidence comes from. There is no fallback: absent hardware is an error."""
@@ -42,8 +42,6 @@ class Config(BaseModel):
     """At most one signed checkpoint in this time."""
     epoch_minutes: Annotated[int, Field(ge=1, le=1440)] = 15
     """Lifetime of one receipt key."""
-    pin_on_exit: bool = False
-    """Keep the breaker attached (pinned in bpffs) after a clean stop. Forced circuits still end by themselves."""
 
 
 def _read(path: Path) -> dict[str, Any]:

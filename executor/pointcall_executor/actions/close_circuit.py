@@ -7,5 +7,5 @@ from pointcall_runbook.vocabulary import CloseCircuit, Outcome
 
 
 def perform(action: CloseCircuit, world: World) -> Done:
-    world.circuits.close(action.address, action.port)
+    world.circuits.close_circuit(action.address, action.port)
     return Done(Outcome.APPLIED, f"{action.address}:{action.port}", postcondition="the circuit is closed")

@@ -25,6 +25,7 @@ from pointcall_runbook.vocabulary import (
 )
 
 MINUTE_NS: Final = 60_000_000_000
+TOKEN_MICRO: Final = 1_000_000
 Target = tuple[str | int, ...]
 
 # Actions that change nothing outside the executor: never held back by limits that protect services.
@@ -42,17 +43,33 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
-    """The guard's limits for the whole node: from the manifest. `None` means no limit of that kind."""
+class Limits:
+    """Limits of one runbook about one target: from the manifest."""
 
-    actions_per_minute: int = 30  # over all runbooks: more is a storm
-    storm_cooldown_ns: int = 5 * MINUTE_NS
+    per_minute: int = 6  # refill of its bucket
+    burst: int = 3  # size of its bucket
+    hold_off_ns: int = 0  # least time between two actions
+    approval: frozenset[str] = frozenset()  # actions that a second person must approve
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The guard's limits over all runbooks of the node: from the manifest."""
+
+    actions_per_minute: int = 60
+    services: int = 1  # how many are declared: what the percentages are of
     services_at_once: int = 1
-    circuits_at_once: int = 16
-    holdoff_ns: int = 1_000_000_000  # between two recreations of one service; doubles with each in the hour
-    holdoff_max_ns: int = 10 * MINUTE_NS
+    services_percent: int = 100
+    min_healthy_percent: int = 0  # of the declared services must stay untouched
+    circuits_at_once: int = 64
+    storm_events_per_minute: int = 600
+    storm_cooldown_ns: int = 5 * MINUTE_NS
+    healthy_delay_ns: int = 0  # quiet for so long, a service counts as recovered; 0: an hour
+    flap_base_ns: int = 1_000_000_000  # hold-off after the first recreation; doubles with each one
+    flap_max_ns: int = 10 * MINUTE_NS
     never_touch_services: frozenset[int] = frozenset()
     never_touch_networks: tuple[Network, ...] = ()
+    never_touch_destinations: frozenset[tuple[str, int]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +82,7 @@ class Request:
     action: Action
     mode: Mode
     grant: Grant
-    per_minute: int
+    limits: Limits
     now_ns: int
 
 
@@ -80,12 +97,23 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
+class Bucket:
+    """Tokens of one runbook about one target, in millionths, at a time."""
+
+    tokens_micro: int
+    at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class GuardState:
     """What the guard remembers. `busy` maps a target in flight to the run that holds it."""
 
     paused: str = ""
     storm_until_ns: int = 0
+    events_since_ns: int = 0  # the running minute in which events are counted
+    events: int = 0
     busy: Mapping[Target, str] = field(default_factory=dict)
+    buckets: Mapping[tuple[str, Target], Bucket] = field(default_factory=dict)
     history: History = field(default_factory=History)
 
 
@@ -152,7 +180,11 @@ def _network_granted(state: GuardState, request: Request, rules: Rules) -> Refus
 def _never_touch(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
     address, number = _address(request.action), _service(request.action)
     listed = number in rules.never_touch_services or (
-        address is not None and any(address in net for net in rules.never_touch_networks)
+        address is not None
+        and (
+            any(address in net for net in rules.never_touch_networks)
+            or target_of(request.action)[1:] in rules.never_touch_destinations
+        )
     )
     if not listed:
         return None
@@ -160,19 +192,54 @@ def _never_touch(state: GuardState, request: Request, rules: Rules) -> Refusal |
     return Refusal("guard.never-touch", "a target outside the never-touch list", got, "act by hand, or change the list")
 
 
+def _approval(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
+    name = capability(type(request.action))
+    if name not in request.limits.approval:
+        return None
+    return Refusal(
+        "guard.approval", "approval by a second person", "none", "take it out of limits.approval, or act by hand"
+    )
+
+
 def _one_at_a_time(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
     holder = state.busy.get(target_of(request.action))
-    if holder is None or capability(type(request.action)) in HARMLESS:
+    if holder is None:
         return None
     return Refusal("guard.busy", "no action in flight on the target", f"run {holder}", "it will end or expire")
 
 
-def _bucket(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
-    used = state.history.count(("runbook", request.runbook), request.now_ns, MINUTE_NS)
-    if used < request.per_minute:
+def _tokens(state: GuardState, request: Request) -> int:
+    """Millionths of a token that the runbook has for this target now."""
+    full = request.limits.burst * TOKEN_MICRO
+    bucket = state.buckets.get((request.runbook, target_of(request.action)))
+    if bucket is None:
+        return full
+    refill = (request.now_ns - bucket.at_ns) * request.limits.per_minute * TOKEN_MICRO // MINUTE_NS
+    return min(full, bucket.tokens_micro + refill)
+
+
+def _rate(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
+    if _tokens(state, request) >= TOKEN_MICRO:
         return None
-    want = f"at most {request.per_minute} actions a minute"
-    return Refusal("guard.rate", want, f"{used} in the last minute", "raise limits.per_minute, or fix the cause")
+    want = f"{request.limits.per_minute} a minute, {request.limits.burst} at a time"
+    return Refusal("guard.rate", want, "the bucket is empty", "raise limits.per_minute, or fix the cause")
+
+
+def _node_rate(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
+    used = state.history.count(("actions",), request.now_ns, MINUTE_NS)
+    if used < rules.actions_per_minute:
+        return None
+    want = f"at most {rules.actions_per_minute} actions a minute on this node"
+    return Refusal("guard.node-rate", want, f"{used} in the last minute", "look before it acts again")
+
+
+def _hold_off(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
+    last = state.history.last(("target", request.runbook, *target_of(request.action)))
+    wait = request.limits.hold_off_ns
+    if last is None or request.now_ns - last >= wait:
+        return None
+    age = (request.now_ns - last) // 1_000_000
+    return Refusal("guard.hold-off", f"{wait // 1_000_000} ms since the last time", f"{age} ms", "it ends by itself")
 
 
 def _storm(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
@@ -182,10 +249,22 @@ def _storm(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
     return Refusal("guard.storm", "no storm", f"cool-down for another {left} s", "look before it acts again")
 
 
+def _in_flight(state: GuardState, kind: str) -> int:
+    return sum(1 for target in state.busy if target[0] == kind)
+
+
+def services_limit(rules: Rules) -> int:
+    """How many services may be in flight at once: the lowest of the absolute, percent and healthy limits, at least 1
+    where `min_healthy_percent` leaves room at all."""
+    percent = max(1, rules.services * rules.services_percent // 100)
+    must_stay = -(-rules.services * rules.min_healthy_percent // 100)
+    return min(rules.services_at_once, percent, rules.services - must_stay)
+
+
 def _blast_radius(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
-    kind = target_of(request.action)[0]
-    limit = {"service": rules.services_at_once, "circuit": rules.circuits_at_once}.get(str(kind))
-    used = sum(1 for t in state.busy if t[0] == kind)
+    kind = str(target_of(request.action)[0])
+    limit = {"service": services_limit(rules), "circuit": rules.circuits_at_once}.get(kind)
+    used = _in_flight(state, kind)
     if limit is None or used < limit:
         return None
     return Refusal(
@@ -193,10 +272,16 @@ def _blast_radius(state: GuardState, request: Request, rules: Rules) -> Refusal 
     )
 
 
-def holdoff_ns(state: GuardState, number: int, now_ns: int, rules: Rules) -> int:
-    """How long after its last recreation a service is left alone: doubles with each one in the last hour."""
-    times = state.history.count(("restart", number), now_ns)
-    return 0 if times == 0 else min(rules.holdoff_ns << min(times - 1, 32), rules.holdoff_max_ns)
+def flap_ns(state: GuardState, number: int, now_ns: int, rules: Rules) -> int:
+    """How long a service is left alone after its last recreation: doubles with each one before it recovered."""
+    times = state.history.times.get(("restart", number), ())
+    quiet = rules.healthy_delay_ns or 60 * MINUTE_NS
+    count, later = 0, now_ns
+    for at in reversed(times):
+        if later - at >= quiet:
+            break
+        count, later = count + 1, at
+    return 0 if count == 0 else min(rules.flap_base_ns << min(count - 1, 32), rules.flap_max_ns)
 
 
 def _flapping(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
@@ -204,7 +289,7 @@ def _flapping(state: GuardState, request: Request, rules: Rules) -> Refusal | No
         return None
     number = request.action.service.number
     last = state.history.last(("restart", number))
-    wait = holdoff_ns(state, number, request.now_ns, rules)
+    wait = flap_ns(state, number, request.now_ns, rules)
     if last is None or request.now_ns - last >= wait:
         return None
     age = (request.now_ns - last) // 1_000_000
@@ -214,16 +299,21 @@ def _flapping(state: GuardState, request: Request, rules: Rules) -> Refusal | No
 
 Rule = Callable[[GuardState, Request, Rules], Refusal | None]
 
-# The table. Order matters: what is forbidden comes before what is only too much.
-TABLE: Final[tuple[Rule, ...]] = (
+# The table. What is forbidden comes before what is only too much; what is harmless meets the first part only.
+FORBIDDEN: Final[tuple[Rule, ...]] = (
     _paused,
     _action_granted,
     _service_granted,
     _channel_granted,
     _network_granted,
     _never_touch,
+    _approval,
+)
+TOO_MUCH: Final[tuple[Rule, ...]] = (
     _storm,
-    _bucket,
+    _node_rate,
+    _rate,
+    _hold_off,
     _one_at_a_time,
     _blast_radius,
     _flapping,
@@ -232,7 +322,8 @@ TABLE: Final[tuple[Rule, ...]] = (
 
 def judge(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
     """The first objection of the table, or None."""
-    for rule in TABLE:
+    harmless = capability(type(request.action)) in HARMLESS
+    for rule in FORBIDDEN if harmless else FORBIDDEN + TOO_MUCH:
         refusal = rule(state, request, rules)
         if refusal is not None:
             return refusal
@@ -240,19 +331,26 @@ def judge(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
 
 
 def permitted(state: GuardState, request: Request, rules: Rules) -> GuardState:
-    """The state after an action was let through. A burst over the node's limit starts a storm cool-down."""
-    now, history = request.now_ns, state.history
-    history = history.noted(("runbook", request.runbook), now)
-    busy = dict(state.busy)
-    until = state.storm_until_ns
-    if capability(type(request.action)) not in HARMLESS:
-        history = history.noted(("actions",), now)
-        if history.count(("actions",), now, MINUTE_NS) >= rules.actions_per_minute:
-            until = now + rules.storm_cooldown_ns
-        busy[target_of(request.action)] = request.run
+    """The state after an action was let through: a token is spent, the target is held."""
+    if capability(type(request.action)) in HARMLESS:
+        return state
+    now, target = request.now_ns, target_of(request.action)
+    history = state.history.noted(("actions",), now).noted(("target", request.runbook, *target), now)
     if isinstance(request.action, Recreate):
         history = history.noted(("restart", request.action.service.number), now)
-    return replace(state, busy=busy, history=history, storm_until_ns=until)
+    bucket = Bucket(_tokens(state, request) - TOKEN_MICRO, now)
+    buckets = {**state.buckets, (request.runbook, target): bucket}
+    return replace(state, busy={**state.busy, target: request.run}, buckets=buckets, history=history)
+
+
+def counted(state: GuardState, now_ns: int, rules: Rules) -> GuardState:
+    """The state after one more event. More of them in a minute than a node should see is a storm."""
+    if now_ns - state.events_since_ns >= MINUTE_NS:
+        return replace(state, events_since_ns=now_ns, events=1)
+    until = state.storm_until_ns
+    if state.events + 1 > rules.storm_events_per_minute:
+        until = now_ns + rules.storm_cooldown_ns
+    return replace(state, events=state.events + 1, storm_until_ns=until)
 
 
 def ended(state: GuardState, run: str, action: Action) -> GuardState:

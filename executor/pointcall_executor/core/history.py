@@ -6,26 +6,28 @@ A key is a short tuple such as ("restart", service number). Only the last hour c
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 HOUR_NS: Final = 3_600_000_000_000
 KEEP_MAX: Final = 256  # times a key
-KEYS_MAX: Final = 4096  # keys; the key used longest ago is forgotten first
+KEYS_MAX: Final = 4096  # keys; the key that happened longest ago is forgotten first
 
 Key = tuple[str | int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """Times (ns since boot) at which something happened, by key."""
+    """Times (ns since boot) at which something happened, by key, in ascending order."""
 
     times: Mapping[Key, tuple[int, ...]] = field(default_factory=dict)
 
     def count(self, key: Key, now_ns: int, window_ns: int = HOUR_NS) -> int:
         """How often `key` happened in the window that ends now."""
-        return sum(1 for at in self.times.get(key, ()) if now_ns - window_ns < at <= now_ns)
+        times = self.times.get(key, ())
+        return bisect_right(times, now_ns) - bisect_right(times, now_ns - window_ns)
 
     def last(self, key: Key) -> int | None:
         times = self.times.get(key)
@@ -33,9 +35,12 @@ class History:
 
     def noted(self, key: Key, at_ns: int) -> History:
         """This history with one more happening."""
-        kept = tuple(at for at in self.times.get(key, ()) if at_ns - HOUR_NS < at)[-(KEEP_MAX - 1) :]
-        times = {k: v for k, v in self.times.items() if k != key}
-        while len(times) >= KEYS_MAX:
-            del times[next(iter(times))]
-        times[key] = (*kept, at_ns)
-        return replace(self, times=times)
+        kept = self.times.get(key, ())
+        if kept and at_ns < kept[-1]:
+            at_ns = kept[-1]  # two CPUs' clock readings may arrive out of order; the order of the record is kept
+        if kept and (len(kept) >= KEEP_MAX or kept[0] <= at_ns - HOUR_NS):
+            kept = tuple(at for at in kept if at_ns - HOUR_NS < at)[-(KEEP_MAX - 1) :]
+        times = {**self.times, key: (*kept, at_ns)}
+        if len(times) > KEYS_MAX:
+            del times[min(times, key=lambda k: times[k][-1])]
+        return History(times)

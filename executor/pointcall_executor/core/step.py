@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import assert_never
 
 from pointcall_executor.core import guard
-from pointcall_executor.core.guard import Grant, GuardState, Refusal, Request, Rules
+from pointcall_executor.core.guard import Grant, GuardState, Limits, Refusal, Request, Rules
 from pointcall_runbook.vocabulary import (
     MAX_ACTIONS,
     Action,
@@ -44,7 +44,7 @@ class Runbook:
     events: frozenset[str]
     grant: Grant
     mode: Mode
-    per_minute: int
+    limits: Limits = field(default_factory=Limits)
     parameters: tuple[int, ...] = ()
     slots: tuple[int, ...] = ()  # initial values of its remembered slots
 
@@ -69,11 +69,15 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Happened:
-    """An event with its facts. `subject` names what it is about, for remembered slots: a service or a destination."""
+    """An event with its facts. `subject` names what it is about, for remembered slots: a service or a destination.
+
+    `only` is the runbook whose timer it is; empty: every runbook that handles the event.
+    """
 
     event: Event
     subject: str
     now_ns: int
+    only: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +156,9 @@ def happened(state: State, happening: Happened) -> tuple[State, tuple[Effect, ..
     """Every armed runbook that handles the event decides. Nothing is armed, nothing happens."""
     if state.armed is None:
         return state, ()
-    name = type(happening.event).__name__
-    chosen = (r for r in state.armed.runbooks if name in r.events)
+    name, armed = type(happening.event).__name__, state.armed
+    state = replace(state, guard=guard.counted(state.guard, happening.now_ns, armed.rules))
+    chosen = (r for r in armed.runbooks if name in r.events and happening.only in ("", r.name))
     return state, tuple(_decide(state, r, happening.event, happening.subject) for r in chosen)
 
 
@@ -177,7 +182,7 @@ def _judged(state: State, armed: Armed, decided: Decided, index: int, call: Call
     if isinstance(action, Refusal):
         return state, Refuse(decided.run, index, None, action)
     book = decided.runbook
-    request = Request(book.name, decided.run, index, action, book.mode, book.grant, book.per_minute, decided.now_ns)
+    request = Request(book.name, decided.run, index, action, book.mode, book.grant, book.limits, decided.now_ns)
     refusal = guard.judge(state.guard, request, armed.rules)
     if refusal is not None:
         return state, Refuse(decided.run, index, action, refusal)

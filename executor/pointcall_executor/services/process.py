@@ -11,22 +11,24 @@ that moment is root on this node, which the threat model trusts only as far as t
 from __future__ import annotations
 
 import contextlib
+import grp
 import hashlib
 import json
 import os
+import pwd
 import select
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from pointcall_attest.declaration import ServiceDeclaration
-from pointcall_executor.kernel import cgroup
+from pointcall_executor.services.groups import ServiceGroups
 from pointcall_executor.services.listening import listening
 from pointcall_runbook.errors import PointcallError
 from pointcall_runbook.vocabulary import Address
@@ -54,14 +56,6 @@ class Started:
     ready_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class Listener:
-    """An address on which the service promises to accept."""
-
-    address: Address
-    port: int
-
-
 class Spawner:
     """The executor's end of the spawner process."""
 
@@ -69,7 +63,9 @@ class Spawner:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-m", "pointcall_executor.services.spawner", str(theirs.fileno())]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        self._process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), env=environment, stdin=subprocess.DEVNULL)
+        self._process = subprocess.Popen(
+            command, pass_fds=(theirs.fileno(),), env=environment, stdin=subprocess.DEVNULL
+        )
         theirs.close()
         self._channel = ours
 
@@ -82,7 +78,9 @@ class Spawner:
             raise ServiceError("the spawner is gone", id="service.spawner", got=str(error)) from error
         if "pid" not in answer:
             got = f"{answer['step']}: {os.strerror(answer['errno'])}"
-            raise ServiceError(f"cannot start {request['argv'][0]}", id="service.spawn", want="a running process", got=got)
+            raise ServiceError(
+                f"cannot start {request['argv'][0]}", id="service.spawn", want="a running process", got=got
+            )
         return int(answer["pid"])
 
     def close(self) -> None:
@@ -118,16 +116,33 @@ def _verified(declaration: ServiceDeclaration) -> Iterator[int]:
             os.close(fd)
 
 
+def _account(find: Callable[[str], Any], name: str) -> Any:
+    try:
+        return find(name)
+    except KeyError:
+        raise ServiceError(
+            f"no account {name}", id="service.account", want=name, hint="create it on the node"
+        ) from None
+
+
+def _uid(user: str | None) -> int | None:
+    return None if user is None else int(_account(pwd.getpwnam, user).pw_uid)
+
+
+def _gid(group: str | None, user: str | None) -> int | None:
+    if group is not None:
+        return int(_account(grp.getgrnam, group).gr_gid)
+    return None if user is None else int(_account(pwd.getpwnam, user).pw_gid)
+
+
 class Process:
     """One declared service. Not thread-safe: the guard lets one action at a time through for each service."""
 
-    def __init__(
-        self, declaration: ServiceDeclaration, listeners: Sequence[Listener], parent: str, folder: Path, spawner: Spawner
-    ) -> None:
-        self.declaration, self.listeners, self.spawner = declaration, tuple(listeners), spawner
+    def __init__(self, declaration: ServiceDeclaration, parent: str, folder: Path, spawner: Spawner) -> None:
+        self.declaration, self.spawner = declaration, spawner
         self.name = declaration.name
         self.folder = folder / declaration.name
-        self._groups = cgroup.ServiceGroups(f"{parent}/{declaration.name}")
+        self._groups = ServiceGroups(f"{parent}/{declaration.name}")
         self.pid = 0
         self.pidfd = -1
         self.cgroup_id = 0
@@ -137,13 +152,16 @@ class Process:
         """Whether the main process lives."""
         return self.pidfd >= 0 and not select.select([self.pidfd], [], [], 0)[0]
 
-    def start(self) -> Started:
-        """Verify, start, wait until it accepts. ServiceError leaves nothing behind."""
+    def start(self, on_cgroup: Callable[[int], None] = lambda _id: None) -> Started:
+        """Verify, start, wait until it accepts. ServiceError leaves nothing behind.
+
+        `on_cgroup` hears the id of the new cgroup before anything runs in it.
+        """
         begin = time.monotonic_ns()
         with _verified(self.declaration) as program:
             verified = time.monotonic_ns()
             try:
-                self._spawn(program)
+                self._spawn(program, on_cgroup)
                 spawned = time.monotonic_ns()
                 self._await_ready()
             except BaseException:
@@ -153,9 +171,9 @@ class Process:
         files = len(self.declaration.process.files)
         return Started(self.pid, self.cgroup_id, files, verified - begin, spawned - verified, ready - spawned)
 
-    def _spawn(self, program: int) -> None:
-        process = self.declaration.process
-        self.cgroup_id = self._groups.create(memory_bytes=process.limits.memory_bytes)
+    def _spawn(self, program: int, on_cgroup: Callable[[int], None]) -> None:
+        self.cgroup_id = self._groups.create(memory_bytes=self.declaration.process.limits.memory_bytes)
+        on_cgroup(self.cgroup_id)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         output = os.open(self.folder / "output.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         joins = self._groups.open_procs()
@@ -174,8 +192,9 @@ class Process:
             "argv": list(process.argv),
             "environment": dict(process.environment),
             "directory": process.directory,
-            "uid": process.uid,
-            "gid": process.gid,
+            "uid": _uid(process.user),
+            "gid": _gid(process.group, process.user),
+            "namespaces": list(process.namespaces),
             "processes": process.limits.processes,
             "no_new_privileges": process.no_new_privileges,
         }
@@ -183,14 +202,24 @@ class Process:
     def _await_ready(self) -> None:
         ready = self.declaration.process.ready
         begin = time.monotonic()
-        while not all(listening(item.address, item.port) for item in self.listeners):
+        while not self._accepts():
             age = time.monotonic() - begin
             pause = POLL_SECONDS[age > POLL_SHORT_FOR_SECONDS]
             if select.select([self.pidfd], [], [], pause)[0]:
-                raise ServiceError(f"{self.name} ended at once", id="service.ended", hint=f"see {self.folder}/output.log")
+                raise ServiceError(
+                    f"{self.name} ended at once", id="service.ended", hint=f"see {self.folder}/output.log"
+                )
             if age * 1000 > ready.timeout_ms:
-                want = ", ".join(f"{x.address}:{x.port}" for x in self.listeners)
-                raise ServiceError(f"{self.name} does not accept", id="service.not-ready", want=want, got="nobody listens")
+                want = f"{ready.tcp or ready.file} within {ready.timeout_ms} ms"
+                raise ServiceError(f"{self.name} is not ready", id="service.not-ready", want=want, got="nothing there")
+
+    def _accepts(self) -> bool:
+        ready = self.declaration.process.ready
+        if ready.tcp is not None:
+            host, _, port = ready.tcp.rpartition(":")
+            if not listening(Address.parse(host.strip("[]")), int(port)):
+                return False
+        return ready.file is None or Path(ready.file).exists()
 
     def destroy(self, grace_ns: int) -> int:
         """Stop the service and remove its cgroup; ns that it took. Destroying what is not there is no error."""

@@ -1,9 +1,9 @@
 """The spawner: one small single-threaded process that forks, prepares and executes services for the executor.
 
 A fork in a process with threads, JIT code and a ring buffer is slow and fragile; here it is neither. Requests come as
-one JSON datagram with the descriptors of stdout, of the verified program and of the cgroups attached; the answer is the pid, or the step that
-failed with its errno. A child joins its cgroups before it executes, so nothing of it ever runs outside them.
-Services outlive the spawner; it ends when the executor's end of the socket closes.
+one JSON datagram with the descriptors of stdout, of the verified program and of the cgroups attached; the answer is the
+pid, or the step that failed with its errno. A child joins its cgroups before it executes, so nothing of it ever runs
+outside them. Services outlive the spawner; it ends when the executor's end of the socket closes.
 
 Run as `python -m pointcall_executor.services.spawner FD`. Imports nothing but the standard library.
 """
@@ -25,11 +25,25 @@ from typing import Any, Final
 MAX_REQUEST_BYTES: Final = 128 * 1024
 MAX_DESCRIPTORS: Final = 8
 _PR_SET_NO_NEW_PRIVS: Final = 38
+# clone(2) flags. `pid` takes effect for the program's children only: a process cannot move itself.
+_NAMESPACES: Final = {
+    "mount": 0x00020000,
+    "cgroup": 0x02000000,
+    "uts": 0x04000000,
+    "ipc": 0x08000000,
+    "pid": 0x20000000,
+    "network": 0x40000000,
+}
 
 
 def _no_new_privileges(libc: ctypes.CDLL) -> None:
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl")
+
+
+def _unshare(names: Sequence[str], libc: ctypes.CDLL) -> None:
+    if libc.unshare(functools.reduce(int.__or__, (_NAMESPACES[n] for n in names))):
+        raise OSError(ctypes.get_errno(), "unshare")
 
 
 def _steps(
@@ -44,6 +58,8 @@ def _steps(
         ("stderr", lambda: os.dup2(output, 2)),
         ("directory", lambda: os.chdir(request["directory"])),
     ]
+    if names := request.get("namespaces"):
+        steps.append(("namespaces", lambda: _unshare(names, libc)))
     if (processes := request.get("processes")) is not None:
         steps.append(("processes", lambda: resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))))
     if (gid := request.get("gid")) is not None:

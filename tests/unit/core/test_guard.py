@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pointcall_executor.core import guard
-from pointcall_executor.core.guard import Grant, GuardState, Request, Rules
+from pointcall_executor.core.guard import Bucket, Grant, GuardState, Limits, Request, Rules
 from pointcall_executor.core.history import KEEP_MAX, History
 from pointcall_runbook.vocabulary import (
     Action,
@@ -34,11 +34,11 @@ GRANT = Grant(
     frozenset({OPS.number}),
     (Network("10.0.0.0/8"),),
 )
-RULES = Rules(services_at_once=2, never_touch_networks=(Network("10.9.0.0/16"),))
+RULES = Rules(services=4, services_at_once=2, never_touch_networks=(Network("10.9.0.0/16"),))
 
 
 def request(action: Action = RECREATE, *, now_ns: int = 1000 * SECOND, **over: Any) -> Request:
-    base = Request("fix", "run-1", 0, action, "enforce", GRANT, 10, now_ns)
+    base = Request("fix", "run-1", 0, action, "enforce", GRANT, Limits(per_minute=10, burst=10), now_ns)
     return dataclasses.replace(base, **over)
 
 
@@ -61,14 +61,24 @@ def test_a_granted_action_in_quiet_times_passes() -> None:
         (GuardState(), request(OpenCircuit(Address.parse("192.0.2.1"), 80, 1)), "guard.grant-network"),
         (GuardState(), request(OpenCircuit(Address.parse("10.9.0.1"), 53, 1)), "guard.never-touch"),
         (GuardState(storm_until_ns=2000 * SECOND), request(), "guard.storm"),
-        (GuardState(), request(per_minute=0), "guard.rate"),
+        (GuardState(), request(limits=Limits(approval=frozenset({"recreate"}))), "guard.approval"),
+        (
+            GuardState(buckets={("fix", ("service", API.number)): Bucket(999_999, 1000 * SECOND)}),
+            request(),
+            "guard.rate",
+        ),
+        (
+            GuardState(history=History().noted(("target", "fix", "service", API.number), 999 * SECOND)),
+            request(limits=Limits(hold_off_ns=2 * SECOND)),
+            "guard.hold-off",
+        ),
         (GuardState(busy={("service", API.number): "run-0"}), request(), "guard.busy"),
         (GuardState(busy={("service", 5): "r", ("service", 6): "r"}), request(), "guard.blast-radius"),
         (GuardState(history=History().noted(("restart", API.number), 1000 * SECOND - 5)), request(), "guard.flapping"),
     ],
 )
 def test_one_wrong_thing_fails_exactly_its_rule(state: GuardState, asked: Request, rule: str) -> None:
-    refusals = [r for check in guard.TABLE if (r := check(state, asked, RULES))]
+    refusals = [r for check in guard.FORBIDDEN + guard.TOO_MUCH if (r := check(state, asked, RULES))]
     assert [r.rule for r in refusals] == [rule]
     assert all((r.want, r.got, r.hint) for r in refusals)
 
@@ -77,42 +87,81 @@ def test_a_service_without_a_declaration_is_never_granted() -> None:
     assert objection(GuardState(), request(Recreate(service("x").__class__(0)))) == "guard.grant-service"
 
 
-def test_hold_off_doubles_with_each_recreation_and_is_bounded() -> None:
+def recreated(state: GuardState, now_ns: int) -> GuardState:
+    asked = request(now_ns=now_ns)
+    return guard.ended(guard.permitted(state, asked, RULES), "run-1", RECREATE)
+
+
+def test_the_flap_hold_off_doubles_with_each_recreation_and_is_bounded() -> None:
     state, waits = GuardState(), []
     for n in range(16):
-        asked = request(now_ns=1000 * SECOND + n)
-        state = guard.ended(guard.permitted(state, asked, RULES), "run-1", asked.action)
-        waits.append(guard.holdoff_ns(state, API.number, 1001 * SECOND, RULES))
+        state = recreated(state, 1000 * SECOND + n)
+        waits.append(guard.flap_ns(state, API.number, 1001 * SECOND, RULES))
     assert waits[:4] == [SECOND, 2 * SECOND, 4 * SECOND, 8 * SECOND]
-    assert waits[-1] == RULES.holdoff_max_ns
+    assert waits[-1] == RULES.flap_max_ns
 
 
-def test_hold_off_ends_when_an_hour_passed_in_peace() -> None:
-    asked = request()
-    state = guard.ended(guard.permitted(GuardState(), asked, RULES), "run-1", asked.action)
-    assert guard.holdoff_ns(state, API.number, asked.now_ns + 3601 * SECOND, RULES) == 0
+@pytest.mark.parametrize(("healthy_delay_s", "quiet_s"), [(0, 3600), (30, 30)])
+def test_the_flap_hold_off_starts_anew_once_the_service_was_quiet_for_long_enough(
+    healthy_delay_s: int, quiet_s: int
+) -> None:
+    rules = dataclasses.replace(RULES, healthy_delay_ns=healthy_delay_s * SECOND)
+    state = recreated(recreated(GuardState(), 1000 * SECOND), 1003 * SECOND)
+    assert guard.flap_ns(state, API.number, (1003 + quiet_s) * SECOND - 1, rules) == 2 * SECOND
+    assert guard.flap_ns(state, API.number, (1003 + quiet_s) * SECOND, rules) == 0
 
 
-def test_a_burst_over_the_nodes_limit_is_a_storm_until_its_cool_down_ends() -> None:
-    rules = dataclasses.replace(RULES, actions_per_minute=3)
-    state = GuardState()
+def test_a_bucket_lets_a_burst_through_and_refills() -> None:
+    limits, state = Limits(per_minute=6, burst=2), GuardState()
+    for n in range(2):
+        asked = request(OpenCircuit(HERE, 80, SECOND), limits=limits, now_ns=1000 * SECOND + n)
+        assert objection(state, asked) is None
+        state = guard.ended(guard.permitted(state, asked, RULES), "run-1", asked.action)
+    third = request(OpenCircuit(HERE, 80, SECOND), limits=limits, now_ns=1001 * SECOND)
+    assert objection(state, third) == "guard.rate"
+    assert objection(state, dataclasses.replace(third, now_ns=1011 * SECOND)) is None
+    elsewhere = request(OpenCircuit(HERE, 81, SECOND), limits=limits, now_ns=1001 * SECOND)
+    assert objection(state, elsewhere) is None
+
+
+def test_the_node_as_a_whole_has_a_rate_too() -> None:
+    rules, state = dataclasses.replace(RULES, actions_per_minute=3), GuardState()
     for n in range(3):
         asked = request(OpenCircuit(HERE, 80 + n, SECOND), now_ns=1000 * SECOND + n)
-        assert objection(state, asked, rules) is None
         state = guard.permitted(state, asked, rules)
     later = request(OpenCircuit(HERE, 99, SECOND), now_ns=1002 * SECOND)
-    assert objection(state, later, rules) == "guard.storm"
-    after = dataclasses.replace(later, now_ns=1001 * SECOND + rules.storm_cooldown_ns)
-    assert objection(state, after, rules) is None
+    assert objection(state, later, rules) == "guard.node-rate"
+    assert objection(state, dataclasses.replace(later, now_ns=1061 * SECOND), rules) is None
 
 
-def test_a_notification_neither_holds_a_target_nor_counts_as_a_storm() -> None:
-    state = GuardState()
-    for n in range(5):
-        asked = request(Notify(OPS, Level.INFO, n))
-        state = guard.permitted(state, asked, dataclasses.replace(RULES, actions_per_minute=2))
-    assert state.busy == {}
-    assert state.storm_until_ns == 0
+def test_more_events_in_a_minute_than_a_node_should_see_are_a_storm_until_its_cool_down_ends() -> None:
+    rules, state = dataclasses.replace(RULES, storm_events_per_minute=3), GuardState(events_since_ns=1000 * SECOND)
+    for n in range(4):
+        assert state.storm_until_ns == 0
+        state = guard.counted(state, 1000 * SECOND + n, rules)
+    assert objection(state, request(now_ns=1001 * SECOND), rules) == "guard.storm"
+    assert objection(state, request(now_ns=1001 * SECOND + rules.storm_cooldown_ns), rules) is None
+
+
+@pytest.mark.parametrize(
+    ("over", "limit"),
+    [
+        ({}, 2),
+        ({"services_percent": 25}, 1),
+        ({"services_percent": 10}, 1),
+        ({"min_healthy_percent": 75}, 1),
+        ({"min_healthy_percent": 76}, 0),
+        ({"services": 1, "min_healthy_percent": 100}, 0),
+    ],
+)
+def test_the_blast_radius_is_the_lowest_of_its_limits(over: dict[str, int], limit: int) -> None:
+    assert guard.services_limit(dataclasses.replace(RULES, **over)) == limit
+
+
+def test_a_notification_holds_nothing_and_is_never_too_much() -> None:
+    asked = request(Notify(OPS, Level.INFO, 1))
+    assert guard.permitted(GuardState(), asked, RULES) == GuardState()
+    assert objection(GuardState(storm_until_ns=2000 * SECOND), asked) is None
 
 
 actions = st.one_of(
@@ -141,7 +190,7 @@ def test_whatever_is_asked_the_limits_hold(steps: list[tuple[Action, int, bool]]
         assert set(state.busy) == set(held)
         assert sum(1 for t in held if t[0] == "service") <= RULES.services_at_once
         assert sum(1 for t in held if t[0] == "circuit") <= RULES.circuits_at_once
-        assert sum(1 for at in permitted_at if now - 60 * SECOND < at <= now) <= 10
+        assert sum(1 for at in permitted_at if now - 60 * SECOND < at <= now) <= RULES.actions_per_minute
 
 
 @given(st.lists(st.integers(0, 10**13), max_size=400))

@@ -43,7 +43,6 @@ BOOK = Runbook(
     frozenset({"CircuitOpened"}),
     Grant(frozenset({"recreate", "remember"}), frozenset({API.number})),
     "enforce",
-    10,
 )
 RECREATE = Call.of(Recreate(API, 0))
 

@@ -1,0 +1,32 @@
+"""`pointcall arm DIR`: give the running executor another manifest. It verifies everything itself."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="*.sigstore.json and files/")
+
+
+def run(args: argparse.Namespace) -> int:
+    from pointcall_executor.api.client import Client
+    from pointcall_executor.api.roles import Role
+    from pointcall_executor.cli.output import Exit, UsageRefusal, print_json, state_dir
+    from pointcall_executor.daemon import Bundle
+
+    bundle = Bundle.read(args.folder)
+    if not bundle.signatures:
+        raise UsageRefusal("nothing to arm there", want="a *.sigstore.json file", got=str(args.folder))
+    with Client(state_dir(args) / "run" / f"{Role.OPERATOR.value}.sock") as client:
+        answer = client.call("Control/Arm", bundles=list(bundle.signatures), files=dict(bundle.files))
+    failed = [(c.id, c.expected, c.observed) for c in answer.checks if c.outcome == "fail"]
+    if args.json:
+        print_json({"ok": answer.armed, "manifest": answer.manifest_sha256, "failed": [f[0] for f in failed]})
+    else:
+        for check, want, got in failed:
+            print(f"refused: {check}\n  want {want}\n  got  {got}")
+        if answer.armed:
+            print(f"armed: manifest {answer.manifest_sha256}")
+    return Exit.OK if answer.armed else Exit.REFUSED

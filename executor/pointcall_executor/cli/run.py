@@ -1,0 +1,24 @@
+"""`pointcall run`: the executor on this node, until it is told to stop.
+
+SIGTERM and SIGINT disarm and close the epoch; SIGHUP reads the settings and the manifest folder again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML (docs/spec/config.md)")
+    parser.add_argument(
+        "--manifest", type=Path, metavar="DIR", help="what to arm: *.sigstore.json and files/ (default: STATE/manifest)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from pointcall_executor.cli.output import state_dir
+    from pointcall_executor.serving import Serving
+
+    state = state_dir(args).absolute()
+    return Serving(state, args.config, args.manifest or state / "manifest").run()

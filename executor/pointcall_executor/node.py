@@ -1,0 +1,253 @@
+"""The real node behind the actions: declared services, circuits, channels, and the sensors that watch them.
+
+Implements what actions/world.py asks for. recorded.py implements the same without a kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from pointcall_attest.admission import Admitted
+from pointcall_executor.actions.world import Channels, Circuits, Services
+from pointcall_executor.arming import destinations_of
+from pointcall_executor.config import Config
+from pointcall_executor.core.event import Destination
+from pointcall_executor.core.guard import Rules
+from pointcall_executor.kernel.blob import Blob
+from pointcall_executor.kernel.breaker import BreakerSensor, CircuitState, netns_cookie
+from pointcall_executor.kernel.cgroup import Cgroup, find_root
+from pointcall_executor.kernel.lifecycle import LifecycleSensor
+from pointcall_executor.kernel.ring import Ring
+from pointcall_executor.services.groups import remove_empty
+from pointcall_executor.services.process import Process, ServiceError, Spawner, Started
+from pointcall_runbook.vocabulary import Address, Level, channel, service
+
+OnMoved = Callable[[int, int], None]  # service number, its new cgroup id (0: none)
+
+
+class Sensors(Circuits, Protocol):
+    """The kernel side, real or recorded."""
+
+    def fds(self) -> tuple[int, ...]: ...
+    def drain(self) -> list[bytes]: ...
+    def lost(self) -> Mapping[str, int]: ...
+    def programs(self) -> tuple[tuple[str, int, str], ...]: ...
+    def states(self) -> tuple[CircuitState, ...]: ...
+    def watch(self, cgroup_id: int) -> None: ...
+    def unwatch(self, cgroup_id: int) -> None: ...
+    def detach(self) -> None: ...
+
+
+class RunningServices(Services, Protocol):
+    """Services that can be started and stopped together."""
+
+    def start_all(self) -> None: ...
+    def stop_all(self) -> None: ...
+    def stop_others(self, kept: RunningServices) -> None: ...
+    def pids(self) -> Mapping[str, int]: ...
+
+
+class Node(Protocol):
+    """Makes what an admitted manifest needs. `before` are the services that run already: the same ones stay."""
+
+    def sensors(self, admitted: Admitted, rules: Rules) -> Sensors: ...
+    def services(self, admitted: Admitted, before: RunningServices | None, on_moved: OnMoved) -> RunningServices: ...
+    def channels(self, admitted: Admitted) -> Channels: ...
+    def shutdown(self) -> None: ...
+
+
+class KernelSensors:
+    """The breaker and the lifecycle sensor of this kernel, loaded from the admitted blobs."""
+
+    def __init__(self, admitted: Admitted, rules: Rules, gate: Path) -> None:
+        self._destinations = destinations_of(admitted.manifest, netns_cookie())
+        self.breaker: BreakerSensor | None = None
+        self.lifecycle: LifecycleSensor | None = None
+        with contextlib.ExitStack() as undo:
+            for sensor in admitted.manifest.sensors:
+                blob = Blob.parse(admitted.files[sensor.blob])
+                if sensor.name == "breaker":
+                    self.breaker = BreakerSensor(
+                        blob, cgroup=gate, constants=sensor.params, never_touch=rules.never_touch_networks
+                    )
+                else:
+                    self.lifecycle = LifecycleSensor(blob)
+                undo.callback(self.detach)
+            if self.breaker is not None:
+                for destination in self._destinations:
+                    self.breaker.arm(destination)
+                self.breaker.attach()
+            if self.lifecycle is not None:
+                self.lifecycle.attach()
+            undo.pop_all()
+
+    def _rings(self) -> Mapping[str, Ring]:
+        found = {"breaker": self.breaker, "lifecycle": self.lifecycle}
+        return {name: sensor.ring for name, sensor in found.items() if sensor is not None}
+
+    def fds(self) -> tuple[int, ...]:
+        return tuple(ring.fileno() for ring in self._rings().values())
+
+    def drain(self) -> list[bytes]:
+        """Every finished record of every ring, 56 bytes each."""
+        return [record for ring in self._rings().values() for record in ring.drain()]
+
+    def lost(self) -> Mapping[str, int]:
+        found = {"breaker": self.breaker, "lifecycle": self.lifecycle}
+        return {name: sensor.lost() for name, sensor in found.items() if sensor is not None}
+
+    def programs(self) -> tuple[tuple[str, int, str], ...]:
+        """(name, kernel id, tag) of every loaded program."""
+        return tuple(p for s in (self.breaker, self.lifecycle) if s is not None for p in s.programs())
+
+    def states(self) -> tuple[CircuitState, ...]:
+        return tuple(self.breaker.circuits()) if self.breaker is not None else ()
+
+    def watch(self, cgroup_id: int) -> None:
+        if self.lifecycle is not None:
+            self.lifecycle.watch(cgroup_id)
+
+    def unwatch(self, cgroup_id: int) -> None:
+        if self.lifecycle is not None:
+            self.lifecycle.unwatch(cgroup_id)
+
+    def _armed(self, address: Address, port: int) -> tuple[BreakerSensor, Destination]:
+        for destination in self._destinations:
+            if self.breaker is not None and (destination.address, destination.port) == (address, port):
+                return self.breaker, destination
+        raise ServiceError("no circuit is armed there", id="circuit.unknown", got=f"{address}:{port}")
+
+    def force(self, address: Address, port: int, until_ns: int) -> None:
+        breaker, destination = self._armed(address, port)
+        breaker.force(destination, until_ns)
+
+    def close_circuit(self, address: Address, port: int) -> None:
+        breaker, destination = self._armed(address, port)
+        breaker.close_circuit(destination)
+
+    def probe_service(self, number: int) -> int:
+        """Let the next connect to each address of the service be the one probe; how many circuits there are."""
+        if self.breaker is None:
+            return 0
+        mine = [d for d, n in self._destinations.items() if n == number]
+        for destination in mine:
+            self.breaker.make_probe_ready(destination)
+        return len(mine)
+
+    def detach(self) -> None:
+        """Everything out of the kernel. Twice without harm."""
+        for sensor in (self.breaker, self.lifecycle):
+            if sensor is not None:
+                sensor.close()
+        self.breaker = self.lifecycle = None
+
+
+class ProcessServices:
+    """Declared services of kind `process`, by number."""
+
+    def __init__(
+        self,
+        admitted: Admitted,
+        parent: str,
+        folder: Path,
+        spawner: Spawner,
+        before: RunningServices | None,
+        on_moved: OnMoved,
+    ) -> None:
+        self._on_moved = on_moved
+        running = before.processes() if isinstance(before, ProcessServices) else {}
+        self._by_number: dict[int, Process] = {}
+        for name, declaration in admitted.declarations.items():
+            number = service(name).number
+            old = running.get(number)
+            same = old is not None and old.declaration.sha256 == declaration.sha256
+            self._by_number[number] = old if old and same else Process(declaration, parent, folder, spawner)
+
+    def processes(self) -> Mapping[int, Process]:
+        return self._by_number
+
+    def _process(self, number: int) -> Process:
+        found = self._by_number.get(number)
+        if found is None:
+            raise ServiceError("no such service is declared", id="service.unknown", got=str(number))
+        return found
+
+    def name(self, number: int) -> str:
+        return self._process(number).name
+
+    def pids(self) -> Mapping[str, int]:
+        return {p.name: p.pid if p.running else 0 for p in self._by_number.values()}
+
+    def destroy(self, number: int, grace_ns: int) -> int:
+        self._on_moved(number, 0)
+        return self._process(number).destroy(grace_ns)
+
+    def start(self, number: int) -> Started:
+        process = self._process(number)
+        return process.start(on_cgroup=lambda cgroup_id: self._on_moved(number, cgroup_id))
+
+    def start_all(self) -> None:
+        for number, process in self._by_number.items():
+            if process.running:
+                self._on_moved(number, process.cgroup_id)
+            else:
+                self.start(number)
+
+    def stop_all(self) -> None:
+        for number, process in self._by_number.items():
+            self.destroy(number, process.declaration.process.stop.grace_ms * 1_000_000)
+
+    def stop_others(self, kept: RunningServices) -> None:
+        """Destroy the processes that `kept` did not take over."""
+        staying = kept.processes().values() if isinstance(kept, ProcessServices) else ()
+        for process in self._by_number.values():
+            if process not in staying:
+                process.destroy(process.declaration.process.stop.grace_ms * 1_000_000)
+
+
+class LogChannels:
+    """Channels of kind `log`: one structured line on standard error."""
+
+    def __init__(self, admitted: Admitted) -> None:
+        self._names = {channel(c.name).number: c.name for c in admitted.manifest.channels}
+
+    def send(self, number: int, level: Level, code: int) -> str:
+        name = self._names.get(number)
+        if name is None:
+            raise ServiceError("no such channel is declared", id="channel.unknown", got=str(number))
+        sys.stderr.write(f"pointcall: notify channel={name} level={level.name.lower()} code={code}\n")
+        return name
+
+
+class KernelNode:
+    """This machine."""
+
+    def __init__(self, config: Config, state_dir: Path) -> None:
+        self._config, self._folder = config, state_dir / "services"
+        self._spawner: Spawner | None = None
+
+    def sensors(self, admitted: Admitted, rules: Rules) -> KernelSensors:
+        gate = find_root() / self._config.gate
+        if self._config.gate:
+            Cgroup.create(self._config.gate)
+        return KernelSensors(admitted, rules, gate)
+
+    def services(self, admitted: Admitted, before: RunningServices | None, on_moved: OnMoved) -> ProcessServices:
+        if self._spawner is None:
+            self._spawner = Spawner()
+        return ProcessServices(admitted, self._config.cgroup, self._folder, self._spawner, before, on_moved)
+
+    def channels(self, admitted: Admitted) -> Channels:
+        return LogChannels(admitted)
+
+    def shutdown(self) -> None:
+        """End the spawner and remove our cgroups if nothing lives in them."""
+        if self._spawner is not None:
+            self._spawner.close()
+            self._spawner = None
+        for name in {self._config.cgroup, self._config.gate} - {""}:
+            remove_empty(name)

@@ -1,0 +1,148 @@
+"""The same loop without a kernel: recorded events in, services and circuits that only remember what was asked of them.
+
+For machines without root or BPF, and for scenario tests. Whatever runs on it is labelled `recorded`; nothing outside
+this process changes.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import os
+import time
+from collections.abc import Mapping
+
+from pointcall_attest.admission import Admitted
+from pointcall_executor.actions.world import Channels
+from pointcall_executor.arming import destinations_of
+from pointcall_executor.core.event import Destination, KernelEvent, encode
+from pointcall_executor.core.guard import Rules
+from pointcall_executor.kernel.breaker import CircuitState
+from pointcall_executor.node import LogChannels, OnMoved, RunningServices
+from pointcall_executor.services.process import ServiceError, Started
+from pointcall_runbook.vocabulary import Address, service
+
+
+class RecordedSensors:
+    """A ring that is filled by `happen`, and circuits as a list of commands."""
+
+    def __init__(self, admitted: Admitted) -> None:
+        self.destinations = destinations_of(admitted.manifest, 0)
+        self.commands: list[tuple[str, str]] = []
+        self._records: collections.deque[bytes] = collections.deque()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
+        self.watched: set[int] = set()
+
+    def happen(self, event: KernelEvent) -> None:
+        """Let the executor see this record."""
+        self._records.append(encode(event))
+        os.eventfd_write(self._wake, 1)
+
+    def fds(self) -> tuple[int, ...]:
+        return (self._wake,) if self._wake >= 0 else ()
+
+    def drain(self) -> list[bytes]:
+        found = []
+        while self._records:
+            os.eventfd_read(self._wake)
+            found.append(self._records.popleft())
+        return found
+
+    def lost(self) -> Mapping[str, int]:
+        return {}
+
+    def programs(self) -> tuple[tuple[str, int, str], ...]:
+        return ()
+
+    def states(self) -> tuple[CircuitState, ...]:
+        return ()
+
+    def watch(self, cgroup_id: int) -> None:
+        self.watched.add(cgroup_id)
+
+    def unwatch(self, cgroup_id: int) -> None:
+        self.watched.discard(cgroup_id)
+
+    def _known(self, address: Address, port: int) -> Destination:
+        for destination in self.destinations:
+            if (destination.address, destination.port) == (address, port):
+                return destination
+        raise ServiceError("no circuit is armed there", id="circuit.unknown", got=f"{address}:{port}")
+
+    def force(self, address: Address, port: int, until_ns: int) -> None:
+        self.commands.append(("force", str(self._known(address, port))))
+
+    def close_circuit(self, address: Address, port: int) -> None:
+        self.commands.append(("close", str(self._known(address, port))))
+
+    def probe_service(self, number: int) -> int:
+        mine = [d for d, n in self.destinations.items() if n == number]
+        self.commands += [("probe", str(d)) for d in mine]
+        return len(mine)
+
+    def detach(self) -> None:
+        if self._wake >= 0:
+            os.close(self._wake)
+            self._wake = -1
+
+
+class RecordedServices:
+    """Services that start at once and do nothing."""
+
+    def __init__(self, admitted: Admitted, on_moved: OnMoved) -> None:
+        self._names = {service(s.name).number: s.name for s in admitted.manifest.services}
+        self._on_moved = on_moved
+        self._cgroups = itertools.count(1)
+        self.starts: list[str] = []
+
+    def name(self, number: int) -> str:
+        if number not in self._names:
+            raise ServiceError("no such service is declared", id="service.unknown", got=str(number))
+        return self._names[number]
+
+    def destroy(self, number: int, grace_ns: int) -> int:
+        self.name(number)
+        self._on_moved(number, 0)
+        return 0
+
+    def start(self, number: int) -> Started:
+        begin = time.monotonic_ns()
+        self.starts.append(self.name(number))
+        cgroup_id = next(self._cgroups)
+        self._on_moved(number, cgroup_id)
+        return Started(0, cgroup_id, 0, 0, 0, time.monotonic_ns() - begin)
+
+    def start_all(self) -> None:
+        for number in self._names:
+            self.start(number)
+
+    def stop_all(self) -> None:
+        """Nothing runs."""
+
+    def stop_others(self, kept: RunningServices) -> None:
+        """Nothing runs."""
+
+    def pids(self) -> Mapping[str, int]:
+        return dict.fromkeys(self._names.values(), 0)
+
+
+class RecordedNode:
+    """Stands in for this machine. Its parts are public so that a story can drive and look at them."""
+
+    def __init__(self) -> None:
+        self.current_sensors: RecordedSensors | None = None
+        self.current_services: RecordedServices | None = None
+
+    def sensors(self, admitted: Admitted, rules: Rules) -> RecordedSensors:
+        self.current_sensors = RecordedSensors(admitted)
+        return self.current_sensors
+
+    def services(self, admitted: Admitted, before: RunningServices | None, on_moved: OnMoved) -> RecordedServices:
+        self.current_services = RecordedServices(admitted, on_moved)
+        return self.current_services
+
+    def channels(self, admitted: Admitted) -> Channels:
+        return LogChannels(admitted)
+
+    def shutdown(self) -> None:
+        """Nothing to end."""

@@ -1,0 +1,88 @@
+"""Signing beside the plain library, in one run: `python -m tests.bench.signing` prints one JSON line a figure.
+
+verify_manifest_ms_p50   `verify_bundles` in process, warm; ratio to one bare `verify_dsse` of the library in this run
+verify_manifest_ms_p99   the same, 99th percentile
+check_manifest_ms_p50    all of admission but the evidence: signature, files, modules
+verify_key_ms_p50        a bundle by a long-lived key
+verify_child_ms_p50      `verify_bundles` in its child process, import of the library included
+sign_ms_p50              one keyless signature against the private instance on loopback
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pointcall_attest.signature import verify_bundles
+from pointcall_keys.long_lived import FileKey, policy_row, sign_with_key
+from pointcall_keys.private_sigstore import PrivateSigstore
+from tests.unit.signing.world import ALICE, NOW, World, statement
+
+ROUNDS = 300
+
+
+def times_ms(call: Callable[[], object], rounds: int = ROUNDS) -> list[float]:
+    for _ in range(min(5, rounds)):
+        call()
+    out = []
+    for _ in range(rounds):
+        start = time.perf_counter_ns()
+        call()
+        out.append((time.perf_counter_ns() - start) / 1e6)
+    return sorted(out)
+
+
+def line(metric: str, value: float, n: int, baseline: str = "", ratio: float | None = None) -> None:
+    figure = {"suite": "signing", "metric": metric, "value": round(value, 3), "unit": "ms", "n": n}
+    print(json.dumps(figure | {"baseline": baseline or None, "ratio": ratio and round(ratio, 2), "peer": None}))
+
+
+def p99(sample: Sequence[float]) -> float:
+    return sample[int(len(sample) * 0.99)]
+
+
+def library(world: World, bundle: bytes) -> Callable[[], Any]:
+    """One verification by the library alone, with its verifier and bundle ready."""
+    from sigstore.models import Bundle, ClientTrustConfig
+    from sigstore.verify import Verifier, policy
+
+    root = ClientTrustConfig.from_json(json.dumps(world.sigstore.trust_config())).trusted_root
+    verifier, opened = Verifier(trusted_root=root), Bundle.from_json(bundle)
+    named = policy.Identity(identity=ALICE, issuer=world.sigstore.issuer)
+    return lambda: verifier.verify_dsse(opened, named)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder)
+        with PrivateSigstore.start(directory / "sigstore", clock=lambda: dt.datetime.now(dt.UTC)) as sigstore:
+            measure(World(sigstore), directory)
+
+
+def measure(world: World, directory: Path) -> None:
+    payload = statement()
+    bundle, root, policy = world.sign(payload), world.sigstore.trusted_root(), world.policy()
+    bare = statistics.median(times_ms(library(world, bundle)))
+    ours = times_ms(lambda: verify_bundles([bundle], trusted_root=root, policy=policy, at=NOW, in_process=True))
+    middle = statistics.median(ours)
+    line("verify_manifest_ms_p50", middle, ROUNDS, f"verify_dsse of the library alone, {bare:.3f} ms", middle / bare)
+    line("verify_manifest_ms_p99", p99(ours), ROUNDS)
+    line("check_manifest_ms_p50", statistics.median(times_ms(lambda: world.check([bundle]))), ROUNDS)
+    key = FileKey.make(directory / "key.pem", None)
+    trust = world.policy(keys=[policy_row("key", key)])
+    signed = sign_with_key(payload, key)
+    by_key = times_ms(lambda: verify_bundles([signed], trusted_root=root, policy=trust, at=NOW, in_process=True))
+    line("verify_key_ms_p50", statistics.median(by_key), ROUNDS)
+    child = times_ms(lambda: verify_bundles([bundle], trusted_root=root, policy=policy, at=NOW), rounds=5)
+    line("verify_child_ms_p50", statistics.median(child), 5)
+    line("sign_ms_p50", statistics.median(times_ms(lambda: world.sign(payload), rounds=30)), 30)
+
+
+if __name__ == "__main__":
+    main()

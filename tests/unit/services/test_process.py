@@ -1,0 +1,224 @@
+"""The embedded supervisor with real processes and real cgroups."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pwd
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pointcall_attest.declaration import ServiceDeclaration
+from pointcall_executor.kernel.cgroup import find_root
+from pointcall_executor.services.groups import remove_empty
+from pointcall_executor.services.listening import listening
+from pointcall_executor.services.process import Process, ServiceError, Spawner
+from pointcall_runbook.vocabulary import Address
+
+PARENT = f"pointcall-test-{os.getpid()}"
+LOOPBACK = Address.parse("127.0.0.1")
+SERVE = """
+import os, socket, sys, time
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+if "fork" in sys.argv: os.fork()
+print("serving", flush=True)
+while True: listener.accept()[0].close()
+"""
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or not os.access(find_root(), os.W_OK), reason="needs root and a writable cgroup v2 tree"
+)
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def spawner() -> Iterator[Spawner]:
+    made = Spawner()
+    yield made
+    made.close()
+    remove_empty(PARENT)
+
+
+@pytest.fixture
+def make(tmp_path: Path, spawner: Spawner) -> Iterator[Callable[..., Process]]:
+    made: list[Process] = []
+
+    def build(source: str, *words: str, **over: Any) -> Process:
+        script, program = tmp_path / "main.py", Path(sys.executable).resolve()
+        script.write_text(source)
+        process: dict[str, Any] = {
+            "argv": [str(program), "-I", "-S", str(script), *words],
+            "files": [{"path": str(p), "sha256": sha256(p)} for p in (program, script)],
+            "directory": str(tmp_path),
+        }
+        body = {"format": "pointcall-service/v1", "name": "svc", "kind": "process", "process": process | over}
+        declaration = ServiceDeclaration.parse(json.dumps(body).encode())
+        made.append(Process(declaration, PARENT, tmp_path / "services", spawner))
+        return made[-1]
+
+    yield build
+    for process in made:
+        process.destroy(0)
+
+
+def serving(make: Callable[..., Process], port: int, *words: str, **over: Any) -> Process:
+    return make(SERVE, str(port), *words, ready={"tcp": f"127.0.0.1:{port}", "timeout_ms": 5000}, **over)
+
+
+def folder() -> Path:
+    return find_root() / PARENT / "svc"
+
+
+def test_a_started_service_listens_runs_in_its_own_cgroup_and_its_output_is_kept(
+    make: Callable[..., Process], port: int, tmp_path: Path
+) -> None:
+    process = serving(make, port)
+    started = process.start()
+    assert process.running
+    assert listening(LOOPBACK, port)
+    assert folder().stat().st_ino == started.cgroup_id
+    assert str(process.pid) in (folder() / "cgroup.procs").read_text().split()
+    assert started.files == 2
+    assert min(started.verified_ns, started.spawned_ns, started.ready_ns) > 0
+    deadline = time.monotonic() + 5
+    while "serving" not in (tmp_path / "services/svc/output.log").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_destroy_leaves_no_process_and_no_cgroup_and_may_be_called_twice(
+    make: Callable[..., Process], port: int
+) -> None:
+    process = serving(make, port, "fork")
+    process.start()
+    process.destroy(0)
+    assert not process.running
+    assert not folder().exists()
+    assert not listening(LOOPBACK, port)
+    process.destroy(0)
+
+
+def test_a_polite_service_ends_by_its_stop_signal_within_the_grace(make: Callable[..., Process], port: int) -> None:
+    process = serving(make, port)
+    process.start()
+    took_ns = process.destroy(5_000_000_000)
+    assert took_ns < 5_000_000_000
+
+
+def test_a_killed_service_starts_again_in_a_new_cgroup(make: Callable[..., Process], port: int) -> None:
+    process = serving(make, port)
+    first = process.start()
+    os.kill(process.pid, signal.SIGKILL)
+    process.destroy(0)
+    seen: list[int] = []
+    second = process.start(on_cgroup=seen.append)
+    assert second.pid != first.pid
+    assert seen == [second.cgroup_id]
+    assert listening(LOOPBACK, port)
+
+
+def test_a_changed_file_is_never_executed(make: Callable[..., Process], port: int, tmp_path: Path) -> None:
+    process = serving(make, port)
+    (tmp_path / "main.py").write_text("raise SystemExit('changed')")
+    with pytest.raises(ServiceError) as refusal:
+        process.start()
+    assert refusal.value.id == "service.digest"
+    assert not folder().exists()
+
+
+def test_a_missing_file_is_named(make: Callable[..., Process], port: int, tmp_path: Path) -> None:
+    process = serving(make, port)
+    (tmp_path / "main.py").unlink()
+    with pytest.raises(ServiceError) as refusal:
+        process.start()
+    assert refusal.value.id == "service.file"
+    assert "main.py" in refusal.value.message
+
+
+@pytest.mark.parametrize(
+    ("source", "timeout_ms", "id"),
+    [("raise SystemExit(1)", 5000, "service.ended"), ("import time; time.sleep(60)", 50, "service.not-ready")],
+)
+def test_a_service_that_does_not_come_up_is_an_error_and_leaves_nothing(
+    make: Callable[..., Process], port: int, source: str, timeout_ms: int, id: str
+) -> None:
+    process = make(source, ready={"tcp": f"127.0.0.1:{port}", "timeout_ms": timeout_ms})
+    with pytest.raises(ServiceError) as refusal:
+        process.start()
+    assert refusal.value.id == id
+    assert not folder().exists()
+
+
+def test_a_program_that_cannot_be_executed_names_the_step(make: Callable[..., Process], tmp_path: Path) -> None:
+    script = tmp_path / "plain"
+    script.write_text("not a program")
+    process = make("", argv=[str(script)], files=[{"path": str(script), "sha256": sha256(script)}])
+    with pytest.raises(ServiceError) as refusal:
+        process.start()
+    assert refusal.value.id == "service.spawn"
+    assert refusal.value.got.startswith("exec:")
+
+
+def test_an_unknown_account_is_named(make: Callable[..., Process]) -> None:
+    with pytest.raises(ServiceError) as refusal:
+        make("", user="nobody-here").start()
+    assert refusal.value.id == "service.account"
+
+
+def test_a_service_runs_as_the_declared_user_without_new_privileges_in_its_namespaces(
+    make: Callable[..., Process],
+) -> None:
+    program = Path("/bin/sleep").resolve()  # a program that every user can enter, unlike a test's folder
+    process = make(
+        "",
+        argv=[str(program), "60"],
+        files=[{"path": str(program), "sha256": sha256(program)}],
+        directory="/",
+        user="nobody",
+        namespaces=["uts", "ipc"],
+    )
+    process.start()
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    assert "NoNewPrivs:\t1" in status
+    uid = next(line for line in status.splitlines() if line.startswith("Uid:")).split()[1]
+    assert uid == str(pwd.getpwnam("nobody").pw_uid)
+    for name in ("uts", "ipc"):
+        assert Path(f"/proc/{process.pid}/ns/{name}").readlink() != Path(f"/proc/self/ns/{name}").readlink()
+
+
+def test_the_memory_limit_holds(make: Callable[..., Process]) -> None:
+    source = "held = []\nwhile True: held.append(bytearray(b'1') * (4 << 20))"
+    process = make(source, limits={"memory_bytes": 48 << 20})
+    process.start()
+    deadline = time.monotonic() + 10
+    while process.running:
+        assert time.monotonic() < deadline, "the kernel did not end it"
+        time.sleep(0.01)
+
+
+def test_nobody_listens_on_a_free_port_and_any_address_counts_as_every_address(port: int) -> None:
+    assert not listening(LOOPBACK, port)
+    with socket.create_server(("0.0.0.0", port)):
+        assert listening(LOOPBACK, port)
+        assert listening(Address.parse("192.0.2.1"), port)
+    with socket.create_server(("::1", port), family=socket.AF_INET6):
+        assert listening(Address.parse("::1"), port)
+        assert not listening(LOOPBACK, port)
