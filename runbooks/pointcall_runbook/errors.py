@@ -15,9 +15,7 @@ class PointcallError(Exception):
 
     id: str = "pointcall.error"
 
-    def __init__(
-        self, message: str, *, id: str | None = None, want: str = "", got: str = "", hint: str = ""
-    ) -> None:
+    def __init__(self, message: str, *, id: str | None = None, want: str = "", got: str = "", hint: str = "") -> None:
         super().__init__(message)
         self.message = message
         if id is not None:

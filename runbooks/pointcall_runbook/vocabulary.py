@@ -134,8 +134,14 @@ class Address:
         return self.hi.to_bytes(8, "big") + self.lo.to_bytes(8, "big")
 
     def __str__(self) -> str:
-        address = ipaddress.IPv6Address(self.packed)
-        return str(address.ipv4_mapped or address)
+        return _address_text(self.hi, self.lo)
+
+
+@functools.lru_cache(maxsize=4096)
+def _address_text(hi: int, lo: int) -> str:
+    """Cached: the executor names the same few destinations over and over."""
+    address = ipaddress.IPv6Address((hi << 64) | lo)
+    return str(address.ipv4_mapped or address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -495,14 +501,18 @@ def _field(declared: dataclasses.Field[Any], hint: Any) -> Field:
     return Field(declared.name, kind, lo, hi, "", None, default)
 
 
-@functools.cache
-def fields(cls: type[Event] | type[Action]) -> tuple[Field, ...]:
+_FIELDS: Final[dict[str, tuple[Field, ...]]] = {}
+
+
+def fields(cls: type) -> tuple[Field, ...]:
     """The fields of an event or action type, in the order of the ABI."""
-    hints = typing.get_type_hints(cls, include_extras=True)
-    return tuple(_field(f, hints[f.name]) for f in dataclasses.fields(cls))  # type: ignore[arg-type]
+    if cls.__name__ not in _FIELDS:
+        hints = typing.get_type_hints(cls, include_extras=True)
+        _FIELDS[cls.__name__] = tuple(_field(f, hints[f.name]) for f in dataclasses.fields(cls))
+    return _FIELDS[cls.__name__]
 
 
-def arity(cls: type[Event] | type[Action]) -> int:
+def arity(cls: type) -> int:
     """How many i64 parameters the type takes in a module."""
     return sum(f.kind.slots for f in fields(cls))
 
@@ -540,9 +550,12 @@ EVENTS: Final[Mapping[str, type[Event]]] = {cls.__name__: cls for cls in _EVENTS
 
 def capability(cls: type[Action]) -> str:
     """The import name of an action: `OpenCircuit` is `rb1.open_circuit`."""
-    return "".join("_" + c.lower() if c.isupper() else c for c in cls.__name__).lstrip("_")
+    return _CAPABILITIES[cls]
 
 
+_CAPABILITIES: Final[Mapping[type[Action], str]] = {
+    cls: "".join("_" + c.lower() if c.isupper() else c for c in cls.__name__).lstrip("_") for cls in _ACTIONS
+}
 ACTIONS: Final[Mapping[str, type[Action]]] = {capability(cls): cls for cls in _ACTIONS}
 
 
