@@ -4,6 +4,7 @@ SHELL      := /bin/bash
 PYTHON     ?= python3
 VENV       ?= .venv
 BIN        := $(VENV)/bin
+COMPILE    := $(BIN)/python -m piptools compile -q --strip-extras --generate-hashes --no-emit-index-url --no-emit-find-links --no-emit-options --allow-unsafe --no-header
 BLOBS      := executor/pointcall_executor/blobs
 STATE      ?= build/demo
 APT        := python3-venv clang llvm libbpf-dev bpftool make
@@ -67,9 +68,9 @@ executor/pointcall_executor/api/generated/.made: executor/pointcall_executor/api
 	$(BIN)/python -m pointcall_executor.api.generate
 	touch $@
 
-lock: ## pin all dependencies with hashes (no addresses)
-	$(BIN)/python -m piptools compile -q --strip-extras --generate-hashes --no-emit-index-url --no-emit-find-links --no-emit-options --allow-unsafe --no-header --extra executor --extra build -o requirements.txt pyproject.toml
-	$(BIN)/python -m piptools compile -q --strip-extras --generate-hashes --no-emit-index-url --no-emit-find-links --no-emit-options --allow-unsafe --no-header --extra dev --extra build -o requirements-dev.txt pyproject.toml
+lock: setup-dev ## pin all dependencies with hashes (no addresses)
+	$(COMPILE) --upgrade --extra executor --extra build -o requirements.txt pyproject.toml
+	$(COMPILE) --upgrade $(addprefix --extra ,agents build dev executor measure pkcs11) -c requirements.txt -o requirements-dev.txt pyproject.toml
 
 clean: ## remove everything made
 	rm -rf build dist $(BLOBS) executor/pointcall_executor/api/generated

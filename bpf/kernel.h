@@ -184,6 +184,8 @@ struct bpf_sock {
 	__u32 src_ip6[4];
 };
 
+struct __sk_buff;
+
 struct bpf_sock_addr {
 	__u32 user_family;
 	__u32 user_ip4;

@@ -37,6 +37,9 @@ class Lab:
     def __init__(self, folder: Path, sigstore: PrivateSigstore, tee_folder: Path, **policy: Any) -> None:
         self.state, self.sigstore = folder, sigstore
         self.platform = EmulatedPlatform.open(tee_folder, clock=now)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "tee").exists():
+            (folder / "tee").symlink_to(tee_folder)  # where `pointcall run` looks for the platform's keys
         self.trust = folder / "trust"
         self.trust.mkdir(parents=True, exist_ok=True)
         self.platform.register(self.trust)

@@ -22,9 +22,10 @@ from pointcall_attest.declaration import ServiceDeclaration
 from pointcall_attest.errors import AttestError, MalformedError, RefusedError
 from pointcall_attest.manifest import Manifest, Runbook, Service
 from pointcall_attest.model import instant
+from pointcall_attest.notice import Pointer, Revocation
 from pointcall_attest.policy import TrustPolicy
 from pointcall_attest.signature import CHECKS as SIGNATURE_CHECKS
-from pointcall_attest.signature import SignedStatement, verify_bundles
+from pointcall_attest.signature import CLOCK_SKEW, SignedStatement, verify_bundles
 from pointcall_attest.verdict import Check, Verdict
 from pointcall_runbook import vocabulary
 from pointcall_runbook.errors import PointcallError
@@ -45,6 +46,7 @@ CHECKS: Final[Mapping[str, str]] = {
     "manifest.floor": "its sequence reaches the policy's min_sequence",
     "manifest.fork": "no other manifest with this sequence was armed here",
     "manifest.previous": "it follows the one armed before",
+    "manifest.newest": "a signed pointer that holds now names it",
     "manifest.revoked": "neither it nor one of its files is revoked",
     "manifest.policy": "it was made for this trust policy",
     "manifest.trusted_root": "it was made for this trusted root",
@@ -116,12 +118,15 @@ def check_manifest(
     highest_sequence: int | None,
     executor_version: str,
     highest_digest: str | None = None,
+    pointer: Pointer | None = None,
+    revocations: Sequence[Revocation] = (),
     in_process: bool = False,
 ) -> Candidate:
     """Every check that needs no evidence.
 
     `files` are the subjects by name; `highest_sequence` and `highest_digest` (SHA-256 hex of the payload) are those of
-    the newest manifest that this node has armed, None if it has armed none. RefusedError where there is no authentic
+    the newest manifest that this node has armed, None if it has armed none. `pointer` and `revocations` are notices
+    that reached this node. RefusedError where there is no authentic
     manifest to speak of; otherwise a Candidate, whose verdict may have failed: `admit` then refuses it.
     """
     signed, manifest = _authentic(bundles, trusted_root, policy, at, in_process)
@@ -133,7 +138,8 @@ def check_manifest(
         _check("manifest.form", True, manifest.sha256),
         *_life(manifest, signed, policy, at),
         *_order(manifest, policy, highest_sequence, highest_digest),
-        _revoked(manifest, policy),
+        _newest(manifest, policy, pointer, at),
+        _revoked(manifest, policy, revocations),
         *_made_for(manifest, policy, executor_version),
         _none("manifest.references", _dangling(manifest)),
         *_files(manifest, files),
@@ -267,8 +273,26 @@ def _order(manifest: Manifest, policy: TrustPolicy, highest: int | None, highest
         yield Check.skipped("manifest.previous", "the one before is not known here", spec=SPEC)
 
 
-def _revoked(manifest: Manifest, policy: TrustPolicy) -> Check:
-    revoked = {*policy.revoked, *manifest.predicate.revoked}
+def _newest(manifest: Manifest, policy: TrustPolicy, pointer: Pointer | None, at: dt.datetime) -> Check:
+    """Whether a signed pointer that has not expired names this manifest."""
+    if pointer is None:
+        if policy.require_pointer:
+            return _check(
+                "manifest.newest", False, "no pointer", hint="the policy demands one: fetch it with the manifest"
+            )
+        return Check.skipped("manifest.newest", "no pointer was given, and the policy demands none", spec=SPEC)
+    body, wrong = pointer.body, []
+    if not body.issued - CLOCK_SKEW <= at < body.expires:
+        wrong.append(f"the pointer holds from {instant(body.issued)} to {instant(body.expires)}")
+    if body.name != manifest.name or (policy.ring is not None and body.ring != policy.ring):
+        wrong.append(f"the pointer is for {body.name} in ring {body.ring}")
+    if (body.sequence, body.manifest) != (manifest.sequence, manifest.sha256):
+        wrong.append(f"the newest is sequence {body.sequence}, {body.manifest}")
+    return _none("manifest.newest", wrong)
+
+
+def _revoked(manifest: Manifest, policy: TrustPolicy, revocations: Sequence[Revocation]) -> Check:
+    revoked = {*policy.revoked, *manifest.predicate.revoked, *(d for r in revocations for d in r.body.revoked)}
     wrong = [name for name, digest in manifest.subjects.items() if digest in revoked]
     return _none("manifest.revoked", (["the manifest itself"] if manifest.sha256 in revoked else []) + wrong)
 

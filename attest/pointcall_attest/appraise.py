@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
-from typing import assert_never
 
 from pointcall_attest import collateral, eventlog, hcl, snp, snp_chain, snp_rules, tdx, tdx_chain, tdx_rules
 from pointcall_attest.errors import MalformedError
@@ -34,27 +33,42 @@ def appraise_bundle(
     TDX MRTDs). None for either is listed as not checked; an empty collection refuses.
     """
     assert at.tzinfo is not None, "the time of verification has a zone"
+    judge = _judge_snp if bundle.platform == "snp" else _judge_tdx
     try:
-        match bundle.platform:
-            case "snp":
-                report = snp.parse(bundle.evidence)
-                chain = snp_chain.choose(bundle.certificates, report, roots)
-                evidence = snp_chain.verify(report, chain, roots=roots, at=at, crls=bundle.crls)
-                return snp_rules.appraise(evidence, policy, report_data=report_data, measurements=measurements)
-            case "tdx":
-                quote = tdx.parse(bundle.evidence)
-                log = None if bundle.event_log is None else eventlog.parse(bundle.event_log)
-                judged_by = collateral.parse(bundle.collateral or {})
-                authentic = tdx_chain.verify(quote, judged_by, roots=roots, at=at)
-                return tdx_rules.appraise(
-                    authentic, policy, report_data=report_data, measurements=measurements, event_log=log
-                )
-            case _:
-                assert_never(bundle.platform)
+        return judge(bundle, policy, roots, at, report_data, measurements)
     except MalformedError as error:
         return malformed(error, bundle.platform)
     except UnverifiedError as error:
         return Verdict((*error.checks, _not_appraised()), platform=bundle.platform)
+
+
+def _judge_snp(
+    bundle: EvidenceBundle,
+    policy: TeePolicy,
+    roots: Roots,
+    at: datetime,
+    report_data: bytes | None,
+    measurements: Collection[str] | None,
+) -> Verdict:
+    report = snp.parse(bundle.evidence)
+    chain = snp_chain.choose(bundle.certificates, report, roots)
+    evidence = snp_chain.verify(report, chain, roots=roots, at=at, crls=bundle.crls)
+    return snp_rules.appraise(evidence, policy, report_data=report_data, measurements=measurements)
+
+
+def _judge_tdx(
+    bundle: EvidenceBundle,
+    policy: TeePolicy,
+    roots: Roots,
+    at: datetime,
+    report_data: bytes | None,
+    measurements: Collection[str] | None,
+) -> Verdict:
+    quote = tdx.parse(bundle.evidence)
+    log = None if bundle.event_log is None else eventlog.parse(bundle.event_log)
+    judged_by = collateral.parse(bundle.collateral or {})
+    evidence = tdx_chain.verify(quote, judged_by, roots=roots, at=at)
+    return tdx_rules.appraise(evidence, policy, report_data=report_data, measurements=measurements, event_log=log)
 
 
 def appraise_hcl(

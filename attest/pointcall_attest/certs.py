@@ -129,7 +129,7 @@ def _parse_tbs(raw: bytes, tbs: bytes, algorithm: bytes, signature: bytes) -> Ce
     spki = reader.whole(der.SEQUENCE)
     extensions = _extensions(reader.inside(der.explicit(3)))
     reader.done()
-    names, issuer_names = _name(subject), _name(issuer)
+    names, issuer_names = name_parts(subject), name_parts(issuer)
     kind, line = _role(names["CN"], issuer_names["CN"])
     _check_role(kind, spki, extensions)
     leaf = _leaf(kind, extensions) if kind in ("VCEK", "VLEK") else None
@@ -152,8 +152,9 @@ def _parse_tbs(raw: bytes, tbs: bytes, algorithm: bytes, signature: bytes) -> Ce
     )
 
 
-def _name(raw: bytes) -> dict[str, str]:
-    """Organization and common name; each part once, one value a part."""
+@lru_cache(maxsize=_CERTIFICATES_MEMOISED)
+def name_parts(raw: bytes) -> Mapping[str, str]:
+    """Organization and common name; each part once, one value a part. Each name of a chain is there twice: memoised."""
     reader, parts = Reader(raw).inside(der.SEQUENCE), dict[str, str]()
     while reader.peek() is not None:
         pair = reader.inside(der.SET)

@@ -13,7 +13,8 @@ from typing import Final
 
 from cryptography import x509
 
-from pointcall_attest import certs, pck
+from pointcall_attest import certs, der, pck
+from pointcall_attest.der import Reader
 from pointcall_attest.errors import MalformedError
 
 MAX_CRL_BYTES: Final = 1024 * 1024  # Intel's largest has some 60 KiB
@@ -50,15 +51,21 @@ def parse(raw: bytes) -> RevocationList:
     try:
         crl = x509.load_der_x509_crl(raw)
         next_update, extensions = crl.next_update_utc, crl.extensions
-        tbs, signature = crl.tbs_certlist_bytes, crl.signature
-        issuer, this_update = crl.issuer.public_bytes(), crl.last_update_utc
+        tbs, signature, this_update = crl.tbs_certlist_bytes, crl.signature, crl.last_update_utc
         algorithm = crl.signature_algorithm_oid.dotted_string
-        list(crl)  # every entry is well-formed
     except pck.X509_ERRORS as error:
         raise MalformedError(f"not a CRL: {error}", id="crl.malformed") from None
     if next_update is None or any(extension.critical for extension in extensions):
         raise MalformedError("not a CRL that we know", id="crl.malformed", want="nextUpdate, no critical extension")
-    return RevocationList(raw, issuer, this_update, next_update, algorithm, tbs, signature, crl)
+    return RevocationList(raw, _issuer(tbs), this_update, next_update, algorithm, tbs, signature, crl)
+
+
+def _issuer(tbs: bytes) -> bytes:
+    """The name of the issuer as it is written: after version and algorithm (RFC 5280, 5.1)."""
+    reader = Reader(tbs).inside(der.SEQUENCE)
+    reader.integer()
+    reader.whole(der.SEQUENCE)
+    return reader.whole(der.SEQUENCE)
 
 
 def signed_by_amd(crl: RevocationList, issuer: bytes, spki: bytes) -> bool:

@@ -41,20 +41,19 @@ class Reader:
 
     def element(self, tag: int) -> tuple[int, int, int]:
         """Step over one value with this tag: (start of the whole, start of the content, end)."""
-        start = self.at
-        if self.peek() != tag:
+        raw, start = self.raw, self.at
+        if start >= self.end or raw[start] != tag:
             raise refused("unexpected type", want=f"tag {tag:#04x}", got=f"{self.peek()} at byte {start}")
-        body, size = self._length(start + 1)
+        is_short = start + 1 < self.end and raw[start + 1] < 0x80
+        body, size = (start + 2, raw[start + 1]) if is_short else self._length(start + 1)
         if size > self.end - body:
             raise refused("a value runs past its end", got=f"{size} bytes at byte {start}")
         self.at = body + size
         return start, body, self.at
 
     def _length(self, at: int) -> tuple[int, int]:
-        """(start of the content, its size); only the shortest form."""
+        """(start of the content, its size) of a length of two or three bytes; only the shortest form."""
         head = self.raw[at : min(at + 3, self.end)]
-        if head and head[0] < 0x80:
-            return at + 1, head[0]
         if len(head) >= 2 and head[0] == 0x81 and head[1] >= 0x80:
             return at + 2, head[1]
         if len(head) == 3 and head[0] == 0x82 and head[1]:

@@ -154,6 +154,8 @@ def _form(opened: _Opened) -> Iterator[Check]:
 
 
 def _needed(opened: _Opened, opening: Entry) -> bool:
+    if opened.openings[opening.epoch] is not opening:
+        return False  # an epoch opens once
     signed = {e.epoch for e in opened.entries.values() if e.kind != "epoch-open"}
     return opening.epoch in signed or _signs_checkpoint(opened, opening)
 

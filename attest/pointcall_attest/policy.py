@@ -83,6 +83,8 @@ class TrustPolicy(Strict):
     min_sequence: Annotated[int, Field(ge=0, le=2**53 - 1)] = 0
     revoked: Annotated[tuple[Sha256, ...], Field(max_length=1024)] = ()  # manifests or files that must never be armed
     max_age_days: Annotated[int, Field(ge=1, le=3660)] | None = None  # of a signature; None: expiry alone limits it
+    require_pointer: bool = False  # True: only the manifest that an unexpired pointer names is armed
+    ring: Name | None = None  # None: a pointer for any ring
     tee: TeePolicy = TeePolicy()
     _raw: bytes = PrivateAttr(default=b"")
 

@@ -74,12 +74,8 @@ def _tdx(raw: bytes) -> dict[str, Any]:
     rows = tdx_rules.described(quote)
     leaf, ca, root = map(pck.parse, tdx.pck_certificates(quote.pck_pem))
     rows["chain"] = f"{leaf.name} <- {ca.name} <- {root.name}"
-    if leaf.sgx is not None:
-        rows["pck"] = {
-            field.name: value.hex() if isinstance(value := getattr(leaf.sgx, field.name), bytes) else value
-            for field in fields(leaf.sgx)
-        }
-    return rows
+    sgx = {name: getattr(leaf.sgx, name, None) for name in (field.name for field in fields(pck.SgxExtension))}
+    return rows | {"pck": {name: value.hex() if isinstance(value, bytes) else value for name, value in sgx.items()}}
 
 
 def _hcl(raw: bytes) -> dict[str, Any]:

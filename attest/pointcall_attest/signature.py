@@ -222,7 +222,7 @@ def _verify_identity(bundle: dict[str, Any], trusted_root: bytes, signers: Seque
     names = _Names(signers)
     full = Root.load(trusted_root)
     kind, payload = guarded(lambda: full.verifier.verify_dsse(opened, names), "manifest.signature")  # (3)
-    at = guarded(lambda: signing_time(bundle), "manifest.window")
+    at = guarded(lambda: _signing_time(bundle), "manifest.window")
     reduced = guarded(lambda: full.reduced_to(at), "manifest.window")
     if reduced is not None:  # (4)
         guarded(lambda: reduced.verify_dsse(opened, names), "manifest.window")
@@ -301,20 +301,29 @@ def open_bundle(bundle: dict[str, Any], id: str) -> Bundle:
     return guarded(lambda: Bundle.from_json(json.dumps(bundle)), id, MalformedError)
 
 
-def signing_time(bundle: Mapping[str, Any]) -> dt.datetime:
-    """The authenticated time of a bundle that has verified: the promise of Rekor v1, or the one RFC 3161 token."""
+def signing_times(bundle: Mapping[str, Any]) -> list[dt.datetime]:
+    """The times that a verified bundle states: the promise of Rekor v1, or else its RFC 3161 tokens, one or more.
+
+    The library needs one token that verifies; a further one may be anybody's.
+    """
     material = bundle["verificationMaterial"]
     entry = material["tlogEntries"][0]
     if entry.get("inclusionPromise") and int(entry.get("integratedTime") or 0):
-        return dt.datetime.fromtimestamp(int(entry["integratedTime"]), dt.UTC)
+        return [dt.datetime.fromtimestamp(int(entry["integratedTime"]), dt.UTC)]
     from rfc3161_client import decode_timestamp_response
 
     tokens = material["timestampVerificationData"]["rfc3161Timestamps"]
-    if len(tokens) != 1:  # the library needs one that verifies; another could claim a time in which a dead key lived
+    return [decode_timestamp_response(base64.b64decode(t["signedTimestamp"])).tst_info.gen_time for t in tokens]
+
+
+def _signing_time(bundle: Mapping[str, Any]) -> dt.datetime:
+    """The one time of signing. Among several, one could lie in the life of a key that is dead."""
+    times = signing_times(bundle)
+    if len(times) != 1:
         raise VerifyError(
-            "the time of signing is ambiguous", id="manifest.window", want="one RFC 3161 token", got=str(len(tokens))
+            "the time of signing is ambiguous", id="manifest.window", want="one RFC 3161 token", got=str(len(times))
         )
-    return decode_timestamp_response(base64.b64decode(tokens[0]["signedTimestamp"])).tst_info.gen_time
+    return times[0]
 
 
 # Long-lived keys: the same bundle form with `publicKey.hint` and no log entry, which the library does not support

@@ -58,7 +58,8 @@ def _check_sizes(bundles: Sequence[bytes], trusted_root: bytes) -> None:
 
 
 def _run(request: bytes) -> bytes:
-    command = [sys.executable, "-I", "-c", _PROGRAM, json.dumps(sys.path)]
+    here = [path for path in sys.path if path.startswith("/")]  # a relative one would mean another folder there
+    command = [sys.executable, "-I", "-B", "-c", _PROGRAM, json.dumps(here)]
     try:
         done = subprocess.run(
             command,

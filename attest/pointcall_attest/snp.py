@@ -19,6 +19,7 @@ SIGNED: Final = slice(0, 0x2A0)  # the signature covers these bytes
 VERSIONS: Final = (2, 3, 5)
 ECDSA_P384_SHA384: Final = 1
 VCEK, VLEK, NO_KEY = 0, 1, 7  # SIGNING_KEY
+VMPLS: Final = (0, 1, 2, 3, 0xFFFF_FFFF)  # the last: the host asked for the report, not the guest
 
 LAYOUT: Final = Layout(
     "snp",
@@ -226,7 +227,7 @@ def parse(raw: bytes) -> Report:
     report = Report(raw, *LAYOUT.read(raw))
     _known(report.version in VERSIONS, "snp.version.malformed", "one of 2, 3, 5", report.version)
     _known(report.signature_algo == ECDSA_P384_SHA384, "snp.algorithm.malformed", "1", report.signature_algo)
-    _known(report.vmpl <= 3, "snp.vmpl.malformed", "0 to 3", report.vmpl)
+    _known(report.vmpl in VMPLS, "snp.vmpl.malformed", "0 to 3, or FFFFFFFF", report.vmpl)
     _parse_bits(report)
     _parse_by_version(report)
     return report

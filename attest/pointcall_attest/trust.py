@@ -43,7 +43,7 @@ _EMULATED_FOLDER: Final = "emulated"
 class RootError(AttestError):
     """A root that may not be believed as what it was given for."""
 
-    id = "trust.root"
+    id = "tee.root"
 
 
 @dataclass(frozen=True)

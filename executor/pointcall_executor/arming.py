@@ -90,6 +90,7 @@ def _runbook(book: manifests.Runbook, info: ModuleInfo, sha256: str) -> Runbook:
         ),
         parameters=tuple(book.parameters.get(p.name, p.default) for p in info.parameters),
         slots=tuple(s.initial for s in info.slots),
+        ranges=tuple((s.lo, s.hi) for s in info.slots),
     )
 
 

@@ -148,7 +148,9 @@ class Executor:
         self._session: _Session | None = None
         self._attested: Attested | None = None
         self._epoch: Epoch | None = None
-        self._engine = Engine(name="wasmtime", version=str(wasm.engine_settings()["wasmtime"]), config=wasm.engine_digest())
+        self._engine = Engine(
+            name="wasmtime", version=str(wasm.engine_settings()["wasmtime"]), config=wasm.engine_digest()
+        )
         self.boot_id = BOOT_ID.read_text().strip() if BOOT_ID.exists() else "unknown"
         self._numbers = itertools.count()
         self._timers: list[tuple[int, int, str, str, int]] = []
@@ -274,15 +276,14 @@ class Executor:
                 return self._arm(bundle)
             except RefusedError as refusal:
                 for check in refusal.verdict.failed:
-                    self._refused(check.id, "manifest", check.expected, check.observed, check.hint)
+                    self.record(_refusal(check.id, "manifest", check.expected, check.observed, check.hint))
                 raise
             except PointcallError as refusal:
-                self._refused(refusal.id, "manifest", refusal.want, refusal.got, refusal.hint)
+                self.record(_refusal(refusal.id, "manifest", refusal.want, refusal.got, refusal.hint))
                 raise
 
-    def _refused(self, check: str, what: str, want: str, got: str, hint: str, run: str | None = None) -> None:
-        body = entry.Refusal(check=check, what=what, want=want[:1000], got=got[:1000], hint=hint[:1000])
-        self._submit(self._entry(body, run))
+    def _refused(self, run: str, check: str, what: str, want: str, got: str, hint: str) -> None:
+        self._submit(self._entry(_refusal(check, what, want, got, hint), run))
 
     def _arm(self, bundle: Bundle) -> Admitted:
         candidate = check_manifest(
@@ -653,7 +654,8 @@ class Executor:
             kept = tuple(r for r in armed.runbooks if r.name != run.runbook.name)
             self.state = replace(self.state, armed=replace(armed, runbooks=kept))
         want = "a decision within its proven bound"
-        self._refused("runbook.quarantined", run.runbook.name, want, got, "arm a manifest with a fixed module", run.id)
+        hint = "arm a manifest with a fixed module"
+        self._refused(run.id, "runbook.quarantined", run.runbook.name, want, got, hint)
         self._maybe_finish(run)
 
     def _withhold(self, act: Act, action: Action) -> None:
@@ -663,7 +665,7 @@ class Executor:
         act.action, act.refusal, act.outcome = action, refusal, Outcome.REFUSED
         act.target = self._target(action) if action else ""
         what = f"{act.call.action} {act.target}"
-        self._refused(refusal.rule, what, refusal.want, refusal.got, refusal.hint, run.id)
+        self._refused(run.id, refusal.rule, what, refusal.want, refusal.got, refusal.hint)
 
     def _target(self, action: Action) -> str:
         """What an action is about, in words."""
@@ -810,6 +812,11 @@ def _watch(cgroup_id: int, sensors: Sensors) -> None:
 
 def _unwatch(cgroup_id: int, sensors: Sensors) -> None:
     sensors.unwatch(cgroup_id)
+
+
+def _refusal(check: str, what: str, want: str, got: str, hint: str) -> entry.Refusal:
+    """An entry's texts are bounded; what was wanted or found may be long."""
+    return entry.Refusal(check=check, what=what[:1000], want=want[:1000], got=got[:1000], hint=hint[:1000])
 
 
 def _intent(act: Act, grant: str = "") -> entry.Intent:

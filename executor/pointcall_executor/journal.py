@@ -1,9 +1,10 @@
 """The journal: the only durable truth of a node. SQLite WAL, synchronous=FULL, one writer at a time, group commit.
 
 A call returns when its entry is on disk. Who comes when nobody is writing commits in its own thread, which saves two
-thread switches; who comes meanwhile is committed together with all others that wait. On any storage error the journal stops for good: every waiting and later
-call raises, nothing is retried (a failed fsync may have dropped the data), the daemon disarms and exits, and the
-next start verifies everything from disk. Checkpoints only ever grow.
+thread switches; who comes meanwhile is committed together with all others that wait.
+On any storage error the journal stops for good: every waiting and later call raises, nothing is retried (a failed
+fsync may have dropped the data), the daemon disarms and exits, and the next start verifies everything from disk.
+Checkpoints only ever grow.
 Not here: what entries say (attest), reading (journal_reader.py), who signs (keys). Spec: docs/spec/journal.md.
 """
 
@@ -22,7 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
-from pointcall_attest.entry import outline
+from pointcall_attest import entry
+from pointcall_attest.commitment import commit
+from pointcall_attest.entry import Erase, Prune, outline
 from pointcall_attest.log.checkpoint import Checkpoint
 from pointcall_attest.log.tree import Tree, leaf_hash
 from pointcall_executor.journal_reader import (
@@ -53,6 +56,7 @@ _MIGRATIONS: Final = (
     create index entry_run on entry(run) where run is not null;
     create index entry_kind on entry(kind, i);
     create table blob(sha256 blob primary key, data blob not null) strict;
+    create table side(commitment blob primary key, salt blob not null, text text not null) strict;
     create table sequence(name text primary key, number integer not null, digest text not null) strict, without rowid;
     create table checkpoint(
       key_id text primary key, size integer not null, root blob not null, note blob not null) strict;
@@ -103,8 +107,11 @@ class Journal(JournalReader):
         JournalError `journal.busy`, `journal.format`, `journal.schema` or `journal.origin`; DamagedError names the
         first entry that is wrong; StorageError if the disk fails.
         """
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = _locked(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lock = _locked(path)
+        except OSError as error:
+            raise _storage(error) from error
         try:
             writer = _connect(path, connection)
             try:
@@ -158,6 +165,35 @@ class Journal(JournalReader):
         note: bytes | None = self._do(lambda: self._checkpoint(sign, now_s, force=force))
         return note
 
+    def put_side(self, text: str, salt: bytes) -> str:
+        """Keep a clear text beside the log, durably; entries carry its commitment (hex). `salt`: 32 random bytes."""
+        name = commit(text, salt)
+        sql = "insert into side values (?, ?, ?) on conflict do nothing"
+        self._do(lambda: self._writer.execute(sql, (bytes.fromhex(name), salt, text)))
+        return name
+
+    def erase(self, leaf: bytes) -> int:
+        """Delete the clear texts and salts that this erase entry names, and append it, in one transaction.
+
+        The leaves stay as they are, and so do all proofs. The text is overwritten in the file and its write-ahead log.
+        """
+        body = entry.parse_entry(0, leaf).typed()
+        assert isinstance(body, Erase), "an erase entry says what is erased"
+        index: int = self._do(lambda: self._erase(body.commitments, leaf))
+        self._forget_log()
+        return index
+
+    def prune(self, leaf: bytes) -> int:
+        """Drop the bytes of entries below the minimum of this prune entry, and append it, in one transaction.
+
+        Their hashes stay, so every root and proof stays valid; openings of epochs are kept, because later runs need
+        them. JournalError `journal.prune` where the minimum is not covered by a checkpoint, or goes back.
+        """
+        body = entry.parse_entry(0, leaf).typed()
+        assert isinstance(body, Prune), "a prune entry says how far"
+        index: int = self._do(lambda: self._prune(body.minimum, leaf))
+        return index
+
     def close(self) -> None:
         """Write what is queued, stop, release the file. May be called twice; raises nothing."""
         with self._queueing:
@@ -165,7 +201,7 @@ class Journal(JournalReader):
         if first:
             self._work.set()
             self._thread.join()
-            with suppress(sqlite3.Error):
+            with self._writing, suppress(sqlite3.Error):
                 self._writer.close()
             os.close(self._lock)
         super().close()
@@ -200,8 +236,6 @@ class Journal(JournalReader):
             while self._jobs:
                 with self._writing:
                     self._commit_queued()
-            if self._closed:
-                self._work.set()
 
     def _commit_queued(self) -> None:
         """One transaction for what is queued; after a failure a refusal for each. The caller holds `_writing`."""
@@ -253,6 +287,34 @@ class Journal(JournalReader):
             )
         sql = "insert into sequence values (?, ?, ?) on conflict(name) do update set number = ?, digest = ?"
         self._writer.execute(sql, (name, number, digest, number, digest))
+
+    def _erase(self, commitments: Sequence[str], leaf: bytes) -> int:
+        rows = [(bytes.fromhex(c),) for c in commitments]
+        self._writer.executemany("delete from side where commitment = ?", rows)
+        return self._insert(*_row(leaf))
+
+    def _forget_log(self) -> None:
+        """Move everything out of the write-ahead log and empty it."""
+        with self._writing:
+            try:
+                self._writer.execute("pragma wal_checkpoint(truncate)")
+            except sqlite3.Error as error:
+                self._failure = error
+                raise _storage(error) from error
+
+    def _prune(self, minimum: int, leaf: bytes) -> int:
+        (lowest,) = self._writer.execute("select value from meta where key = 'minimum'").fetchone()
+        covered, _, _ = self._last_checkpoint()
+        if not int(lowest) <= minimum <= covered:
+            raise JournalError(
+                "the log cannot be pruned there",
+                id="journal.prune",
+                want=f"between {lowest} and {covered}, the size of the last checkpoint",
+                got=str(minimum),
+            )
+        self._writer.execute("update entry set raw = x'' where i < ? and kind <> 'epoch-open'", (minimum,))
+        self._writer.execute("update meta set value = ? where key = 'minimum'", (str(minimum),))
+        return self._insert(*_row(leaf))
 
     def _checkpoint(self, sign: SignCheckpoint, now_s: float, *, force: bool) -> bytes | None:
         size, root, note = self._last_checkpoint()
@@ -315,6 +377,7 @@ def _connect(path: Path, connection: type[sqlite3.Connection]) -> sqlite3.Connec
     try:
         db.execute("pragma journal_mode = wal")
         db.execute("pragma synchronous = full")
+        db.execute("pragma secure_delete = on")
     except sqlite3.DatabaseError as error:
         db.close()
         if isinstance(error, sqlite3.OperationalError):
@@ -331,7 +394,7 @@ def _migrate(db: sqlite3.Connection, path: Path, origin: str) -> None:
     for step in range(version, SCHEMA_VERSION):
         db.executescript(f"begin immediate; {_MIGRATIONS[step]} pragma user_version = {step + 1}; commit")
     check_format(db, path)
-    db.execute("insert into meta values ('origin', ?) on conflict do nothing", (origin,))
+    db.execute("insert into meta values ('origin', ?), ('minimum', '0') on conflict do nothing", (origin,))
     (stored,) = db.execute("select value from meta where key = 'origin'").fetchone()
     if stored != origin:
         raise JournalError(

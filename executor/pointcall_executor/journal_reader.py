@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import quote
 
+from pointcall_attest.commitment import opens
 from pointcall_attest.entry import Entry, Kind, parse_entry
 from pointcall_attest.errors import MalformedError
 from pointcall_attest.log.checkpoint import Checkpoint
@@ -45,6 +46,7 @@ class JournalReader:
     def __init__(self, path: Path, db: sqlite3.Connection | None = None) -> None:
         self.path, self._db = path, db  # connected on first use where it is None
         self._reading = threading.Lock()
+        self._growing = threading.Lock()
         self._tree = Tree()
 
     @classmethod
@@ -83,18 +85,27 @@ class JournalReader:
         """How many entries there are. They are numbered from 0 without a gap."""
         return int(self._one("select coalesce(max(i) + 1, 0) from entry")[0])
 
+    @property
+    def minimum(self) -> int:
+        """Entries below it were pruned: only their hashes are there, and the openings of epochs."""
+        return int(self._one("select value from meta where key = 'minimum'")[0])
+
     def entry(self, index: int) -> Entry:
-        """JournalError `journal.no_entry` beyond the end; DamagedError if the bytes are not what was written."""
+        """JournalError `journal.no_entry` beyond the end or `journal.pruned`; DamagedError if the bytes changed."""
         rows = self._all("select i, leaf, kind, run, raw from entry where i = ?", index)
         if not rows:
             raise JournalError(f"there is no entry {index}", id="journal.no_entry", want=f"below {self.size}")
+        if not rows[0][4] and index < self.minimum:
+            raise JournalError(f"entry {index} was pruned", id="journal.pruned", want=f"{self.minimum} or above")
         return _entry(rows[0])
 
     def entries(
         self, kind: Kind | None = None, run: str | None = None, start: int = 0, limit: int = 1000
     ) -> list[Entry]:
-        """Entries from index `start` on, oldest first, at most `limit`; only of one kind or one run if asked."""
-        where: list[str] = ["i >= ?"]
+        """Entries from index `start` on, oldest first, at most `limit`; only of one kind or one run if asked.
+
+        Pruned ones are left out."""
+        where: list[str] = ["i >= ?", "length(raw) > 0"]
         values: list[int | str] = [start]
         for column, wanted in (("kind", kind), ("run", run)):
             if wanted is not None:
@@ -129,6 +140,16 @@ class JournalReader:
     def has_blob(self, sha256: str) -> bool:
         return bool(self._all("select 1 from blob where sha256 = ?", bytes.fromhex(sha256)))
 
+    def side(self, commitment: str) -> str | None:
+        """The clear text behind a commitment (hex); None if it was erased. DamagedError if it changed."""
+        rows = self._all("select salt, text from side where commitment = ?", bytes.fromhex(commitment))
+        if not rows:
+            return None
+        salt, text = rows[0]
+        if not opens(commitment, str(text), bytes(salt)):
+            raise damaged(f"the text of {commitment}", want=commitment, got="another text or salt")
+        return str(text)
+
     def blobs(self) -> list[str]:
         """The digests (hex) of all content."""
         return [bytes(row[0]).hex() for row in self._all("select sha256 from blob order by sha256")]
@@ -158,9 +179,10 @@ class JournalReader:
 
     def tree(self) -> Tree:
         """The Merkle tree of all entries now, from their stored leaf hashes; it only grows."""
-        rows = self._all("select leaf from entry where i >= ? order by i", self._tree.size)
-        self._tree.extend(bytes(row[0]) for row in rows)
-        return self._tree
+        with self._growing:
+            rows = self._all("select leaf from entry where i >= ? order by i", self._tree.size)
+            self._tree.extend(bytes(row[0]) for row in rows)
+            return self._tree
 
     def proof(self, index: int, checkpoint: Checkpoint) -> Proof:
         """The place of an entry under a checkpoint of this log. AssertionError if the checkpoint does not cover it."""
@@ -252,10 +274,12 @@ def _checkpoint(row: tuple[str, int, bytes, bytes]) -> Checkpoint:
 def verified_tree(db: sqlite3.Connection) -> Tree:
     """The tree of what is on disk: every leaf hashed again, every checkpoint compared. DamagedError names the entry."""
     tree, due = Tree(), [_checkpoint(row) for row in db.execute(f"{_CHECKPOINTS} order by size desc")]
-    for index, leaf, raw in db.execute("select i, leaf, raw from entry order by i"):
+    (minimum,) = db.execute("select value from meta where key = 'minimum'").fetchone()
+    for index, leaf, kind, raw in db.execute("select i, leaf, kind, raw from entry order by i"):
         if index != tree.size:
             raise damaged(f"entry {tree.size}", want=f"entry {tree.size}", got=f"entry {index}")
-        if len(leaf) != HASH_BYTES or leaf_hash(raw) != leaf:
+        pruned = not raw and index < int(minimum) and kind != "epoch-open"
+        if len(leaf) != HASH_BYTES or (not pruned and leaf_hash(raw) != leaf):
             raise damaged(f"entry {index}", want=leaf.hex(), got=leaf_hash(raw).hex())
         tree.add(leaf)
         while due and due[-1].size == tree.size:

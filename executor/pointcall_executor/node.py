@@ -209,25 +209,30 @@ class ProcessServices:
                 process.destroy(process.declaration.process.stop.grace_ms * 1_000_000)
 
 
-class LogChannels:
-    """Channels of kind `log`: one structured line on standard error."""
+def _to_stderr(line: str) -> None:
+    sys.stderr.write(f"pointcall: {line}\n")
 
-    def __init__(self, admitted: Admitted) -> None:
+
+class LogChannels:
+    """Channels of kind `log`: one structured line, on standard error unless the caller wants it elsewhere."""
+
+    def __init__(self, admitted: Admitted, say: Callable[[str], None] = _to_stderr) -> None:
+        self._say = say
         self._names = {channel(c.name).number: c.name for c in admitted.manifest.channels}
 
     def send(self, number: int, level: Level, code: int) -> str:
         name = self._names.get(number)
         if name is None:
             raise ServiceError("no such channel is declared", id="channel.unknown", got=str(number))
-        sys.stderr.write(f"pointcall: notify channel={name} level={level.name.lower()} code={code}\n")
+        self._say(f"notify channel={name} level={level.name.lower()} code={code}")
         return name
 
 
 class KernelNode:
     """This machine."""
 
-    def __init__(self, config: Config, state_dir: Path) -> None:
-        self._config, self._folder = config, state_dir / "services"
+    def __init__(self, config: Config, state_dir: Path, say: Callable[[str], None] = _to_stderr) -> None:
+        self._config, self._folder, self._say = config, state_dir / "services", say
         self._spawner: Spawner | None = None
 
     def sensors(self, admitted: Admitted, rules: Rules) -> KernelSensors:
@@ -242,7 +247,7 @@ class KernelNode:
         return ProcessServices(admitted, self._config.cgroup, self._folder, self._spawner, before, on_moved)
 
     def channels(self, admitted: Admitted) -> Channels:
-        return LogChannels(admitted)
+        return LogChannels(admitted, self._say)
 
     def shutdown(self) -> None:
         """End the spawner and remove our cgroups if nothing lives in them."""

@@ -130,6 +130,7 @@ class RecordedNode:
     """Stands in for this machine. Its parts are public so that a story can drive and look at them."""
 
     def __init__(self) -> None:
+        self.said: list[str] = []  # what its channels were told
         self.current_sensors: RecordedSensors | None = None
         self.current_services: RecordedServices | None = None
 
@@ -142,7 +143,7 @@ class RecordedNode:
         return self.current_services
 
     def channels(self, admitted: Admitted) -> Channels:
-        return LogChannels(admitted)
+        return LogChannels(admitted, self.said.append)
 
     def shutdown(self) -> None:
         """Nothing to end."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import importlib.metadata
 import json
 import struct
 from collections.abc import Callable, Mapping
@@ -247,8 +248,8 @@ class Runner:
         calls.clear()
         try:
             entry.pack(entry.buffer, 0, *args)
-        except struct.error as error:
-            raise ValueError(f"an argument of {event} is not a signed 64-bit integer: {error}") from None
+        except struct.error as misfit:
+            raise ValueError(f"an argument of {event} is not a signed 64-bit integer: {misfit}") from None
         name, buffer = entry.addresses
         store = library.store_new(engine, None, None)
         try:

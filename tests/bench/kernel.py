@@ -1,7 +1,7 @@
 """What the kernel room costs and how fast it is: `python -m tests.bench.kernel` prints one JSON object a figure.
 
 Ratios come from interleaved A/B blocks of one run, so that a busy machine shifts both sides. Needs root and the blobs
-(`make -C bpf all bench`). Nothing is asserted here.
+(`make -C bpf`). Nothing is asserted here.
 """
 
 from __future__ import annotations
@@ -11,22 +11,27 @@ import contextlib
 import json
 import os
 import random
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pointcall_executor.core.event import Destination, decode
+from pointcall_executor.core.event import Destination, Kind, decode
 from pointcall_executor.kernel import bpf
 from pointcall_executor.kernel.blob import Blob
-from pointcall_executor.kernel.breaker import BreakerSensor
+from pointcall_executor.kernel.breaker import BreakerSensor, CircuitPolicy
 from pointcall_executor.kernel.cgroup import Cgroup
+from pointcall_executor.kernel.lifecycle import LifecycleSensor
 from pointcall_executor.kernel.loader import Loaded, load
 from pointcall_executor.kernel.maps import Map
 from pointcall_executor.kernel.ring import Ring
+from pointcall_executor.kernel.sensor import Sensor
+from pointcall_executor.kernel.storage import StorageSensor
 from tests.kernel.lab import here, private_network, read_blob
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,12 +50,22 @@ def main() -> None:
         sys.exit("tests.bench.kernel needs root")
     with private_network(), tempfile.TemporaryDirectory() as folder, _load_process(Path(folder)) as clients:
         breaker_figures(clients, args.openings, args.rounds)
+        peer_figures(clients)
+        always_on_figures(Path(folder), args.rounds)
     ring_figures()
 
 
-def figure(metric: str, value: float, unit: str, n: int, baseline: str = "", ratio: float | None = None) -> None:
+def figure(
+    metric: str,
+    value: float,
+    unit: str,
+    n: int,
+    baseline: str = "",
+    ratio: float | None = None,
+    peer: str | None = None,
+) -> None:
     row = {"suite": "kernel", "metric": metric, "value": round(value, 3), "unit": unit, "n": n, "baseline": baseline}
-    print(json.dumps(row | {"ratio": None if ratio is None else round(ratio, 3), "peer": None}), flush=True)
+    print(json.dumps(row | {"ratio": None if ratio is None else round(ratio, 3), "peer": peer}), flush=True)
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -152,11 +167,94 @@ def successful(clients: Clients, breaker: BreakerSensor, alive: Destination, rou
     figure("successful_connect_us_p50", statistics.median(gated) / 1e3, "us", rounds * 2000, "nothing attached", ratio)
 
 
+def peer_figures(clients: Clients) -> None:
+    """The same failure, decided in user space: how many refused connects get through until the gate is shut.
+
+    The gate is ours in both; what differs is who decides. `refusals` counts what came after the third one.
+    """
+    constants = {"threshold": THRESHOLD, "cooldown_us": FAR_US, "window_us": FAR_US}
+    with BreakerSensor(read_blob("breaker"), cgroup=clients.group.path, constants=constants) as breaker:
+        breaker.attach()
+        dead = here(DEAD_PORT)
+        breaker.arm(dead, CircuitPolicy(watch_only=True))
+        from_ring = [_until_shut(clients, dead, lambda: _shut_on_event(breaker, dead)) for _ in range(50)]
+        middle = statistics.median(from_ring)
+        what = "decided by a ring consumer, in steps of 20"
+        figure("leaked_connects_ring_p50", middle, "connects", 50, what, peer="python, event-driven")
+        polled = [_until_shut(clients, dead, lambda: _shut_on_poll(dead), pause=0.37) for _ in range(3)]
+        middle, what = statistics.median(polled), "decided by a 1-second poll, in steps of 20"
+        figure("leaked_connects_poll_p50", middle, "connects", 3, what, peer="1-second polling loop")
+
+
+def _until_shut(clients: Clients, dead: Destination, decide: Callable[[], None], pause: float = 0.0) -> int:
+    """Connect as fast as one client can until the decider returns; how many were refused by the dead server."""
+    time.sleep(pause)
+    decider = threading.Thread(target=decide)
+    decider.start()
+    refused = 0
+    while decider.is_alive():
+        refused += clients.run(20, dead.port)[1]
+    decider.join()
+    return max(refused - THRESHOLD, 0)
+
+
+def _shut_on_event(breaker: BreakerSensor, dead: Destination) -> None:
+    while True:
+        breaker.ring.wait(1)
+        if any(decode(record).kind is Kind.CIRCUIT_OPENED for record in breaker.ring.drain()):
+            breaker.close_circuit(dead)
+            return
+
+
+def _shut_on_poll(dead: Destination) -> None:
+    """Look once a second; three failures in a row decide."""
+    failures = 0
+    while failures < THRESHOLD:
+        time.sleep(1)
+        with socket.socket() as sock:
+            failures = failures + 1 if sock.connect_ex(("127.0.0.1", dead.port)) else 0
+
+
+def always_on_figures(folder: Path, rounds: int) -> None:
+    """Block, FUSE, fsync and process detectors attached, against nothing attached: cost of a system call."""
+    binary = folder / "syscall_load"
+    subprocess.run(["cc", "-O2", "-Wall", "-o", binary, Path(__file__).with_name("syscall_load.c")], check=True)
+    command = [binary, folder / "file", "1"]
+    with contextlib.ExitStack() as stack:
+        load_ = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        stack.callback(load_.kill)
+        sensors: list[Sensor] = [LifecycleSensor(read_blob("lifecycle"))]
+        sensors += [StorageSensor(read_blob(name)) for name in ("storage", "fuse", "fsync")]
+        for sensor in sensors:
+            stack.callback(sensor.close)
+        for mode, name in (("g", "getppid"), ("r", "pread"), ("w", "pwrite")):
+            _always_on(load_, sensors, mode, name, rounds)
+
+
+def _always_on(load_: subprocess.Popen[str], sensors: list[Sensor], mode: str, name: str, rounds: int) -> None:
+    plain, watched = [], []
+    for _ in range(rounds):
+        for on in random.sample((False, True), 2):
+            for sensor in sensors:
+                sensor.attach() if on else sensor.detach()
+            (watched if on else plain).append(_ask(load_, f"{mode} 20000"))
+    ratio = percentile(watched, 0.2) / percentile(plain, 0.2)
+    figure(f"always_on_{name}_ratio", ratio, "ratio", rounds * 20_000, "nothing attached, lower quintile", ratio)
+
+
+def _ask(process: subprocess.Popen[str], line: str) -> float:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(line + "\n")
+    process.stdin.flush()
+    return float(process.stdout.readline())
+
+
 @contextlib.contextmanager
 def _bench_object() -> Iterator[Loaded]:
     path = ROOT / "bpf" / "build" / "stamp.blob"
     if not path.exists():
-        sys.exit("the bench object is not built: make -C bpf all bench")
+        subprocess.run(["make", "-s", "-C", ROOT / "bpf", "bench"], check=True)
     loaded = load(Blob.parse(path.read_bytes()))
     try:
         yield loaded

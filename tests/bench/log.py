@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,7 +17,9 @@ from pathlib import Path
 
 from pointcall_attest import dsse, entry
 from pointcall_attest.log.tree import Tree, leaf_hash, verify_inclusion
+from pointcall_executor.mirror import Mirror
 from tests.bench.figures import figure, percentile
+from tests.fault.log import postgres
 from tests.unit.log import world
 
 ROUNDS = 30
@@ -36,6 +39,7 @@ def main() -> None:
         _throughput(node)
         node.journal.close()
     _verification(node)
+    _mirror()
     _proofs(1_000_000 if args.large else 100_000)
 
 
@@ -91,6 +95,31 @@ def _verification(node: world.Node) -> None:
     for i in range(n):
         entry.parse_entry(i, leaf)
     figure("log", "entry_parse_us", (time.perf_counter() - start) / n * 1e6, "us", n)
+
+
+def _mirror() -> None:
+    """Shipping to a PostgreSQL on the same machine, through parsing, hashing and COPY."""
+    if (lack := postgres.missing()) is not None:
+        sys.stderr.write(f"mirror: skipped, {lack} is missing\n")
+        return
+    import psycopg
+
+    with tempfile.TemporaryDirectory(prefix="pointcall-bench-pg-") as name, postgres.server(Path(name) / "pg") as port:
+        node = world.Node.boot(Path(name) / "node")
+        made = [world.receipt(world.run_id.run_id(n, bytes(10)), n, node, intent=None) for n in range(100)]
+        leaves = [node.keys.sign(made[i % 100].payload()) for i in range(BURST)]
+        first = [e.raw for e in node.journal.entries()]
+        node.journal.close()
+        address = {"host": "127.0.0.1", "port": port, "user": postgres.USER, "dbname": "postgres"}
+        with psycopg.connect(**address, autocommit=True) as db:
+            mirror = Mirror(db)
+            mirror.create()
+            mirror.put(world.ORIGIN, 0, first)
+            start = time.perf_counter()
+            for at in range(0, BURST, 1_000):
+                mirror.put(world.ORIGIN, 1 + at, leaves[at : at + 1_000])
+            rate = BURST / (time.perf_counter() - start)
+    figure("log", "mirror_receipts_per_second", rate, "1/s", BURST, baseline="PostgreSQL, one connection, durable")
 
 
 def _proofs(size: int) -> None:

@@ -15,13 +15,14 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pointcall_attest.signature import verify_bundles
 from pointcall_keys.long_lived import FileKey, policy_row, sign_with_key
 from pointcall_keys.private_sigstore import PrivateSigstore
+from tests.bench.figures import figure, percentile
 from tests.unit.signing.world import ALICE, NOW, World, statement
 
 ROUNDS = 300
@@ -36,15 +37,6 @@ def times_ms(call: Callable[[], object], rounds: int = ROUNDS) -> list[float]:
         call()
         out.append((time.perf_counter_ns() - start) / 1e6)
     return sorted(out)
-
-
-def line(metric: str, value: float, n: int, baseline: str = "", ratio: float | None = None) -> None:
-    figure = {"suite": "signing", "metric": metric, "value": round(value, 3), "unit": "ms", "n": n}
-    print(json.dumps(figure | {"baseline": baseline or None, "ratio": ratio and round(ratio, 2), "peer": None}))
-
-
-def p99(sample: Sequence[float]) -> float:
-    return sample[int(len(sample) * 0.99)]
 
 
 def library(world: World, bundle: bytes) -> Callable[[], Any]:
@@ -71,17 +63,20 @@ def measure(world: World, directory: Path) -> None:
     bare = statistics.median(times_ms(library(world, bundle)))
     ours = times_ms(lambda: verify_bundles([bundle], trusted_root=root, policy=policy, at=NOW, in_process=True))
     middle = statistics.median(ours)
-    line("verify_manifest_ms_p50", middle, ROUNDS, f"verify_dsse of the library alone, {bare:.3f} ms", middle / bare)
-    line("verify_manifest_ms_p99", p99(ours), ROUNDS)
-    line("check_manifest_ms_p50", statistics.median(times_ms(lambda: world.check([bundle]))), ROUNDS)
+    alone = f"verify_dsse of the library alone, {bare:.3f} ms"
+    figure("signing", "verify_manifest_ms_p50", middle, "ms", ROUNDS, baseline=alone, ratio=middle / bare)
+    figure("signing", "verify_manifest_ms_p99", percentile(ours, 0.99), "ms", ROUNDS)
+    checked = times_ms(lambda: world.check([bundle]))
+    figure("signing", "check_manifest_ms_p50", statistics.median(checked), "ms", ROUNDS)
     key = FileKey.make(directory / "key.pem", None)
     trust = world.policy(keys=[policy_row("key", key)])
     signed = sign_with_key(payload, key)
     by_key = times_ms(lambda: verify_bundles([signed], trusted_root=root, policy=trust, at=NOW, in_process=True))
-    line("verify_key_ms_p50", statistics.median(by_key), ROUNDS)
+    figure("signing", "verify_key_ms_p50", statistics.median(by_key), "ms", ROUNDS)
     child = times_ms(lambda: verify_bundles([bundle], trusted_root=root, policy=policy, at=NOW), rounds=5)
-    line("verify_child_ms_p50", statistics.median(child), 5)
-    line("sign_ms_p50", statistics.median(times_ms(lambda: world.sign(payload), rounds=30)), 30)
+    figure("signing", "verify_child_ms_p50", statistics.median(child), "ms", 5)
+    signing = times_ms(lambda: world.sign(payload), rounds=30)
+    figure("signing", "sign_ms_p50", statistics.median(signing), "ms", 30)
 
 
 if __name__ == "__main__":

@@ -291,7 +291,7 @@ def test_arming_twice_keeps_the_circuit(make: Make) -> None:
 
 
 def test_detach_opens_the_gate_and_attach_closes_it(make: Make) -> None:
-    breaker = make()
+    breaker = make(cooldown_us=60_000_000)
     breaker.arm(here(PORT))
     connects(3, PORT)
     breaker.detach()

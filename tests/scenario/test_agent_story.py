@@ -197,3 +197,36 @@ def test_without_an_executor_the_environment_is_named(state: Path, capsys: pytes
     for words in (["status"], ["propose", __file__, "--rationale", "r", "--name", "some-name"]):
         assert main([*words, "--state-dir", str(state)]) == 5
         assert "api.unreachable" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "id"),
+    [
+        (["propose", "FILE"], 2, "cli.usage"),
+        (["propose", "BYTES", "--rationale", "r"], 2, "proposal.malformed"),
+        (["propose", "--export", "p-" + "0" * 24], 2, "api.not-found"),
+        (["propose", "--export", "../x"], 1, "proposal.id"),
+        (["propose", "FILE", "--rationale", "r", "--name", "No Name"], 1, "proposal.name"),
+        (["propose", "FILE", "--rationale", "r", "--author", "a b"], 1, "proposal.author"),
+        (["report", "sample"], 2, "cli.usage"),
+        (["report", "sample", "--seed", "s", "--n", "0"], 2, "cli.usage"),
+        (["report", "sample", "--seed", "s"], 5, "report.checkpoint"),
+        (["report", "--at", "yesterday"], 2, "cli.usage"),
+        (["report", "--at", "2026-11-23T00:00:00"], 2, "cli.usage"),
+        (["report", "--controls", "FILE"], 4, "report.mapping"),
+    ],
+)
+def test_each_wrong_word_has_its_exit_code(
+    node: tuple[Node, Server],
+    state: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    code: int,
+    id: str,
+) -> None:
+    files = {"FILE": tmp_path / "a-runbook.py", "BYTES": tmp_path / "bytes.py"}
+    files["FILE"].write_text(RUNBOOK)
+    files["BYTES"].write_bytes(b"\xff\xfe")
+    assert main([str(files.get(w, w)) for w in words] + ["--state-dir", str(state)]) == code
+    assert f"[{id}]" in capsys.readouterr().err

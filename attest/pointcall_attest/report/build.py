@@ -18,7 +18,6 @@ from pointcall_attest.log.checkpoint import Checkpoint, Verifier, cosigned_at
 from pointcall_attest.manifest import Manifest
 from pointcall_attest.printable import shown
 from pointcall_attest.receipt import Acted, Receipt
-from pointcall_attest.report import population
 from pointcall_attest.report.controls import Framework, judge, shipped
 from pointcall_attest.report.model import (
     ActionRow,
@@ -32,9 +31,11 @@ from pointcall_attest.report.model import (
     RunRow,
     Step,
 )
+from pointcall_attest.report.population import Examined, examine
 from pointcall_attest.report.queries import Facts, ask
 from pointcall_attest.statement import rfc3339
-from pointcall_attest.verdict import Check, Tier, Verdict
+from pointcall_attest.verdict import Tier, Verdict
+from pointcall_runbook.vocabulary import service
 
 NOTHING: Final = "0" * 64  # the manifest of an epoch in which nothing is armed
 STEPS: Final = ("event", "received", "decided", "intent", "applied", "confirmed")
@@ -45,11 +46,13 @@ class Known:
     """What the maker of a report knows beside the log. Everything is optional; what is missing is shown as not checked.
 
     `manifests`: payloads by their SHA-256, parsed. `signers`: of manifests whose signatures the maker verified.
-    `replays`: run id -> whether the decision was identical. `witnesses`: whose cosignatures count.
+    `appraisals`: leaf index of an epoch-open -> the maker's own verdict over its evidence. `replays`: run id -> whether
+    the decision was identical. `witnesses`: whose cosignatures count.
     """
 
     manifests: Mapping[str, Manifest] = field(default_factory=dict)
     signers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    appraisals: Mapping[int, Verdict] = field(default_factory=dict)
     replays: Mapping[str, bool] = field(default_factory=dict)
     witnesses: tuple[Verifier, ...] = ()
 
@@ -68,19 +71,21 @@ def build(
     """
     known = known or Known()
     covered = entries if head is None else entries[: head.size]
-    checks = population.checks(covered, head)
+    examined = examine(covered, head, known.appraisals)
     receipts = {e.index: e.receipt() for e in covered if e.kind == "receipt"}
-    facts = _facts(covered, receipts, checks, known, head)
+    facts = _facts(covered, receipts, examined, known, head)
     answers = ask(facts)
-    runs = tuple(_run(i, r, known.replays) for i, r in receipts.items())
-    epochs = tuple(_epochs(facts))
+    names = {str(service(s.name).number): s.name for m in known.manifests.values() for s in m.services}
+    runs = tuple(_run(i, r, known.replays, names) for i, r in receipts.items())
+    epochs = tuple(_epochs(facts, known.appraisals))
+    tier = _weakest(e.tier for e in epochs)
     return Report(
         node=shown(facts.of("epoch-open")[-1].body["node"]) if facts.of("epoch-open") else "",
         made=rfc3339(now),
         first=rfc3339(covered[0].at) if covered else "",
         last=rfc3339(covered[-1].at) if covered else "",
-        tier=_weakest(e.tier for e in epochs),
-        verdict=Verdict(checks),
+        tier=tier,
+        verdict=Verdict(examined.checks, tier),
         population=_population(covered, entries, head),
         epochs=epochs,
         armed=tuple(_armed(facts, known)),
@@ -96,7 +101,7 @@ def build(
 def _facts(
     covered: Sequence[Entry],
     receipts: Mapping[int, Receipt],
-    checks: Sequence[Check],
+    examined: Examined,
     known: Known,
     head: Checkpoint | None,
 ) -> Facts:
@@ -104,7 +109,8 @@ def _facts(
     for entry in covered:
         by_kind.setdefault(entry.kind, []).append(entry)
     seen = sum(head is not None and cosigned_at(head, w) is not None for w in known.witnesses)
-    return Facts(covered, receipts, {c.id: c for c in checks}, known.replays, seen, by_kind)
+    accepted = {i: v.tier if v.passed else None for i, v in known.appraisals.items()}
+    return Facts(covered, receipts, examined, known.replays, accepted, seen, by_kind)
 
 
 def _weakest(tiers: Iterable[Tier]) -> Tier:
@@ -125,12 +131,15 @@ def _population(covered: Sequence[Entry], entries: Sequence[Entry], head: Checkp
     )
 
 
-def _epochs(facts: Facts) -> Iterable[EpochRow]:
+def _epochs(facts: Facts, appraisals: Mapping[int, Verdict]) -> Iterable[EpochRow]:
+    """Each epoch, under the maker's own verdict where there is one, else under the one that the node recorded."""
     sizes = Counter(e.epoch for e in facts.entries)
     closed = {e.epoch: rfc3339(e.at) for e in facts.of("epoch-close")}
     for entry in facts.of("epoch-open"):
         body = entry.typed()
         assert isinstance(body, EpochOpen)
+        own = appraisals.get(entry.index)
+        verdict = body.verdict if own is None else own.as_dict()
         yield EpochRow(
             index=entry.index,
             key=entry.epoch,
@@ -138,9 +147,10 @@ def _epochs(facts: Facts) -> Iterable[EpochRow]:
             closed=closed.get(entry.epoch, ""),
             entries=sizes[entry.epoch],
             platform=shown(body.platform),
-            tier=body.tier,
-            verdict=shown(str(body.verdict.get("verdict", "none recorded"))),
-            checks=tuple(_check(c) for c in _rows(body.verdict.get("checks"))),
+            tier=body.tier if own is None else own.tier,
+            appraised=own is not None,
+            verdict=shown(str(verdict.get("verdict", "none recorded"))),
+            checks=tuple(_check(c) for c in _rows(verdict.get("checks"))),
             evidence=body.evidence,
             manifest=body.manifest,
             policy=body.policy,
@@ -203,8 +213,11 @@ def _seen_runbooks(facts: Facts, digest: str) -> Iterable[ArmedRunbook]:
         yield ArmedRunbook(shown(name), shown(version), own[-1].run.mode, events, actions, ())
 
 
-def _run(index: int, receipt: Receipt, replays: Mapping[str, bool]) -> RunRow:
+def _run(index: int, receipt: Receipt, replays: Mapping[str, bool], services: Mapping[str, str]) -> RunRow:
     began = receipt.timeline_ns.event
+    fields = dict(receipt.inputs.fields)
+    if fields.get("service") in services:
+        fields["service"] = services[fields["service"]]
     times = ((step, getattr(receipt.timeline_ns, step)) for step in STEPS)
     return RunRow(
         index=index,
@@ -214,7 +227,7 @@ def _run(index: int, receipt: Receipt, replays: Mapping[str, bool]) -> RunRow:
         runbook=shown(receipt.runbook.name),
         version=shown(receipt.runbook.version),
         event=shown(receipt.trigger.event),
-        fields={shown(k, 64): shown(v) for k, v in receipt.inputs.fields.items()},
+        fields={shown(k, 64): shown(v) for k, v in fields.items()},
         steps=tuple(Step(step, None if at is None else at - began) for step, at in times),
         actions=tuple(map(_action, receipt.actions)),
         fuel_used=receipt.decision.fuel_used,

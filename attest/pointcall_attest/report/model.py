@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 
 from pointcall_attest.verdict import Tier, Verdict
 
+COMPLETE: Final = frozenset({"report.population", "report.root", "report.checkpoint", "report.signatures"})
 FORMAT: Final = "pointcall-report/v1"
 Standing = Literal["satisfied", "not-satisfied", "no-data"]
 
@@ -85,7 +86,8 @@ class RefusalRow:
 
 @dataclass(frozen=True, slots=True)
 class EpochRow:
-    """One key: how long it worked, under which evidence, and the verdict over that evidence when it opened."""
+    """One key: how long it worked, under which evidence, and the verdict over it. `appraised` is True where this report
+    appraised the evidence itself, False where it repeats what the node recorded when the epoch opened."""
 
     index: int
     key: str
@@ -94,6 +96,7 @@ class EpochRow:
     entries: int
     platform: str
     tier: Tier
+    appraised: bool
     verdict: str
     checks: tuple[Mapping[str, str], ...]
     evidence: str
@@ -216,6 +219,17 @@ class Report:
     format: str = field(default=FORMAT)
 
     @property
+    def appraised(self) -> bool:
+        """Whether the maker of the report appraised the evidence of every epoch."""
+        return bool(self.epochs) and all(e.appraised for e in self.epochs)
+
+    @property
+    def complete(self) -> bool:
+        """Whether it was proved that every entry of the log is here and none was changed."""
+        held = {c.id for c in self.verdict.checks if c.outcome == "pass"}
+        return held >= COMPLETE
+
+    @property
     def outcomes(self) -> Mapping[str, int]:
         """How many actions ended in which way."""
         counts: dict[str, int] = {}
@@ -227,7 +241,7 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """The JSON form: docs/spec/report.md."""
         body = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
-        return {"format": body.pop("format"), **body, "outcomes": self.outcomes}
+        return {"format": body.pop("format"), **body, "complete": self.complete, "outcomes": self.outcomes}
 
 
 def _plain(value: Any) -> Any:

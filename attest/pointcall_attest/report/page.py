@@ -19,7 +19,7 @@ from pointcall_attest.report.model import ControlRow, Report, RunRow, Step
 MAX_CARDS: Final = 40  # runs that are drawn with their timeline, newest first
 MAX_ROWS: Final = 2_000  # of any table; the JSON beside the page has all
 _MARKS: Final = {"pass": "✓", "fail": "✗", "not-checked": "–"}
-_STANDINGS: Final = {"satisfied": "answered", "not-satisfied": "not satisfied", "no-data": "no data"}
+_STANDINGS: Final = {"satisfied": "satisfied", "not-satisfied": "not satisfied", "no-data": "no data"}
 
 
 def render_html(report: Report) -> str:

@@ -5,8 +5,9 @@
   (3) every entry is signed by the key of its epoch, and that epoch was opened in the log before it
   (4) every key after the first was vouched for by the one before it
   (5) every run that was about to act has its receipt
+  (6) every key is bound by evidence that the maker of the report accepts, of the tier that the node stated
 
-What is left to the reader: that the first key belongs to the machine it names (its evidence: `pointcall verify`).
+The last one needs the evidence and a trust policy; without them it is listed as not checked.
 Spec: docs/spec/report.md section 3.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -25,21 +27,33 @@ from pointcall_attest.errors import AttestError, MalformedError
 from pointcall_attest.log import checkpoint as note
 from pointcall_attest.log.checkpoint import Checkpoint
 from pointcall_attest.log.tree import Tree, leaf_hash
-from pointcall_attest.verdict import Check
+from pointcall_attest.verdict import Check, Verdict
 
 MAX_NAMED: Final = 5  # entries that one check names
 
 
-def checks(entries: Sequence[Entry], head: Checkpoint | None) -> tuple[Check, ...]:
-    """The five checks over the entries that a report covers, in order. Never raises for what the entries say."""
-    wrong = unsigned(entries)
-    return (
+@dataclass(frozen=True)
+class Examined:
+    """What was found: the checks, and the entries (by leaf index) that failed one of them."""
+
+    checks: tuple[Check, ...]
+    unsigned: frozenset[int]
+    unvouched: frozenset[int]
+    without_receipt: frozenset[int]
+
+
+def examine(entries: Sequence[Entry], head: Checkpoint | None, appraisals: Mapping[int, Verdict]) -> Examined:
+    """All checks over the entries that a report covers, in order. Never raises for what the entries say."""
+    signatures, epochs, receipts = unsigned(entries), unvouched(entries), without_receipt(entries)
+    checks = (
         *_complete(entries, head),
         _checkpoint_signed(entries, head),
-        _none("report.signatures", wrong, f"{len(entries)} entries signed by the key of their epoch"),
-        _none("report.epochs", unvouched(entries), "every key vouched for by the one before"),
-        _none("report.receipts", without_receipt(entries), "every run that was about to act has its receipt"),
+        _none("report.signatures", signatures, f"{len(entries)} entries signed by the key of their epoch"),
+        _none("report.epochs", epochs, "every key vouched for by the one before"),
+        _none("report.receipts", receipts, "every run that was about to act has its receipt"),
+        _evidence([e for e in entries if e.kind == "epoch-open"], appraisals),
     )
+    return Examined(checks, frozenset(signatures), frozenset(epochs), frozenset(receipts))
 
 
 def _complete(entries: Sequence[Entry], head: Checkpoint | None) -> Iterable[Check]:
@@ -145,6 +159,18 @@ def without_receipt(entries: Sequence[Entry]) -> list[int]:
     received = {e.run for e in entries if e.kind == "receipt"}
     current = next((e.epoch for e in reversed(entries) if e.kind == "epoch-open"), None)
     return [e.index for e in entries if e.kind == "intent" and e.run not in received and e.epoch != current]
+
+
+def _evidence(opened: Sequence[Entry], appraisals: Mapping[int, Verdict]) -> Check:
+    missing = [e.index for e in opened if e.index not in appraisals]
+    if missing or not opened:
+        why = (
+            f"no evidence, or no trust policy, for {len(missing)} of {len(opened)} epochs: pointcall report --trust DIR"
+        )
+        return Check.skipped("report.evidence", why, spec="docs/spec/report.md 3")
+    own = {e.index: appraisals[e.index] for e in opened}
+    wrong = [e.index for e in opened if not own[e.index].passed or own[e.index].tier != e.body["tier"]]
+    return _none("report.evidence", wrong, f"evidence of {len(opened)} epochs accepted, of the tier that was stated")
 
 
 def _none(id: str, wrong: Sequence[int], want: str) -> Check:

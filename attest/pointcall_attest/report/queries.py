@@ -12,21 +12,22 @@ from typing import Final
 
 from pointcall_attest.entry import Entry
 from pointcall_attest.receipt import Acted, Receipt
-from pointcall_attest.report import population
 from pointcall_attest.report.model import Answer
-from pointcall_attest.verdict import Check
+from pointcall_attest.report.population import Examined
+from pointcall_attest.verdict import Tier
 
 MAX_FAILING: Final = 100  # leaf indices that one answer names
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What questions are asked about: the entries, their receipts, the report's own checks, and what was replayed."""
+    """What questions are asked about: the entries, their receipts, what the report found itself, and the replays."""
 
     entries: Sequence[Entry]
     receipts: Mapping[int, Receipt]
-    checks: Mapping[str, Check]
+    examined: Examined
     replays: Mapping[str, bool]
+    accepted: Mapping[int, Tier | None]  # epoch-open that was appraised -> the tier of its evidence, None: refused
     witnesses: int = 0
     by_kind: Mapping[str, Sequence[Entry]] = field(default_factory=dict)
 
@@ -40,37 +41,32 @@ Held = Mapping[int, bool]  # leaf index -> whether it held there
 def _own_check(id: str) -> Callable[[Facts], Held]:
     def held(facts: Facts) -> Held:
         """Every entry shares the fate of the check, so that the population is the whole log."""
-        outcome = facts.checks[id].outcome
+        (outcome,) = (c.outcome for c in facts.examined.checks if c.id == id)
         return {} if outcome == "not-checked" else {e.index: outcome == "pass" for e in facts.entries}
 
     return held
 
 
 def _signed(facts: Facts) -> Held:
-    wrong = set(population.unsigned(facts.entries))
-    return {e.index: e.index not in wrong for e in facts.entries}
+    return {e.index: e.index not in facts.examined.unsigned for e in facts.entries}
 
 
 def _vouched(facts: Facts) -> Held:
-    wrong = set(population.unvouched(facts.entries))
-    return {e.index: e.index not in wrong for e in facts.of("epoch-open")}
+    return {e.index: e.index not in facts.examined.unvouched for e in facts.of("epoch-open")}
 
 
 def _received(facts: Facts) -> Held:
-    wrong = set(population.without_receipt(facts.entries))
-    return {e.index: e.index not in wrong for e in facts.of("intent")}
+    return {e.index: e.index not in facts.examined.without_receipt for e in facts.of("intent")}
 
 
 def _attested(facts: Facts) -> Held:
-    accepted = {e.epoch for e in facts.of("epoch-open") if e.body["verdict"].get("verdict") == "accept"}
-    return {i: r.run.epoch in accepted for i, r in facts.receipts.items()}
+    """What the node itself recorded about its evidence counts for nothing here."""
+    tiers = {e.epoch: facts.accepted[e.index] for e in facts.of("epoch-open") if e.index in facts.accepted}
+    return {i: tiers[r.run.epoch] is not None for i, r in facts.receipts.items() if r.run.epoch in tiers}
 
 
 def _hardware(facts: Facts) -> Held:
-    return {
-        e.index: e.body["tier"] == "hardware" and e.body["verdict"].get("verdict") == "accept"
-        for e in facts.of("epoch-open")
-    }
+    return {i: tier == "hardware" for i, tier in facts.accepted.items()}
 
 
 def _runbook_signed(facts: Facts) -> Held:

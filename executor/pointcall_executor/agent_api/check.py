@@ -8,7 +8,9 @@ Spec: docs/spec/proposal.md. The parent is examination.py.
 
 from __future__ import annotations
 
+import enum
 import json
+import os
 import resource
 import sys
 from collections.abc import Iterable, Mapping
@@ -24,11 +26,13 @@ OUTPUT_BYTES: Final = 2 * 1024 * 1024  # 200 simulated events of 8 calls each, t
 MAX_LINES: Final = 60  # of the compiler's answer: ten diagnostics with their places and hints
 MAX_SHOWN: Final = 400  # characters of one line
 
-Row = dict[str, str]
+Row = dict[str, Any]
 
 
 def limit_self() -> None:
-    """No more CPU, memory, files or processes than an examination needs. Hard limits: they cannot be raised again."""
+    """No more CPU, memory, files or processes than an examination needs, and only the CPU time that nobody else wants.
+    Hard limits: they cannot be raised again."""
+    os.nice(19)
     for what, most in (
         (resource.RLIMIT_CPU, CPU_SECONDS),
         (resource.RLIMIT_AS, MEMORY_BYTES),
@@ -55,7 +59,8 @@ def examine(request: Mapping[str, Any]) -> dict[str, Any]:
             _skipped(i) for i in ("proposal.compiles", "proposal.module", "proposal.simulation") if i not in done
         ]
         return {"checks": checks, "module_sha256": "", "capabilities": [], "simulated": 0, "differences": []}
-    rows = [_simulated(wasm, info, case) for case in request["cases"] if case["event"] in info.handlers]
+    recorded = (case for case in request["cases"] if case["event"] in info.handlers)
+    rows = [_simulated(wasm, info, case, request["names"]) for case in recorded]
     checks.append(_simulation_check(rows))
     return {
         "checks": checks,
@@ -104,20 +109,18 @@ def _verified(wasm: bytes, checks: list[Row]) -> Any:
     return info
 
 
-def _simulated(wasm: bytes, info: Any, case: Mapping[str, Any]) -> dict[str, Any]:
+def _simulated(wasm: bytes, info: Any, case: Mapping[str, Any], named: Iterable[str]) -> dict[str, Any]:
     """One recorded event through the proposal, beside what was decided then.
 
     The event's own values come from the receipt; parameters take their defaults and slots their initial values,
     because the proposal has not been configured by anyone yet.
     """
-    names = {vocabulary.service(n).number: n for n in info.services}
+    names = {vocabulary.service(n).number: n for n in (*named, *info.services)}
     names |= {vocabulary.channel(n).number: n for n in info.channels}
-    if named := case["fields"].get("service"):
-        names.setdefault(vocabulary.service(named).number, named)
     event = vocabulary.EVENTS[case["event"]]
-    values = [int(v) for v in case["values"][: vocabulary.arity(event)]]
-    values += [p.default for p in info.parameters] + [s.initial for s in info.slots]
-    calls, fault = _decided(wasm, case["event"], tuple(values))
+    own = tuple(int(v) for v in case["values"][: vocabulary.arity(event)])
+    values = (*own, *(p.default for p in info.parameters), *(s.initial for s in info.slots))
+    calls, fault = _decided(wasm, case["event"], values)
     then = [vocabulary.Call(c["action"], tuple(map(int, c["args"]))) for c in case["calls"]]
     return {
         "run": case["run"],
@@ -127,8 +130,38 @@ def _simulated(wasm: bytes, info: Any, case: Mapping[str, Any]) -> dict[str, Any
         "recorded": [readable(c, names) for c in then],
         "proposed": [readable(c, names) for c in calls],
         "same": not fault and then == calls,
+        "case": None if fault else _case(case["run"], vocabulary.from_slots(event, own), calls, names),
         "fault": fault,
     }
+
+
+def _case(run: str, event: vocabulary.Event, calls: list[vocabulary.Call], names: Mapping[int, str]) -> Row | None:
+    """The event and its decision as a case of the runbook, or None where a service or channel has no known name."""
+    from pointcall_runbook import case
+
+    fields = {f.name: _written(getattr(event, f.name), names) for f in vocabulary.fields(type(event))}
+    decided = [case.readable(call, names) for call in calls]
+    unnamed = [
+        v for v in (*fields.values(), *(v for c in decided for v in c["args"].values())) if str(v).startswith("#")
+    ]
+    if unnamed:
+        return None
+    return {"name": f"run {run}", "event": type(event).__name__, "fields": fields, "calls": decided}
+
+
+def _written(value: object, names: Mapping[int, str]) -> Any:
+    """A field as a case writes it."""
+    match value:
+        case vocabulary.Service(number=0):
+            return ""
+        case vocabulary.Service(number=number) | vocabulary.Channel(number=number):
+            return names.get(number, f"#{number}")
+        case enum.Enum():
+            return value.name
+        case vocabulary.Address():
+            return str(value)
+        case _:
+            return value
 
 
 def _decided(wasm: bytes, event: str, values: tuple[int, ...]) -> tuple[list[vocabulary.Call], str]:

@@ -41,7 +41,10 @@ class Capability(BaseModel):
 
 
 class Difference(BaseModel):
-    """One recorded event: what was decided then, and what the proposal would decide."""
+    """One recorded event: what was decided then, and what the proposal would decide.
+
+    `case` is the same as a case of the runbook (pointcall_runbook.case), None where a service has no known name.
+    """
 
     model_config = _STRICT
     run: str
@@ -51,6 +54,7 @@ class Difference(BaseModel):
     recorded: tuple[str, ...]
     proposed: tuple[str, ...]
     same: bool
+    case: Mapping[str, Any] | None = None
 
 
 class Examination(BaseModel):
@@ -71,11 +75,17 @@ class Examination(BaseModel):
 
 
 def examine(
-    source: str, rationale: str, cases: Sequence[Mapping[str, Any]], *, time_limit_s: float = TIME_LIMIT_S
+    source: str,
+    rationale: str,
+    cases: Sequence[Mapping[str, Any]],
+    names: Sequence[str] = (),
+    *,
+    time_limit_s: float = TIME_LIMIT_S,
 ) -> Examination:
-    """Examine a runbook source in a fresh process, on recorded events as `recorded.cases` gives them. Never raises for
-    anything that the source can cause."""
-    request = json.dumps({"source": source, "rationale": rationale, "cases": list(cases)}).encode()
+    """Examine a runbook source in a fresh process, on recorded events as `recorded.cases` gives them; `names` are those
+    of the declared services. Never raises for anything that the source can cause."""
+    body = {"source": source, "rationale": rationale, "cases": list(cases), "names": list(names)}
+    request = json.dumps(body).encode()
     raw, ended = _answer(request, time_limit_s)
     if ended:
         return _died(ended)

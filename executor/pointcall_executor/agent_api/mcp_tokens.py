@@ -1,7 +1,7 @@
 """Who may use the MCP server over HTTP: tokens by digest, from one JSON file. Bytes -> Tokens -> a token's rights.
 
-The file holds no token, only SHA-256 of random ones, so it need not be secret; who can write it can let agents in. It is
-not the authority over the node: that is the agent's socket. Spec: docs/spec/mcp.md section 3.
+The file holds no token, only SHA-256 of random ones, so it need not be secret; who can write it can let agents in. It
+is not the authority over the node: that is the agent's socket. Spec: docs/spec/mcp.md section 3.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ from email.utils import format_datetime
 from typing import Final
 
 from pointcall_executor import VERSION
-from pointcall_executor.agent_api.examination import Difference
 from pointcall_executor.agent_api.proposal import Proposal
 
 MAX_CASES: Final = 20  # examples for the reviewer and the tests; the proposal itself holds all of them
@@ -26,12 +25,11 @@ _NO_COMMIT: Final = "0" * 40
 def files(proposal: Proposal) -> dict[str, str]:
     """The files that the patch adds: path -> text. Every path is below `runbooks/library/<name>/`."""
     folder = f"runbooks/library/{proposal.name}"
-    cases = {f"{folder}/cases/{_case_name(d)}.json": _case(d) for d in proposal.differences[:MAX_CASES]}
-    return {
-        f"{folder}/README.md": readme(proposal),
-        **dict(sorted(cases.items())),
-        f"{folder}/runbook.py": proposal.source,
-    }
+    cases = [d.case for d in proposal.differences if d.case is not None][:MAX_CASES]
+    added = {f"{folder}/README.md": readme(proposal)}
+    if cases:
+        added[f"{folder}/cases/cases.json"] = json.dumps(cases, indent=1, ensure_ascii=False) + "\n"
+    return added | {f"{folder}/runbook.py": proposal.source}
 
 
 def readme(proposal: Proposal) -> str:
@@ -50,14 +48,6 @@ def readme(proposal: Proposal) -> str:
         f"## What it would have done\n\n"
         f"Simulated on {proposal.simulated} recorded events; it decides differently on {changed} of them.\n"
     )
-
-
-def _case_name(difference: Difference) -> str:
-    return f"{difference.event.lower()}-{difference.run.lower()}"
-
-
-def _case(difference: Difference) -> str:
-    return json.dumps(difference.model_dump(exclude={"same"}), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def render(proposal: Proposal, date: datetime) -> str:

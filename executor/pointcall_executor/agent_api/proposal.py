@@ -27,7 +27,7 @@ OPEN_IN_ALL: Final = 100  # authors name themselves, so their quota alone bounds
 _NAME: Final = re.compile(r"(?=.{2,40}\Z)[a-z](?:-?[a-z0-9])+")
 _AUTHOR: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/@:+-]{0,126}[A-Za-z0-9])?")
 
-Examine = Callable[[str, str, Sequence[Mapping[str, Any]]], Examination]
+Examine = Callable[[str, str, Sequence[Mapping[str, Any]]], Examination]  # source, rationale, recorded events
 
 
 class Proposal(BaseModel):

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from pointcall_attest.entry import Entry, Kind
+from pointcall_attest.log.checkpoint import Checkpoint
+from pointcall_attest.log.proof import Proof
 from pointcall_attest.printable import shown
 from pointcall_attest.receipt import Acted, Receipt
 from pointcall_attest.run_id import is_run_id
@@ -36,6 +38,12 @@ class Reader(Protocol):
         self, kind: Kind | None = None, run: str | None = None, start: int = 0, limit: int = 1000
     ) -> Sequence[Entry]:
         """Entries from index `start` on, oldest first, at most `limit`."""
+
+    def head(self) -> Checkpoint | None:
+        """The newest checkpoint."""
+
+    def proof(self, index: int, checkpoint: Checkpoint) -> Proof:
+        """The place of an entry under a checkpoint that covers it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +146,14 @@ def find(reader: Reader, run_id: str) -> Entry:
     if not found:
         raise NotFoundError("no receipt of that run", got=run_id, hint="a run that still goes on has none yet")
     return found[0]
+
+
+def proof(reader: Reader, entry: Entry) -> bytes:
+    """The entry's C2SP tlog-proof under the newest checkpoint, or nothing while no checkpoint covers it."""
+    head = reader.head()
+    if head is None or entry.index >= head.size:
+        return b""
+    return reader.proof(entry.index, head).encode()
 
 
 def run(entry: Entry) -> Run:

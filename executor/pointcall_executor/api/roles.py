@@ -56,14 +56,14 @@ METHODS: Final[Mapping[str, Method]] = {
     "/pointcall.v1.Runs/ListRuns": Method(_READERS),
     "/pointcall.v1.Runs/GetRun": Method(_READERS),
     "/pointcall.v1.Runs/GetReceipt": Method(_READERS),
-    "/pointcall.v1.Status/GetStatus": Method(_EVERYBODY),
+    "/pointcall.v1.Status/GetStatus": Method(_READERS),
     "/pointcall.v1.Status/GetEvidence": Method(
         frozenset({Role.OPERATOR, Role.AUDITOR, Role.RELYING_PARTY}),
         cost=10,  # each one asks the platform
     ),
     "/pointcall.v1.Proposals/SubmitProposal": Method(
         frozenset({Role.OPERATOR, Role.AGENT}),
-        cost=20,
+        cost=50,
         max_request_bytes=80 * 1024,  # 64 KiB source, 8 KiB rationale
     ),
     "/pointcall.v1.Proposals/ListProposals": Method(_READERS),

@@ -1,4 +1,4 @@
-"""The gRPC server: one Unix socket for each role, served until `stop`.
+"""The gRPC server: one Unix socket for each role, and where wanted one mTLS port, served until `stop`.
 
 A socket appears under its public name only after it has its mode and its server listens, so there is no moment in which
 a stranger could connect. Each role has a server of its own with its own threads: a flood on one cannot starve another.
@@ -25,7 +25,8 @@ from grpc_reflection.v1alpha import reflection
 
 from pointcall_executor.api.accesses import Accesses
 from pointcall_executor.api.backend import Backend
-from pointcall_executor.api.interceptor import RoleInterceptor
+from pointcall_executor.api.caller import REMOTE_ROLES, CallerOf, Mtls, of_socket
+from pointcall_executor.api.interceptor import Interceptor
 from pointcall_executor.api.messages import pb
 from pointcall_executor.api.roles import SOCKET_MODES, Role, max_message_bytes
 from pointcall_executor.api.services import Handler, Services
@@ -48,12 +49,14 @@ class ServeError(PointcallError):
 class Server:
     """A running API. Made by `serve`; `stop` may be called twice."""
 
-    def __init__(self, backend: Backend, run_dir: Path, clock_ns: Callable[[], int]) -> None:
-        self._backend, self._run_dir = backend, run_dir
+    def __init__(self, backend: Backend, run_dir: Path, clock_ns: Callable[[], int], mtls: Mtls | None) -> None:
+        self._backend, self._run_dir, self._clock_ns, self._mtls = backend, run_dir, clock_ns, mtls
         self._accesses = Accesses()
-        self._services = Services(backend)
+        self._services = Services(backend, clock_ns)
         self._health = health.HealthServicer()
-        self._servers = {role: self._server(role, clock_ns) for role in Role}
+        self._servers = {role: self._server(role.value, of_socket(role), role) for role in Role}
+        self._remote: Any = self._server("remote", mtls.callers(backend.now), *REMOTE_ROLES) if mtls else None
+        self.port = 0  # of the mTLS listener, once it listens
 
     def socket(self, role: Role) -> Path:
         """Where this role connects."""
@@ -76,12 +79,13 @@ class Server:
         self._health.enter_graceful_shutdown()
         for role in Role:
             self.socket(role).unlink(missing_ok=True)
-        for stopped in [server.stop(grace_s) for server in self._servers.values()]:
+        servers = [*self._servers.values(), *([self._remote] if self._remote else [])]
+        for stopped in [server.stop(grace_s) for server in servers]:
             stopped.wait()
         self.flush()
 
     def start(self, groups: Mapping[Role, int]) -> None:
-        """Listen on all four sockets, or raise and leave none behind."""
+        """Listen on all four sockets and on the mTLS port, or raise and leave none behind."""
         self._run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         for role in Role:
             _refuse_taken(self.socket(role))
@@ -90,6 +94,9 @@ class Server:
         try:
             for role, server in self._servers.items():
                 self._listen(role, server, staging, groups.get(role))
+            if self._mtls is not None:
+                self.port = _bind_mtls(self._remote, self._mtls)
+                self._remote.start()
         except BaseException:
             self.stop(0)
             raise
@@ -105,13 +112,14 @@ class Server:
             os.chown(staged, -1, group)
         staged.replace(self.socket(role))
 
-    def _server(self, role: Role, clock_ns: Callable[[], int]) -> Any:
-        interceptors: Any = [RoleInterceptor(role, self._accesses, clock_ns)]
+    def _server(self, name: str, caller_of: CallerOf, *roles: Role) -> Any:
+        """A server for callers of these roles, with threads of its own."""
+        interceptors: Any = [Interceptor(caller_of, self._accesses, self._clock_ns)]
         server = grpc.server(
-            futures.ThreadPoolExecutor(THREADS[role], thread_name_prefix=f"api-{role.value}"),
+            futures.ThreadPoolExecutor(max(THREADS[r] for r in roles), thread_name_prefix=f"api-{name}"),
             interceptors=interceptors,
             maximum_concurrent_rpcs=MAX_CALLS,
-            options=_options(role),
+            options=_options(max(map(max_message_bytes, roles))),
         )
         for name, handlers in self._services.handlers().items():
             server.add_generic_rpc_handlers((_generic(name, handlers),))
@@ -127,13 +135,17 @@ def serve(
     *,
     clock_ns: Callable[[], int] = time.monotonic_ns,
     groups: Mapping[Role, int] | None = None,
+    mtls: Mtls | None = None,
 ) -> Server:
     """Serve the API on `<run_dir>/<role>.sock` and return at once.
 
-    `groups` gives the group id that owns a role's socket (default: the process's own). Raises ServeError
-    `api.socket-in-use` when another executor listens there, `api.socket-path` when the path is too long.
+    `groups` gives the group id that owns a role's socket (default: the process's own). With `mtls`, auditors and
+    relying parties may also call over the network.
+
+    Raises ServeError `api.socket-in-use` when another executor listens there, `api.socket-path` when the path is too
+    long, `api.mtls` when the port or the certificate is not usable.
     """
-    server = Server(backend, run_dir, clock_ns)
+    server = Server(backend, run_dir, clock_ns, mtls)
     server.start(groups or {})
     return server
 
@@ -152,14 +164,17 @@ def _method(descriptor: Any, handler: Handler) -> Any:
     )
 
 
-def _options(role: Role) -> list[tuple[str, int]]:
+def _options(max_request_bytes: int) -> list[tuple[str, int]]:
     return [
-        ("grpc.max_receive_message_length", max_message_bytes(role)),
+        ("grpc.max_receive_message_length", max_request_bytes),
         ("grpc.max_send_message_length", MAX_RESPONSE_BYTES),
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
         ("grpc.max_concurrent_streams", MAX_STREAMS),
         ("grpc.max_connection_idle_ms", 300_000),
+        ("grpc.max_connection_age_ms", 3_600_000),  # a client certificate is looked at again at least every hour
+        ("grpc.max_connection_age_grace_ms", 30_000),
+        ("grpc.so_reuseport", 0),  # nobody else listens on our port
         ("grpc.http2.max_ping_strikes", 2),
     ]
 
@@ -174,6 +189,21 @@ def _bind(server: Any, path: Path) -> None:
             hint="choose a shorter --state-dir",
         )
     server.add_insecure_port(f"unix:{path}")
+
+
+def _bind_mtls(server: Any, mtls: Mtls) -> int:
+    credentials = grpc.ssl_server_credentials(
+        [(mtls.key, mtls.certificate)], mtls.client_roots, require_client_auth=True
+    )
+    try:
+        return int(server.add_secure_port(mtls.address, credentials))
+    except RuntimeError as refusal:
+        raise ServeError(
+            "cannot serve mTLS",
+            id="api.mtls",
+            want=f"to listen on {mtls.address} with the certificate",
+            got=str(refusal),
+        ) from None
 
 
 def _refuse_taken(path: Path) -> None:

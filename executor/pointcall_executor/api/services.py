@@ -16,6 +16,7 @@ from pointcall_executor.agent_api.errors import NotFoundError, QuotaError, Reque
 from pointcall_executor.agent_api.examination import examine
 from pointcall_executor.api.backend import Backend
 from pointcall_executor.api.messages import message, pb
+from pointcall_executor.api.quota import Bucket
 from pointcall_runbook.vocabulary import Address
 
 MAX_REASON_BYTES: Final = 500
@@ -23,6 +24,8 @@ DAY_S: Final = 86_400
 HOUR_S: Final = 3_600
 NONCE_BYTES: Final = 32
 WAIT_FOR_EXAMINATION_S: Final = 5.0
+SUBMISSIONS_AT_ONCE: Final = 60
+SUBMISSION_EVERY_NS: Final = 36_000_000_000  # 100 an hour: refused ones fill the log with at most 5 MB a day
 
 Handler = Callable[[Any], Any]
 
@@ -30,8 +33,9 @@ Handler = Callable[[Any], Any]
 class Services:
     """All methods over one backend. `handlers` is what the server dispatches to."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self, backend: Backend, clock_ns: Callable[[], int]) -> None:
+        self._backend, self._clock_ns = backend, clock_ns
+        self._submissions = Bucket(SUBMISSIONS_AT_ONCE, SUBMISSION_EVERY_NS, clock_ns())
         self._examining = threading.Lock()  # one at a time: an examination may take a whole core
 
     def handlers(self) -> Mapping[str, Mapping[str, Handler]]:
@@ -63,7 +67,13 @@ class Services:
 
     def _get_receipt(self, request: Any) -> Any:
         entry = recorded.find(self._backend.reader(), request.run)
-        return pb.Receipt(run=request.run, index=entry.index, leaf_sha256=entry.leaf_hash, dsse=entry.raw)
+        return pb.Receipt(
+            run=request.run,
+            index=entry.index,
+            leaf_sha256=entry.leaf_hash,
+            dsse=entry.raw,
+            tlog_proof=recorded.proof(self._backend.reader(), entry),
+        )
 
     def _get_status(self, _: Any) -> Any:
         return message(self._backend.status(), "NodeStatus")
@@ -80,15 +90,18 @@ class Services:
         submission = proposal.Submission.of(
             name=request.name, rationale=request.rationale, source=request.source, author=request.author
         )
+        if not self._submissions.take(1, self._clock_ns()):
+            raise QuotaError("too many proposals", id="proposal.rate", want="100 an hour", hint="try again in a minute")
         if not self._examining.acquire(timeout=WAIT_FOR_EXAMINATION_S):
             raise QuotaError("another proposal is being examined", id="proposal.busy", hint="try again in some seconds")
+        names = [s.name for s in self._backend.status().services]
         try:
             done = proposal.submit(
                 submission,
                 inbox=self._backend.inbox(),
                 cases=recorded.cases(self._backend.reader()),
                 now=self._backend.now(),
-                examine=examine,
+                examine=lambda source, rationale, cases: examine(source, rationale, cases, names),
                 journal=lambda p: self._backend.proposed(p.journal_body()),
             )
         finally:
@@ -142,7 +155,7 @@ class Services:
 
 
 def _proposal(value: proposal.Proposal) -> Any:
-    return pb.Proposal(**value.model_dump(exclude={"format"}))
+    return pb.Proposal(**value.model_dump(exclude={"format": True, "differences": {"__all__": {"case"}}}))
 
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")

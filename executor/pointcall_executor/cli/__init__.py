@@ -18,6 +18,9 @@ VERBS: Final[Mapping[str, str]] = {
     "demo": "run the whole loop for real on this machine",
     "build": "compile runbooks and assemble a manifest",
     "sign": "sign a manifest with Sigstore",
+    "manifest": "compare manifests: what an update grants, revokes or changes",
+    "sign-bundle": "sign a file with Sigstore",
+    "verify-bundle": "verify a Sigstore bundle over a file",
     "inspect": "show what a module, blob or manifest grants and costs",
     "explain": "print the schema of an event, an action or a field",
     "run": "run the executor on this node",
@@ -30,6 +33,8 @@ VERBS: Final[Mapping[str, str]] = {
     "report": "write a compliance report from the log",
     "attest": "parse, verify and explain TEE evidence",
     "propose": "submit a runbook as a proposal, or export one as a patch",
+    "mcp": "serve agents over MCP: read and propose, nothing else",
+    "drill": "rehearse: inject a fault that is guaranteed to end",
     "doctor": "say what this machine offers and what is missing",
 }
 

@@ -9,10 +9,12 @@ import argparse
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pointcall_executor.cli import output
 from pointcall_executor.cli.output import Exit, UsageRefusal
+
+MAX_FILE_BYTES: Final = 4 * 1024 * 1024  # certificate files; every other form is smaller
 
 if TYPE_CHECKING:
     from pointcall_attest.certificate_file import CertificateFile
@@ -63,6 +65,7 @@ def _configure_fetch(parser: argparse.ArgumentParser) -> None:
     forms = parser.add_subparsers(dest="form", required=True, metavar="FORM")
     snp = _leaf(forms, "snp", "VCEK, chain and CRL from AMD, as PEM", _fetch_snp)
     snp.add_argument("--kds", metavar="URL", help="another server than AMD's")
+    snp.add_argument("--product", choices=("Milan", "Genoa", "Turin"), help="needed for version 2 reports only")
     tdx = _leaf(forms, "tdx", "collateral from Intel, as JSON", _fetch_tdx)
     tdx.add_argument("--pcs", metavar="URL", help="another server than Intel's")
     tdx.add_argument("--root-crl", metavar="URL", help="another place of the root's CRL")
@@ -144,7 +147,7 @@ def _verify_snp(args: argparse.Namespace) -> int:
 
     def bundle() -> EvidenceBundle:
         files = _certificates(args.certs)
-        return EvidenceBundle("snp", args.file.read_bytes(), files.certificates, files.crls)
+        return EvidenceBundle("snp", _read(args.file), files.certificates, files.crls)
 
     return _verify(args, "snp", bundle)
 
@@ -157,9 +160,9 @@ def _tdx_evidence(args: argparse.Namespace) -> EvidenceBundle:
     from pointcall_attest import collateral
     from pointcall_attest.evidence import EvidenceBundle
 
-    texts = collateral.parse_json(args.collateral.read_bytes())
-    log = args.ccel.read_bytes() if args.ccel else None
-    return EvidenceBundle("tdx", args.file.read_bytes(), collateral=texts, event_log=log)
+    texts = collateral.parse_json(_read(args.collateral))
+    log = _read(args.ccel) if args.ccel else None
+    return EvidenceBundle("tdx", _read(args.file), collateral=texts, event_log=log)
 
 
 def _verify_hcl(args: argparse.Namespace) -> int:
@@ -172,7 +175,7 @@ def _verify_hcl(args: argparse.Namespace) -> int:
     except MalformedError as error:
         return _print(args, appraise.malformed(error, "hcl"))
     verdict = appraise.appraise_hcl(
-        args.file.read_bytes(),
+        _read(args.file),
         files.certificates,
         policy=policy,
         roots=roots,
@@ -187,7 +190,7 @@ def _verify_hcl(args: argparse.Namespace) -> int:
 def _verify_bundle(args: argparse.Namespace) -> int:
     from pointcall_attest.evidence import EvidenceBundle
 
-    return _verify(args, "", lambda: EvidenceBundle.parse(args.file.read_bytes()))
+    return _verify(args, "", lambda: EvidenceBundle.parse(_read(args.file)))
 
 
 def _verify(args: argparse.Namespace, platform: str, make: Callable[[], EvidenceBundle]) -> int:
@@ -229,14 +232,20 @@ def _formed(args: argparse.Namespace, verdict: Verdict) -> dict[str, Any]:
 
     if args.form_out == "verdict":
         return verdict.as_dict()
-    policy = hashlib.sha256(args.policy.read_bytes() if args.policy else b"{}").hexdigest()
+    policy = hashlib.sha256(_read(args.policy) if args.policy else b"{}").hexdigest()
     at = _time(args.at)
     if args.form_out == "ear":
         return tee_statement.ear(verdict, at=at, policy_sha256=policy, version=VERSION)
-    evidence = hashlib.sha256(args.file.read_bytes()).hexdigest()
+    evidence = hashlib.sha256(_read(args.file)).hexdigest()
     raw = tee_statement.statement(verdict, at=at, evidence_sha256=evidence, policy_sha256=policy, version=VERSION)
     statement: dict[str, Any] = json.loads(raw)
     return statement
+
+
+def _read(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
+    """The file up to one byte more than any format takes: what is longer is refused by its parser."""
+    with path.open("rb") as file:
+        return file.read(limit + 1)
 
 
 def _exit(verdict: Verdict, *, allow_emulated: bool) -> Exit:
@@ -251,7 +260,7 @@ def _exit(verdict: Verdict, *, allow_emulated: bool) -> Exit:
 def _policy(args: argparse.Namespace) -> TeePolicy:
     from pointcall_attest.tee_policy import TeePolicy
 
-    policy = TeePolicy.parse(args.policy.read_bytes()) if args.policy else TeePolicy()
+    policy = TeePolicy.parse(_read(args.policy)) if args.policy else TeePolicy()
     return policy.model_copy(update={"allow_emulated": True}) if args.allow_emulated else policy
 
 
@@ -259,13 +268,13 @@ def _roots(args: argparse.Namespace) -> Roots:
     from pointcall_attest.trust import Roots
 
     registered = Roots.open(output.state_dir(args) / "trust")
-    return Roots.of([*registered.emulated.values(), *(path.read_bytes() for path in args.emulated_root)])
+    return Roots.of([*registered.emulated.values(), *(_read(path) for path in args.emulated_root)])
 
 
 def _certificates(paths: list[Path]) -> CertificateFile:
     from pointcall_attest import certificate_file
 
-    return sum((certificate_file.read(path.read_bytes()) for path in paths), start=certificate_file.CertificateFile())
+    return sum((certificate_file.read(_read(path)) for path in paths), start=certificate_file.CertificateFile())
 
 
 def _time(text: str | None) -> datetime:
@@ -294,7 +303,7 @@ def _hex(text: str, size: int) -> bytes:
 def _show(args: argparse.Namespace) -> int:
     from pointcall_attest.shown import described
 
-    rows = described(args.file.read_bytes())
+    rows = described(_read(args.file))
     return _say(args, rows)
 
 
@@ -322,7 +331,7 @@ def _bundle_snp(args: argparse.Namespace) -> int:
     from pointcall_attest.evidence import EvidenceBundle
 
     files = _certificates(args.certs)
-    report = snp.parse(args.file.read_bytes())
+    report = snp.parse(_read(args.file))
     return _write(args, EvidenceBundle("snp", report.raw, files.certificates, files.crls))
 
 
@@ -358,18 +367,18 @@ def _measure_snp(args: argparse.Namespace) -> int:
     )
     if args.report is None:
         return _say(args, {"launch_digest": measure.launch_digest(launch).hex()})
-    observed = snp.parse(args.report.read_bytes()).measurement
+    observed = snp.parse(_read(args.report)).measurement
     return _explained(args, {"launch_digest": measure.explain_launch(launch, observed)})
 
 
 def _measure_tdx(args: argparse.Namespace) -> int:
     from pointcall_attest import measure, tdvf, tdx
 
-    found = tdvf.measure(args.tdvf.read_bytes())
+    found = tdvf.measure(_read(args.tdvf, tdvf.MAX_IMAGE_BYTES))
     values = {"mrtd_one_pass": found.one_pass, "mrtd_two_pass": found.two_pass}
     if args.quote is None:
         return _say(args, {name: value.hex() for name, value in values.items()})
-    seen = tdx.parse(args.quote.read_bytes()).body.mrtd
+    seen = tdx.parse(_read(args.quote)).body.mrtd
     best = seen if seen in values.values() else found.one_pass
     why = () if best == seen else ("another firmware image, or another page order than the two of QEMU",)
     return _explained(args, {"mrtd": measure.Explanation(best.hex(), seen.hex(), best == seen, why)})
@@ -378,14 +387,14 @@ def _measure_tdx(args: argparse.Namespace) -> int:
 def _measure_ccel(args: argparse.Namespace) -> int:
     from pointcall_attest import eventlog, measure, tdx
 
-    log = eventlog.parse(args.file.read_bytes())
+    log = eventlog.parse(_read(args.file))
     if args.reference is not None:
-        parts = measure.explain_logs(eventlog.parse(args.reference.read_bytes()), log)
+        parts = measure.explain_logs(eventlog.parse(_read(args.reference)), log)
         _say(args, {"same": not parts, "differences": list(parts)})
         return Exit.OK if not parts else Exit.REFUSED
     if args.quote is None:
         return _say(args, {f"rtmr{index}": value.hex() for index, value in enumerate(log.replay())})
-    body = tdx.parse(args.quote.read_bytes()).body
+    body = tdx.parse(_read(args.quote)).body
     explained = measure.explain_registers(log, (body.rtmr0, body.rtmr1, body.rtmr2, body.rtmr3))
     return _explained(args, {f"rtmr{index}": one for index, one in enumerate(explained)})
 
@@ -419,7 +428,7 @@ def _fetch_snp(args: argparse.Namespace) -> int:
     from pointcall_attest import pem, snp
     from pointcall_executor.tee import fetch
 
-    files = fetch.amd(snp.parse(args.file.read_bytes()), _cache(args), args.kds or fetch.KDS)
+    files = fetch.amd(snp.parse(_read(args.file)), _cache(args), args.kds or fetch.KDS, args.product)
     blocks = [pem.encode("CERTIFICATE", der) for der in files.certificates]
     args.out.write_bytes(b"".join([*blocks, *(pem.encode("X509 CRL", der) for der in files.crls)]))
     return _say(args, {"certificates": len(files.certificates), "crls": len(files.crls), "file": str(args.out)})
@@ -431,7 +440,7 @@ def _fetch_tdx(args: argparse.Namespace) -> int:
     from pointcall_attest import tdx
     from pointcall_executor.tee import fetch
 
-    quote = tdx.parse(args.file.read_bytes())
+    quote = tdx.parse(_read(args.file))
     texts = fetch.intel(quote, _cache(args), args.pcs or fetch.PCS, args.root_crl or fetch.INTEL_ROOT_CRL)
     args.out.write_text(json.dumps(texts))
     return _say(args, {"texts": len(texts), "file": str(args.out)})

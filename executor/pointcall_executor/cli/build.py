@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import hashlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,15 +24,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--previous", metavar="FILE", type=Path, help="manifest.json that this one replaces")
     parser.add_argument("--not-before", metavar="TIME", help="start of validity, 2026-11-23T00:00:00Z (default: now)")
     parser.add_argument("--days", type=int, help="days of validity (default: spec.validDays)")
+    parser.add_argument("--builder", metavar="URI", help="also write provenance statements, as built by this builder")
+    parser.add_argument(
+        "--verify-reproducible", action="store_true", help="build again and compare with what is in --out"
+    )
     parser.add_argument("--blobs", metavar="DIR", type=Path, default=BLOBS, help="folder of the BPF blobs")
 
 
 def run(args: argparse.Namespace) -> int:
     from pointcall_executor.cli.output import Exit, print_json
 
-    assembled, sequence = _assemble(args)
     out = args.out or args.dir / "build"
+    if args.verify_reproducible:
+        return _compare(args, out)
+    assembled, sequence = _assemble(args)
     assembled.write(out)
+    if args.builder:
+        _write_provenance(assembled, out / "provenance", args.builder)
     digest = hashlib.sha256(assembled.statement).hexdigest()
     if args.json:
         files = {name: hashlib.sha256(content).hexdigest() for name, content in assembled.files.items()}
@@ -57,6 +66,56 @@ def _assemble(args: argparse.Namespace) -> tuple[Assembled, int]:
         source, args.dir, args.blobs, sequence=sequence, not_before=start, expires=expires, previous=previous
     )
     return built, sequence
+
+
+def _compare(args: argparse.Namespace, out: Path) -> int:
+    """Build again with the sequence and dates of what is there, and compare every byte."""
+    from pointcall_attest.manifest import Manifest
+    from pointcall_executor.cli.output import Exit, print_json
+    from pointcall_keys.assemble import assemble
+    from pointcall_keys.errors import KeysError
+
+    there = Manifest.parse((out / "manifest.json").read_bytes())
+    body = there.predicate
+    built = assemble(
+        read_manifest(args.dir / "manifest.yaml"),
+        args.dir,
+        args.blobs,
+        sequence=body.sequence,
+        not_before=body.not_before,
+        expires=body.expires,
+        previous=body.previous,
+    )
+    wanted = {f"files/{name}": content for name, content in built.files.items()} | {"manifest.json": built.statement}
+    wrong = [n for n, c in wanted.items() if not (out / n).is_file() or (out / n).read_bytes() != c]
+    if wrong:
+        raise KeysError(
+            "building again gives other bytes",
+            id="build.reproducible",
+            want="the same",
+            got=", ".join(sorted(wrong))[:300],
+        )
+    if args.json:
+        print_json({"ok": True, "manifest": there.sha256, "files": sorted(wanted)})
+    else:
+        print(f"reproducible: {len(wanted)} files, manifest {there.sha256}")
+    return Exit.OK
+
+
+def _write_provenance(assembled: Assembled, directory: Path, builder: str) -> None:
+    from pointcall_attest.manifest import Manifest
+    from pointcall_keys.provenance import Builder, provenance
+
+    commit = os.environ.get("GITHUB_SHA") or os.environ.get("CI_COMMIT_SHA")
+    repository = os.environ.get("CI_PROJECT_URL")
+    invocation = os.environ.get("CI_JOB_URL")
+    if "GITHUB_REPOSITORY" in os.environ:
+        repository = f"{os.environ.get('GITHUB_SERVER_URL', 'https://github.com')}/{os.environ['GITHUB_REPOSITORY']}"
+        invocation = f"{repository}/actions/runs/{os.environ.get('GITHUB_RUN_ID', '')}"
+    made = Builder(builder, invocation, repository, commit)
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, statement in provenance(assembled.files, Manifest.parse(assembled.statement), made).items():
+        (directory / f"{name}.json").write_bytes(statement)
 
 
 def _start(text: str | None) -> dt.datetime:

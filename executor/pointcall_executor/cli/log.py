@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pointcall_executor.cli import output
 
 if TYPE_CHECKING:
-    from pointcall_attest.entry import Entry
+    from pointcall_attest.entry import Entry, Kind
     from pointcall_executor.journal_reader import JournalReader
 
 PAGE = 500
@@ -31,6 +31,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     show = verbs.add_parser("show", parents=[common], help="one entry, decoded")
     show.add_argument("what", metavar="RUN|INDEX")
+    form = show.add_mutually_exclusive_group()
+    form.add_argument("--raw", action="store_true", help="the leaf itself: a DSSE envelope")
+    form.add_argument("--bundle", action="store_true", help="as a Sigstore bundle with a bare key")
+    form.add_argument("--key", action="store_true", help="the key of its epoch, as PEM")
+
+    stream = verbs.add_parser("stream", parents=[common], help="entries for a SIEM, one JSON object a line")
+    stream.add_argument("--format", choices=("ocsf", "otel"), default="otel")
+    stream.add_argument("--since", type=int, default=0, metavar="INDEX", help="from this entry on")
+    stream.add_argument("--check", type=Path, metavar="FILE", help="compare a copy (one object a line) with the log")
 
     prove = verbs.add_parser("prove", parents=[common], help="the C2SP proof file of one entry")
     prove.add_argument("what", metavar="RUN|INDEX")
@@ -40,15 +49,39 @@ def configure(parser: argparse.ArgumentParser) -> None:
     export.add_argument("--run", required=True, metavar="RUN")
     export.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new folder")
 
+    tiles = verbs.add_parser("tiles", parents=[common], help="write or extend a C2SP tile directory")
+    tiles.add_argument("--out", required=True, type=Path, metavar="DIR")
+
     verbs.add_parser("check", parents=[common], help="verify every entry, signature, epoch and checkpoint")
 
 
 def run(args: argparse.Namespace) -> int:
+    verbs = {
+        "list": _list,
+        "show": _show,
+        "stream": _stream,
+        "prove": _prove,
+        "export": _export,
+        "tiles": _tiles,
+        "check": _check,
+    }
+    with closing(open_journal(args)) as reader:
+        return verbs[args.log_verb](reader, args)
+
+
+def open_journal(args: argparse.Namespace) -> JournalReader:
+    """The journal of the state directory, for reading. EnvironmentRefusal `journal.absent` where there is none."""
     from pointcall_executor.journal_reader import JournalReader
 
-    verb = {"list": _list, "show": _show, "prove": _prove, "export": _export, "check": _check}[args.log_verb]
-    with closing(JournalReader.open(output.state_dir(args) / "journal.db")) as reader:
-        return verb(reader, args)
+    path = output.state_dir(args) / "journal.db"
+    if not path.is_file():
+        raise output.EnvironmentRefusal(
+            "there is no journal",
+            id="journal.absent",
+            want=str(path),
+            hint="has the executor run with this --state-dir?",
+        )
+    return JournalReader.open(path)
 
 
 def _list(reader: JournalReader, args: argparse.Namespace) -> int:
@@ -133,6 +166,9 @@ def _found(reader: JournalReader, what: str) -> Entry:
 
 def _show(reader: JournalReader, args: argparse.Namespace) -> int:
     entry = _found(reader, args.what)
+    if args.raw or args.bundle or args.key:
+        sys.stdout.write(_form(reader, entry, args).decode())
+        return output.Exit.OK
     row = summary(entry) | {"body": dict(entry.body)}
     if args.json:
         output.print_json(row)
@@ -141,6 +177,44 @@ def _show(reader: JournalReader, args: argparse.Namespace) -> int:
 
         Console(highlight=False).print_json(data=row)
     return output.Exit.OK
+
+
+def _form(reader: JournalReader, entry: Entry, args: argparse.Namespace) -> bytes:
+    from pointcall_attest.siem import epoch_pem, sigstore_bundle
+
+    if args.raw:
+        return entry.raw
+    if args.bundle:
+        return sigstore_bundle(entry.raw)
+    opening = next(o for o in _all(reader, "epoch-open", 0) if o.epoch == entry.epoch)
+    return epoch_pem(opening.body["public_key"])
+
+
+def _stream(reader: JournalReader, args: argparse.Namespace) -> int:
+    import json
+
+    from pointcall_attest.siem import FORMATS, check_copy
+
+    origin, export = reader.origin, FORMATS[args.format]
+    rows = ((e.index, e.leaf_hash.hex(), row) for e in _all(reader, None, args.since) for row in export(e, origin))
+    if args.check is None:
+        for _, _, row in rows:
+            output.print_json(row)
+        return output.Exit.OK
+    with args.check.open() as lines:
+        wrong = list(check_copy((_object(json.loads(line)) for line in lines), origin, rows))
+    output.print_json({"identical": not wrong, "wrong": wrong})
+    return output.Exit.REFUSED if wrong else output.Exit.OK
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _all(reader: JournalReader, kind: Kind | None, start: int) -> Iterator[Entry]:
+    while page := reader.entries(kind, start=start, limit=PAGE):
+        yield from page
+        start = page[-1].index + 1
 
 
 def _prove(reader: JournalReader, args: argparse.Namespace) -> int:
@@ -172,6 +246,17 @@ def _export(reader: JournalReader, args: argparse.Namespace) -> int:
         output.print_json({"run": args.run, "out": str(args.out), "files": sorted(files)})
     else:
         sys.stdout.write(f"{args.out}: {len(files)} files; check them with `pointcall verify {args.out}`\n")
+    return output.Exit.OK
+
+
+def _tiles(reader: JournalReader, args: argparse.Namespace) -> int:
+    from pointcall_executor.tile_folder import extend
+
+    written, size = extend(args.out, reader)
+    if args.json:
+        output.print_json({"out": str(args.out), "written": written, "size": size})
+    else:
+        sys.stdout.write(f"{args.out}: {written} tiles written, {size} entries under its checkpoint\n")
     return output.Exit.OK
 
 

@@ -1,14 +1,16 @@
-"""`pointcall manifest diff OLD NEW`: what an update grants, revokes or changes. `show` prints one manifest."""
+"""`pointcall manifest`: `diff` says what an update grants, revokes or changes; show, push, pull, pack, unpack."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pointcall_attest.manifest import Manifest
     from pointcall_attest.manifest_diff import Change
+    from pointcall_keys.registry import Account
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -18,19 +20,94 @@ def configure(parser: argparse.ArgumentParser) -> None:
     diff.add_argument("new", metavar="NEW", type=Path, help="a manifest.json or its bundle")
     show = what.add_parser("show", help="what one manifest says; nothing of it is verified")
     show.add_argument("old", metavar="MANIFEST", type=Path, help="a manifest.json or its bundle")
-    for one in (diff, show):
+    push = what.add_parser("push", help="send a build with its signatures to an OCI registry")
+    push.add_argument("dir", metavar="DIR", type=Path, help="manifest.json, files/ and *.sigstore.json")
+    push.add_argument("reference", metavar="HOST/REPOSITORY")
+    pull = what.add_parser("pull", help="fetch one by its digest; nothing of it is verified")
+    pull.add_argument("reference", metavar="HOST/REPOSITORY@sha256:HEX")
+    pack = what.add_parser("pack", help="write a build with its signatures as one file, an OCI archive")
+    pack.add_argument("dir", metavar="DIR", type=Path, help="manifest.json, files/ and *.sigstore.json")
+    unpack = what.add_parser("unpack", help="the inverse of pack; nothing of it is verified")
+    unpack.add_argument("archive", metavar="FILE", type=Path)
+    for one in (pull, pack, unpack):
+        one.add_argument("--out", metavar="PATH", type=Path, required=True)
+    for one in (diff, show, push, pull, pack, unpack):
         one.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="machine-readable output")
 
 
 def run(args: argparse.Namespace) -> int:
-    from pointcall_attest.manifest_diff import differences
+    return {"diff": _diff, "show": _show, "push": _push, "pull": _pull, "pack": _pack, "unpack": _unpack}[args.what](
+        args
+    )
+
+
+def _show(args: argparse.Namespace) -> int:
     from pointcall_executor.cli.output import Exit, print_json
 
     old = _read(args.old)
-    if args.what == "show":
-        print_json({"sha256": old.sha256, "subjects": dict(old.subjects)} | old.predicate.model_dump(mode="json"))
-        return Exit.OK
-    new = _read(args.new)
+    print_json({"sha256": old.sha256, "subjects": dict(old.subjects)} | old.predicate.model_dump(mode="json"))
+    return Exit.OK
+
+
+def _push(args: argparse.Namespace) -> int:
+    from pointcall_keys.registry import Reference, push
+    from pointcall_keys.release import Release
+
+    where = push(Release.read(args.dir), Reference.parse(args.reference), _account())
+    return _done(args, {"reference": str(where)}, f"pushed {where}")
+
+
+def _pull(args: argparse.Namespace) -> int:
+    from pointcall_keys.registry import Reference, pull
+
+    release = pull(Reference.parse(args.reference), _account())
+    release.write(args.out)
+    return _done(args, {"out": str(args.out)}, f"pulled to {args.out}; verify it before you arm it")
+
+
+def _pack(args: argparse.Namespace) -> int:
+    from pointcall_keys.archive import write_archive
+    from pointcall_keys.release import Release
+
+    release = Release.read(args.dir)
+    args.out.write_bytes(write_archive(release))
+    return _done(
+        args, {"digest": release.encode().digest, "out": str(args.out)}, f"{release.encode().digest}  {args.out}"
+    )
+
+
+def _unpack(args: argparse.Namespace) -> int:
+    from pointcall_keys.archive import MAX_ARCHIVE_BYTES, read_archive
+
+    with args.archive.open("rb") as file:
+        digest, release = read_archive(file.read(MAX_ARCHIVE_BYTES + 1))
+    release.write(args.out)
+    return _done(args, {"digest": digest, "out": str(args.out)}, f"{digest} to {args.out}; verify it before you arm it")
+
+
+def _account() -> Account | None:
+    """From the environment: a password has no place in a list of processes."""
+    from pointcall_keys.registry import Account
+
+    name, password = (os.environ.get(f"POINTCALL_REGISTRY_{part}") for part in ("USER", "PASSWORD"))
+    return Account(name, password) if name and password else None
+
+
+def _done(args: argparse.Namespace, value: dict[str, str], text: str) -> int:
+    from pointcall_executor.cli.output import Exit, print_json
+
+    if args.json:
+        print_json({"ok": True} | value)
+    else:
+        print(text)
+    return Exit.OK
+
+
+def _diff(args: argparse.Namespace) -> int:
+    from pointcall_attest.manifest_diff import differences
+    from pointcall_executor.cli.output import Exit, print_json
+
+    old, new = _read(args.old), _read(args.new)
     changes = differences(old, new)
     if args.json:
         rows = [{"effect": c.effect, "text": c.text} for c in changes]

@@ -66,6 +66,8 @@ def exit_of(error: BaseException) -> Exit:
         case MalformedError():
             return Exit.MALFORMED
         case PointcallError():
+            if error.id.startswith("config."):
+                return Exit.USAGE
             return Exit.MALFORMED if error.id.endswith("malformed") else Exit.REFUSED
         case PermissionError() | FileNotFoundError() | OSError():
             return Exit.ENVIRONMENT

@@ -26,12 +26,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from pointcall_executor.journal_reader import JournalReader
+    from pointcall_executor.cli.log import open_journal
 
     if bool(args.run_id) == args.all:
         raise output.UsageRefusal("name one run, or --all", hint="`pointcall log list` shows the runs")
     total = different = 0
-    with closing(JournalReader.open(output.state_dir(args) / "journal.db")) as reader:
+    with closing(open_journal(args)) as reader:
         for engine, replayed in _replays(reader, args):
             total += 1
             different += not replayed.identical

@@ -27,9 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n", type=int, default=25, help="sample: how many runs (default 25)")
     parser.add_argument("--seed", help="sample: the auditor's own words; the same seed draws the same runs")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: report/ of the state)")
-    parser.add_argument(
-        "--trust", type=Path, metavar="DIR", help="whose signatures count (default: trust/ of the state)"
-    )
+    parser.add_argument("--trust", type=Path, metavar="DIR", help="whom you believe (default: trust/ of the state)")
     parser.add_argument("--controls", type=Path, metavar="FILE", help="your own control mapping (TOML)")
     parser.add_argument("--at", metavar="TIME", help="print this time (RFC 3339) as the time of making")
 
@@ -135,11 +133,12 @@ def _known(entries: list[Entry], reader: JournalReader, trust: Trust | None) -> 
 def _trust(folder: Path) -> Trust | None:
     from pointcall_attest.policy import TrustPolicy
     from pointcall_attest.report.known import Trust
+    from pointcall_attest.trust import Roots
 
     policy, root = folder / "policy.json", folder / "trusted_root.json"
     if not (policy.is_file() and root.is_file()):
         return None
-    return Trust(TrustPolicy.parse(policy.read_bytes()), root.read_bytes())
+    return Trust(TrustPolicy.parse(policy.read_bytes()), root.read_bytes(), Roots.open(folder))
 
 
 def _time(text: str | None) -> datetime:
@@ -157,7 +156,7 @@ def _time(text: str | None) -> datetime:
 def _say(made: Report, paths: dict[str, str], *, as_json: bool) -> None:
     summary = {
         "entries": made.population.tree_size,
-        "complete": made.verdict.passed and not made.verdict.not_checked,
+        "complete": made.complete,
         "tier": made.tier,
         "runs": len(made.runs),
         "refusals": len(made.refusals),
@@ -167,5 +166,5 @@ def _say(made: Report, paths: dict[str, str], *, as_json: bool) -> None:
         output.print_json({"ok": not made.verdict.failed, **paths, **summary, "verdict": made.verdict.as_dict()})
         return
     output.print_verdict(made.verdict, title=f"report over {made.population.tree_size} entries")
-    sys.stdout.write(f"tier of the log: {made.tier}; {len(made.runs)} runs, {len(made.refusals)} refusals\n")
+    sys.stdout.write(f"{len(made.runs)} runs, {len(made.refusals)} refusals\n")
     sys.stdout.writelines(f"{path}\n" for path in paths.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -17,7 +18,7 @@ PIN: Final = "POINTCALL_PKCS11_PIN"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("manifest", metavar="MANIFEST", type=Path, help="manifest.json, as `pointcall build` wrote it")
+    parser.add_argument("manifest", metavar="MANIFEST", type=Path, help="manifest.json, or another statement of ours")
     parser.add_argument("--trust-config", metavar="FILE", type=Path, help="ClientTrustConfig of a private instance")
     parser.add_argument("--staging", action="store_true", help="the public staging instance")
     parser.add_argument("--identity-token", metavar="TOKEN", help="OpenID Connect token (default: that of the CI job)")
@@ -25,22 +26,41 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pkcs11", metavar="FILE", type=Path, help=f"library of a token; PIN in ${PIN}")
     parser.add_argument("--token", metavar="LABEL", help="with --pkcs11: the token")
     parser.add_argument("--label", metavar="LABEL", help="with --pkcs11: the key pair on it")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="default: manifest.sigstore.json beside MANIFEST")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="default: beside MANIFEST, with .sigstore.json")
 
 
 def run(args: argparse.Namespace) -> int:
-    from pointcall_attest.manifest import Manifest
     from pointcall_executor.cli.output import Exit, print_json
 
-    manifest = Manifest.parse(args.manifest.read_bytes())
-    bundle = _sign(args, manifest.payload)
-    out = args.out or args.manifest.with_name("manifest.sigstore.json")
+    payload = args.manifest.read_bytes()
+    what, digest = _described(payload), hashlib.sha256(payload).hexdigest()
+    bundle = _sign(args, payload)
+    out = args.out or args.manifest.with_suffix(".sigstore.json")
     out.write_bytes(bundle)
     if args.json:
-        print_json({"ok": True, "manifest": manifest.sha256, "bundle": str(out)})
+        print_json({"ok": True, "manifest": digest, "bundle": str(out)})
     else:
-        print(f"signed {manifest.name} sequence {manifest.sequence}, {manifest.sha256}\nbundle {out}")
+        print(f"signed {what}, {digest}\nbundle {out}")
     return Exit.OK
+
+
+def _described(payload: bytes) -> str:
+    """What is about to be signed: a manifest, which must be well-formed, or another of our statements."""
+    from pointcall_attest import canonical
+    from pointcall_attest.errors import MalformedError
+    from pointcall_attest.manifest import MAX_MANIFEST_BYTES, PREDICATE_TYPE, STATEMENT_TYPE, Manifest
+    from pointcall_attest.notice import POINTER_TYPE, REVOCATION_TYPE
+    from pointcall_keys.provenance import PROVENANCE_TYPE, TEST_RESULT_TYPE
+
+    others = (POINTER_TYPE, REVOCATION_TYPE, PROVENANCE_TYPE, TEST_RESULT_TYPE)
+    body = canonical.loads(payload, max_bytes=MAX_MANIFEST_BYTES, what="the statement")
+    kind = body.get("predicateType") if isinstance(body, dict) and body.get("_type") == STATEMENT_TYPE else None
+    if kind == PREDICATE_TYPE:
+        manifest = Manifest.parse(payload)
+        return f"{manifest.name} sequence {manifest.sequence}"
+    if kind not in others:
+        raise MalformedError("not a statement of ours", id="manifest.form", want=PREDICATE_TYPE, got=str(kind)[:80])
+    return f"a statement {kind}"
 
 
 def _sign(args: argparse.Namespace, statement: bytes) -> bytes:

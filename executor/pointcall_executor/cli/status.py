@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         with Client(socket) as client:
             status = client.call("Status/GetStatus")
-            runs = [] if "relying-party" in socket.name else client.call("Runs/ListRuns", page_size=5).runs
+            runs = client.call("Runs/ListRuns", page_size=5).runs
     except UnreachableError as refusal:
         raise output.EnvironmentRefusal(
             refusal.message, id=refusal.id, got=str(socket), hint="is `pointcall run` running with this --state-dir?"

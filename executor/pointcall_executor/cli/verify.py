@@ -19,15 +19,21 @@ MAX_RECEIPT_BYTES = 65_535
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", metavar="RUN|FILE|DIR", help="a run of this node, its receipt, or an exported pack")
+    parser.add_argument(
+        "what", metavar="RUN|FILE|DIR", help="a run of this node, its receipt, a pack, or a tile directory"
+    )
     parser.add_argument("--allow-emulated", action="store_true", help="accept evidence of the emulated platform")
     parser.add_argument("--at", metavar="TIME", help="judge at this time (RFC 3339), not at that of the epoch")
+    parser.add_argument("--since", type=Path, metavar="FILE", help="tile directory: a checkpoint that was seen before")
+    parser.add_argument("--witnesses", type=Path, metavar="FILE", help="tile directory: a C2SP witness policy")
     parser.add_argument("--trust", type=Path, metavar="DIR", help="your trust folder (default: that of the state)")
 
 
 def run(args: argparse.Namespace) -> int:
     from pointcall_attest.pack_check import verify_pack
 
+    if (Path(args.what) / "tile").is_dir():
+        return _log(args)
     pack = _pack(args)
     trust = _trust(args)
     verdict = (
@@ -41,15 +47,31 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
+def _log(args: argparse.Namespace) -> int:
+    """A whole log as tiles: it is whole and signed by its own epochs; what those are worth is checked per run."""
+    from pointcall_attest.log.checkpoint import Checkpoint
+    from pointcall_attest.log.witness import WitnessPolicy
+    from pointcall_attest.log_check import check_tiles
+
+    since = Checkpoint.parse(args.since.read_bytes()) if args.since else None
+    policy = WitnessPolicy.parse(args.witnesses.read_bytes()) if args.witnesses else None
+    verdict = check_tiles(lambda path: (Path(args.what) / path).read_bytes(), since=since, policy=policy)
+    code = output.verdict_exit(verdict, allow_emulated=args.allow_emulated)
+    if args.json:
+        output.print_json(verdict.as_dict() | {"log": args.what, "exit": int(code)})
+    else:
+        output.print_verdict(verdict, title=f"log {args.what}")
+    return code
+
+
 def _pack(args: argparse.Namespace) -> Pack:
     from pointcall_attest.pack import Pack, export
-    from pointcall_executor.journal_reader import JournalReader
+    from pointcall_executor.cli.log import open_journal
 
     path = Path(args.what)
     if path.is_dir():
         return Pack.read(path)
-    journal = output.state_dir(args) / "journal.db"
-    with closing(JournalReader.open(journal)) as reader:
+    with closing(open_journal(args)) as reader:
         if not path.is_file():
             return export(reader, args.what)
         return _of_receipt(path, reader)

@@ -47,6 +47,7 @@ class Runbook:
     limits: Limits = field(default_factory=Limits)
     parameters: tuple[int, ...] = ()
     slots: tuple[int, ...] = ()  # initial values of its remembered slots
+    ranges: tuple[tuple[int, int], ...] = ()  # inclusive bounds of each slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,16 +170,27 @@ def _typed(call: Call) -> Action | Refusal:
         return Refusal("guard.call", "a known action with arguments in range", str(error), "the module is wrong")
 
 
+def _rememberable(book: Runbook, action: Remember) -> Remember | Refusal:
+    """The verifier cannot prove which slot a module writes, nor what; the next decision would be made from it."""
+    if action.slot < len(book.ranges):
+        lo, hi = book.ranges[action.slot]
+        if lo <= action.value <= hi:
+            return action
+    want = f"one of {len(book.ranges)} declared slots, in its range"
+    return Refusal("guard.call", want, f"slot {action.slot} = {action.value}", "the module is wrong")
+
+
 def _remembered(state: State, runbook: Runbook, subject: str, action: Remember) -> State:
     key = (runbook.name, subject)
     values = list(state.memory.get(key, runbook.slots))
-    if action.slot < len(values):
-        values[action.slot] = action.value
+    values[action.slot] = action.value
     return replace(state, memory={**state.memory, key: tuple(values)})
 
 
 def _judged(state: State, armed: Armed, decided: Decided, index: int, call: Call) -> tuple[State, Effect]:
     action = _typed(call)
+    if isinstance(action, Remember):
+        action = _rememberable(decided.runbook, action)
     if isinstance(action, Refusal):
         return state, Refuse(decided.run, index, None, action)
     book = decided.runbook

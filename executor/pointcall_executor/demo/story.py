@@ -125,6 +125,7 @@ class Story:
         self.undo = contextlib.ExitStack()
         self.runs: queue.SimpleQueue[Run] = queue.SimpleQueue()
         self.port = setting.free_port(random.SystemRandom())
+        self.said: list[str] = []  # what the channel `ops` was told
         self.down_ns = 0
         self.receipts: list[Receipt] = []
         self.programs: tuple[tuple[str, int, str], ...] = ()
@@ -292,7 +293,7 @@ class Story:
     def _start_executor(self) -> None:
         gate = f"{GROUP}/clients" if self.real else ""
         config = Config(node="demo", cgroup=f"{GROUP}/services", gate=gate, tee="emulated")
-        self.node = KernelNode(config, self.state) if self.real else RecordedNode()
+        self.node = KernelNode(config, self.state, self.said.append) if self.real else RecordedNode()
         if self.real:
             group = Cgroup.create(GROUP)
             self.undo.callback(group.remove)

@@ -51,6 +51,7 @@ class ProgramType(enum.IntEnum):
 class AttachType(enum.IntEnum):
     """enum bpf_attach_type, the part that we use."""
 
+    CGROUP_INET_EGRESS = 1
     CGROUP_INET4_CONNECT = 10
     CGROUP_INET6_CONNECT = 11
     CGROUP_UDP4_SENDMSG = 14
@@ -203,6 +204,7 @@ class ProgramInfo:
     id: int
     name: str
     tag: str
+    size: int  # bytes of its instructions after the verifier
 
 
 def prog_exists(number: int) -> bool:
@@ -216,8 +218,8 @@ def prog_exists(number: int) -> bool:
 
 def program_info(fd: int) -> ProgramInfo:
     raw = _info(fd, 232)
-    _, number, tag = struct.unpack_from("<II8s", raw)
-    return ProgramInfo(number, raw[64:80].split(b"\0")[0].decode("ascii", "replace"), tag.hex())
+    _, number, tag, _, size = struct.unpack_from("<II8sII", raw)
+    return ProgramInfo(number, raw[64:80].split(b"\0")[0].decode("ascii", "replace"), tag.hex(), size)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,9 @@ from pointcall_executor.kernel import bpf
 from pointcall_executor.kernel.blob import Blob
 from pointcall_executor.kernel.cgroup import Cgroup
 from pointcall_executor.kernel.errors import CircuitError
+from pointcall_executor.kernel.loader import load
 from pointcall_executor.kernel.pins import Pinned
-from pointcall_executor.kernel.sensor import Sensor
+from pointcall_executor.kernel.sensor import Loader, Sensor
 from pointcall_runbook.vocabulary import Address, Network
 
 KEY: Final = struct.Struct("<16sQHB5x")  # struct pointcall_destination
@@ -121,12 +122,13 @@ class BreakerSensor(Sensor):
         constants: Mapping[str, int] | None = None,
         never_touch: Collection[Network] = (),
         pinned: Pinned | None = None,
+        loader: Loader = load,
     ) -> None:
         scope = Cgroup(cgroup)
         level = scope.level
         values = dict(constants or {}) | {"scope_cgroup": scope.id if level else 0, "scope_level": level}
         _check_constants(blob.defaults | values)
-        super().__init__(blob, constants=values, cgroup=cgroup, pinned=pinned)
+        super().__init__(blob, constants=values, cgroup=cgroup, pinned=pinned, loader=loader)
         self.params = _params(blob.defaults | values)
         self._never_touch = tuple(never_touch)
 

@@ -53,6 +53,8 @@ class Cgroup:
     @classmethod
     def create(cls, name: str, parent: Path | None = None) -> Self:
         """Make `name` below `parent` (the root of the tree unless given); one that exists is taken as it is."""
+        assert ".." not in Path(name).parts
+        assert not Path(name).is_absolute()
         path = (parent or find_root()) / name
         path.mkdir(parents=True, exist_ok=True)
         return cls(path)
@@ -64,8 +66,14 @@ class Cgroup:
 
     @property
     def level(self) -> int:
-        """Depth below the root, 0 for the root itself."""
-        return len(self.path.relative_to(find_root()).parts)
+        """Depth below the root, 0 for the root itself. KernelError where the folder is not in the v2 tree."""
+        root = find_root()
+        if not self.path.is_relative_to(root):
+            raise KernelError(
+                f"{self.path.name} is not a cgroup", id="kernel.cgroup.outside", want=f"a folder below {root}",
+                got=str(self.path), hint="on a hybrid machine the v2 tree is often /sys/fs/cgroup/unified",
+            )  # fmt: skip
+        return len(self.path.relative_to(root).parts)
 
     def add(self, pid: int) -> None:
         """Move a process here with all its threads; 0 is the caller."""

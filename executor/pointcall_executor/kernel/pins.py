@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,11 +44,16 @@ def pin(folder: Path, loaded: Loaded, links: Mapping[str, int]) -> None:
         ) from None  # fmt: skip
 
 
-def adopt(blob: Blob, pinned: Pinned) -> tuple[Loaded, dict[str, int]]:
-    """The pinned sensor's descriptors. KernelError where anything is not what was recorded; then nothing is held."""
+def adopt(blob: Blob, pinned: Pinned, constants: Mapping[str, int]) -> tuple[Loaded, dict[str, int]]:
+    """The pinned sensor's descriptors. KernelError where anything is not what was recorded, or where `constants` are
+    not those that it was armed with; then nothing is held."""
+    wanted = hashlib.sha256(blob.with_constants(constants)).hexdigest()
     with contextlib.ExitStack() as stack:
         loaded, links = _open(blob, pinned, stack)
-        found = differences(pinned.identity, read(blob.sha256, loaded, links))
+        now = read(blob.sha256, loaded, links)
+        found = differences(pinned.identity, now)
+        if now.constants != wanted:
+            found.append("it was armed with other constants than those of the manifest")
         if found:
             raise KernelError(
                 "what is pinned is not what was armed", id="kernel.pin.identity", want="the recorded identity",

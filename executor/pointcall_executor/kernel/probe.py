@@ -75,8 +75,8 @@ def _tried(id: str, needed_for: str, attempt: Callable[[], str], *, required: bo
     try:
         return Feature(id, True, attempt(), needed_for, required)
     except (OSError, KernelError) as error:
-        text = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
-        return Feature(id, False, text or "refused", needed_for, required)
+        text = os.strerror(error.errno or 0) if isinstance(error, OSError) else error.got or error.message
+        return Feature(id, False, text, needed_for, required)
 
 
 def _basics() -> Iterator[Feature]:
@@ -90,7 +90,12 @@ def _basics() -> Iterator[Feature]:
     yield _tried("ringbuf", "events", lambda: _map(MAP_TYPE_RINGBUF, 0, 0, 4096))
     yield _tried("bpffs", "pinning: protection that outlives the executor", _bpffs, required=False)
     yield _tried("map_hash", "the kernel's own SHA-256 of the constants", _map_hash, required=False)
-    yield _tried("psi", "pressure-stall triggers", lambda: Path("/proc/pressure/io").read_text()[:0], required=False)
+    yield _tried("psi", "pressure-stall triggers", _psi, required=False)
+
+
+def _psi() -> str:
+    Path("/proc/pressure/io").read_text()
+    return "/proc/pressure"
 
 
 def _capabilities() -> int:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from pointcall_executor.kernel import bpf, identity, pins
 from pointcall_executor.kernel.blob import Blob
-from pointcall_executor.kernel.errors import LoadError
+from pointcall_executor.kernel.errors import KernelError, LoadError
 from pointcall_executor.kernel.identity import Identity
 from pointcall_executor.kernel.loader import Loaded, load
 from pointcall_executor.kernel.maps import Map
@@ -29,6 +29,7 @@ CGROUP_ATTACH: Final[Mapping[str, bpf.AttachType]] = {
     "cgroup/sendmsg4": bpf.AttachType.CGROUP_UDP4_SENDMSG,
     "cgroup/sendmsg6": bpf.AttachType.CGROUP_UDP6_SENDMSG,
 }
+Loader = Callable[[Blob, Mapping[str, int] | None], Loaded]
 
 
 class Sensor:
@@ -44,16 +45,22 @@ class Sensor:
         constants: Mapping[str, int] | None = None,
         cgroup: Path | None = None,
         pinned: Pinned | None = None,
+        loader: Loader = load,
     ) -> None:
         self.blob, self._cgroup = blob, cgroup
         self._links: dict[str, int] = {}
         self._loaded: Loaded | None
         if pinned is None:
-            self._loaded = load(blob, constants)
+            self._loaded = loader(blob, constants)
         else:
-            self._loaded, self._links = adopt(blob, pinned)
+            self._loaded, self._links = adopt(blob, pinned, constants or {})
         self._maps = {name: Map(fd) for name, fd in self._loaded.maps.items()}
-        self.ring = Ring(self._maps["events"].fd)
+        try:
+            self.ring = Ring(self._maps["events"].fd)
+        except KernelError:
+            self.detach()
+            self._loaded.close()
+            raise
 
     def attach(self) -> None:
         """Attach every program that attaches. Twice does no harm. LoadError names the one that is refused."""

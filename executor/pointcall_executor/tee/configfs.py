@@ -79,13 +79,15 @@ class ConfigfsPlatform:
     def evidence(self, report_data: bytes) -> EvidenceBundle:
         """Evidence that binds these 64 bytes; PlatformError `tee.configfs` where the kernel gives none."""
         assert len(report_data) == INBLOB_BYTES, "REPORT_DATA has 64 bytes"
-        for left in range(TRIES - 1, -1, -1):
-            try:
-                return self._once(report_data)
-            except OSError as error:
-                if error.errno not in (errno.EBUSY, errno.EINTR) or not left:
-                    raise _refused(_meaning(error)) from None
-        raise AssertionError("the loop returns or raises")
+        return self._tried(report_data, TRIES)
+
+    def _tried(self, report_data: bytes, left: int) -> EvidenceBundle:
+        try:
+            return self._once(report_data)
+        except OSError as error:
+            if error.errno not in (errno.EBUSY, errno.EINTR) or left == 1:
+                raise _refused(_meaning(error)) from None
+        return self._tried(report_data, left - 1)
 
     def _once(self, report_data: bytes) -> EvidenceBundle:
         item = f"pointcall-{os.getpid()}-{secrets.token_hex(8)}"

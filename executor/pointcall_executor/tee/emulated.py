@@ -54,13 +54,7 @@ class EmulatedPlatform:
 
         PlatformError `tee.emulated.beside_hardware` where a real TEE exists. `clock` gives aware UTC times.
         """
-        if seen := real_tee(system):
-            raise PlatformError(
-                "a real TEE is present: emulation refuses to start",
-                id="tee.emulated.beside_hardware",
-                got=seen,
-                hint="set the platform to snp or tdx",
-            )
+        refuse_beside_hardware(system)
         path = directory / f"emulated-snp-{product.lower()}.json"
         now = clock().astimezone(UTC).replace(microsecond=0)
         loaded = _load(path, product)
@@ -91,6 +85,17 @@ class EmulatedPlatform:
     def measurement(self) -> str:
         """The launch digest that its evidence carries, in hex."""
         return self.launch_digest.hex()
+
+
+def refuse_beside_hardware(system: Path) -> None:
+    """PlatformError `tee.emulated.beside_hardware` where a real TEE exists: never a lesser one beside it."""
+    if seen := real_tee(system):
+        raise PlatformError(
+            "a real TEE is present: emulation refuses to start",
+            id="tee.emulated.beside_hardware",
+            got=seen,
+            hint="set the platform to snp or tdx",
+        )
 
 
 def _make(product: Line, now: datetime) -> bytes:

@@ -19,13 +19,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from pointcall_attest import certs, collateral, crl, pck, pem, snp, tdx
 from pointcall_attest.certificate_file import CertificateFile
+from pointcall_attest.collateral import QeIdentity, TcbInfo
 from pointcall_attest.errors import MalformedError
 from pointcall_attest.snp import Report
+from pointcall_attest.tee_policy import Line
 from pointcall_runbook.errors import PointcallError
 
 KDS: Final = "https://kdsintf.amd.com"
@@ -51,6 +53,7 @@ class Answer:
     headers: Mapping[str, str]
 
 
+Read = TypeVar("Read")
 Get = Callable[[str], Answer]
 Expiry = Callable[[Answer], datetime | None]
 
@@ -77,7 +80,7 @@ def http_get(url: str) -> Answer:
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """Answers on disk. `clock` gives aware UTC times, `sleep` waits seconds; both are values so that tests need no time."""
+    """Answers on disk. `clock` gives aware UTC times and `sleep` waits seconds: values, so that tests need no time."""
 
     folder: Path
     clock: Callable[[], datetime]
@@ -134,25 +137,23 @@ class Cache:
             yield
 
 
-def amd(report: Report, cache: Cache, base: str = KDS) -> CertificateFile:
-    """VCEK, intermediates, root and CRL for a report. A VLEK cannot be had from AMD: only its chain and CRL are fetched.
+def amd(report: Report, cache: Cache, base: str = KDS, product: Line | None = None) -> CertificateFile:
+    """VCEK, intermediates, root and CRL for a report. A VLEK cannot be had from AMD: only its chain and CRL are.
 
-    FetchError where the product is not known (version 2), or where the server gives something else.
+    `product` is needed for version 2. FetchError without it, or where the server gives something else.
     """
-    line = report.line
+    line = report.line or product
     if line is None:
-        raise FetchError("the report does not name its product", got=f"version {report.version}", hint="use --product")
+        raise FetchError("the report does not name its product", got=f"version {report.version}", hint="give --product")
     role = "vlek" if report.signing_key == snp.VLEK else "vcek"
     chain = cache.fetch(f"{base}/{role}/v1/{line}/cert_chain", _chain_expiry)
     revoked = cache.fetch(f"{base}/{role}/v1/{line}/crl", _crl_expiry)
-    leaf = () if role == "vlek" else (cache.fetch(vcek_url(report, base), _leaf_expiry).body,)
+    leaf = () if role == "vlek" else (cache.fetch(vcek_url(report, line, base), _leaf_expiry).body,)
     return CertificateFile((*leaf, *_pem(chain)), (revoked.body,))
 
 
-def vcek_url(report: Report, base: str = KDS) -> str:
+def vcek_url(report: Report, line: Line, base: str = KDS) -> str:
     """Where AMD publishes the VCEK of this chip at this TCB (AMD 57230, 4.1)."""
-    line = report.line
-    assert line is not None, "the caller has looked"
     tcb, short = snp.tcb_of(line, report.reported_tcb), line in ("Turin", "Venice")
     parts = {"blSPL": tcb.bl, "teeSPL": tcb.tee, "snpSPL": tcb.snp, "ucodeSPL": tcb.ucode}
     if short:
@@ -225,17 +226,18 @@ def _crl_expiry(answer: Answer) -> datetime:
 
 
 def _json_expiry(name: str) -> Expiry:
-    read: Callable[[bytes], Any] = collateral.parse_tcb_info if name == "tcbInfo" else collateral.parse_qe_identity
+    read: Callable[[bytes], TcbInfo | QeIdentity] = (
+        collateral.parse_tcb_info if name == "tcbInfo" else collateral.parse_qe_identity
+    )
 
     def expiry(answer: Answer) -> datetime:
         text, _ = signed_text(answer.body, name)
-        until: datetime = _readable(lambda: read(text.encode()).next_update)
-        return until
+        return _readable(lambda: read(text.encode()).next_update)
 
     return expiry
 
 
-def _readable(read: Callable[[], Any]) -> Any:
+def _readable(read: Callable[[], Read]) -> Read:
     """What an answer says about itself; an answer that cannot be read is never kept."""
     try:
         return read()

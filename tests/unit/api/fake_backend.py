@@ -45,6 +45,7 @@ class FakeBackend:
         self.asked: list[tuple[Any, ...]] = []
         self.proposals: list[Mapping[str, Any]] = []
         self.accesses: list[Access] = []
+        self.time = START
         self.refuse_with: Exception | None = None
         self._inbox = Inbox(directory / "proposals")
 
@@ -55,7 +56,7 @@ class FakeBackend:
         return self._inbox
 
     def now(self) -> datetime:
-        return START
+        return self.time
 
     def status(self) -> backend.NodeStatus:
         if self.refuse_with is not None:

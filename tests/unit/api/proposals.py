@@ -34,6 +34,7 @@ def proposal(source: str = "x = 1\n", rationale: str = "Because.", **over: Any) 
                 recorded=("recreate(service=db, grace=0)",),
                 proposed=(),
                 same=False,
+                case={"name": f"run {RUN}", "event": "CircuitOpened", "fields": {"port": 5432}, "calls": []},
             ),
         ),
     }

@@ -12,7 +12,9 @@ import pytest
 
 from pointcall_executor.agent_api import check, examination, recorded
 from pointcall_executor.agent_api.examination import Examination, examine
+from pointcall_runbook import Interpreter, compile_source, verify_module
 from pointcall_runbook import vocabulary as v
+from pointcall_runbook.case import parse_cases
 from tests.unit.report.sample_log import SampleLog
 
 RECREATE = """\
@@ -120,7 +122,7 @@ def test_a_decision_that_traps_on_a_recorded_event_is_named(monkeypatch: pytest.
     log = SampleLog()
     made = log.recover()
     monkeypatch.setattr(check, "_decided", lambda *_: ([], "trap: unreachable"))
-    found = check.examine({"source": RECREATE, "rationale": "why", "cases": recorded.cases(log)})
+    found = check.examine({"source": RECREATE, "rationale": "why", "cases": recorded.cases(log), "names": []})
     assert found["checks"][-1]["id"] == "proposal.simulation"
     assert found["checks"][-1]["outcome"] == "fail"
     assert f"run {made.run}: trap: unreachable" in found["checks"][-1]["observed"]
@@ -192,5 +194,30 @@ def test_the_examination_is_the_same_twice() -> None:
     log = SampleLog()
     for _ in range(3):
         log.recover()
-    request: dict[str, Any] = {"source": RECREATE, "rationale": "why", "cases": recorded.cases(log)}
+    request: dict[str, Any] = {"source": RECREATE, "rationale": "why", "cases": recorded.cases(log), "names": []}
     assert json.dumps(check.examine(request)) == json.dumps(check.examine(request))
+
+
+def test_simulated_events_become_cases_of_the_runbook() -> None:
+    """What a reviewer gets is what `pointcall test` runs: the cases parse, and the module decides them so."""
+    log = SampleLog()
+    made = log.recover()
+    found = examine(RECREATE, "why", recorded.cases(log), ["db"])
+    wasm = compile_source(RECREATE).wasm
+    raw = json.dumps([d.case for d in found.differences]).encode()
+    (case,) = parse_cases(raw, verify_module(wasm))
+    assert case.name == f"run {made.run}"
+    assert Interpreter(wasm).run(case.event, case.args).calls == case.calls
+    assert found.differences[0].proposed == ("recreate(service=db, grace=2000000000)",)
+
+
+def test_an_event_about_a_service_without_a_name_is_no_case() -> None:
+    log = SampleLog()
+    log.recover()
+    assert [d.case for d in examine(RECREATE, "why", recorded.cases(log)).differences] == [None]
+
+
+def test_every_kind_of_field_is_written_as_a_case_writes_it() -> None:
+    names = {v.service("db").number: "db", v.channel("ops").number: "ops"}
+    values = [v.service("db"), v.NO_SERVICE, v.channel("ops"), v.Level.ERROR, v.Address.parse("10.0.0.1"), True, 7]
+    assert [check._written(value, names) for value in values] == ["db", "", "ops", "ERROR", "10.0.0.1", True, 7]

@@ -16,7 +16,7 @@ EXPECTED = {
     "pointcall.v1.Runs/ListRuns": {O, U, A},
     "pointcall.v1.Runs/GetRun": {O, U, A},
     "pointcall.v1.Runs/GetReceipt": {O, U, A},
-    "pointcall.v1.Status/GetStatus": {O, U, A, R},
+    "pointcall.v1.Status/GetStatus": {O, U, A},
     "pointcall.v1.Status/GetEvidence": {O, U, R},
     "pointcall.v1.Proposals/SubmitProposal": {O, A},
     "pointcall.v1.Proposals/ListProposals": {O, U, A},

@@ -15,6 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from pointcall_attest.log.proof import Proof
 from pointcall_executor.api.client import ApiError, Client, UnreachableError
 from pointcall_executor.api.roles import SOCKET_MODES, Role
 from pointcall_executor.api.server import ServeError, serve
@@ -98,6 +99,20 @@ def test_a_receipt_is_exactly_the_bytes_of_the_log(api: Api) -> None:
     with api.client(Role.AUDITOR) as client:
         got = client.call("Runs/GetReceipt", run=made.run)
     assert (got.dsse, got.index, got.leaf_sha256) == (made.raw, made.index, made.leaf_hash)
+    assert got.tlog_proof == b""
+
+
+def test_a_receipt_under_a_checkpoint_comes_with_its_proof(api: Api) -> None:
+    made = api.backend.log.recover()
+    head = api.backend.log.checkpoint()
+    later = api.backend.log.recover()
+    with api.client(Role.AUDITOR) as client:
+        got = client.call("Runs/GetReceipt", run=made.run)
+        none_yet = client.call("Runs/GetReceipt", run=later.run)
+    proof = Proof.parse(got.tlog_proof)
+    proof.verify(got.dsse)
+    assert proof.checkpoint == head
+    assert none_yet.tlog_proof == b""
 
 
 def test_a_run_has_its_event_decision_and_times(api: Api) -> None:

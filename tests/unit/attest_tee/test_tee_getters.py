@@ -417,3 +417,64 @@ def test_probe_asks_configfs_for_its_provider(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(Path, "mkdir", provided)
     monkeypatch.setattr(Path, "rmdir", lambda self: [entry.unlink() for entry in self.iterdir()] and None)
     assert probe(tmp_path)[0].why == "provider tdx_guest"
+
+
+def test_the_kernels_files_are_bounded_and_written_in_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = configfs.KernelTsmFiles(tmp_path)
+    files.make("one")
+    (tmp_path / "one/outblob").write_bytes(bytes(configfs.MAX_BLOB_BYTES + 1))
+    with pytest.raises(OSError, match="no end") as raised:
+        files.read("one", "outblob")
+    assert raised.value.errno == errno.EFBIG
+    monkeypatch.setattr(configfs.os, "write", lambda *_: 1)
+    with pytest.raises(OSError, match="only a part"):
+        files.write("one", "outblob", b"two")
+
+
+def test_hardware_is_opened_through_configfs_where_it_has_the_provider(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [platform.Finding("configfs-tsm reports", True, "provider sev_guest")]
+    monkeypatch.setattr("pointcall_executor.tee.hardware.probe", lambda _: found)
+    assert isinstance(open_hardware("snp", tmp_path), ConfigfsPlatform)
+    refusal(lambda: open_hardware("tdx", tmp_path))
+
+
+def test_a_device_that_this_user_may_not_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "dev").mkdir()
+    (tmp_path / platform.SNP_DEVICE).write_bytes(b"")
+    monkeypatch.setattr(platform.os, "access", lambda *_: False)
+    assert "this user may not open it" in probe(tmp_path)[1].why
+
+
+def test_the_kernels_ioctl_writes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest_device.fcntl, "ioctl", lambda fd, number, buffer, mutate: int(mutate) + fd)
+    assert guest_device.kernel_ioctl(4, 5, bytearray(1)) == 5
+
+
+def test_vsock_connects_to_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Socket:
+        closed = False
+
+        def __init__(self, *family: int) -> None:
+            assert family == (socket.AF_VSOCK, socket.SOCK_STREAM)
+
+        def settimeout(self, seconds: float) -> None:
+            assert seconds == quote_service.TIMEOUT_S
+
+        def connect(self, address: tuple[int, int]) -> None:
+            assert address == (2, 4050)
+            if Socket.refuse:
+                raise ConnectionRefusedError
+
+        def close(self) -> None:
+            Socket.closed = True
+
+        refuse = False
+
+    monkeypatch.setattr(quote_service.socket, "socket", Socket)
+    assert isinstance(quote_service.vsock(), Socket)
+    Socket.refuse = True
+    with pytest.raises(ConnectionRefusedError):
+        quote_service.vsock()
+    assert Socket.closed

@@ -67,6 +67,7 @@ NEW = snp.tcb_bytes("Milan", TCBS["Milan"]._replace(snp=25))
         ({"policy": 0x3_0000 | 1 << 18}, "snp.migration"),
         ({"report_id_ma": bytes(32)}, "snp.migration"),
         ({"vmpl": 1}, "snp.vmpl"),
+        ({"vmpl": 0xFFFFFFFF}, "snp.vmpl"),
         ({"key_info": 1 << 2}, "snp.signing_key"),
         ({"key_info": 7 << 2}, "snp.signing_key"),
         ({"key_info": 2}, "snp.signing_key"),
@@ -84,6 +85,14 @@ def test_one_wrong_field_fails_exactly_one_check(
     machine: Machine, now: datetime, fields: dict[str, Any], check: str
 ) -> None:
     assert failed(judged(machine(), now, **fields)) == [check]
+
+
+@pytest.mark.parametrize("field", ["reported_tcb", "committed_tcb"])
+def test_version_2_with_a_reserved_tcb_byte_is_refused(machine: Machine, now: datetime, field: str) -> None:
+    bad = bytes((4, 0, 0, 1, 0, 0, 24, 219))
+    old = {"version": 2, "cpuid_family": 0, "cpuid_model": 0, "cpuid_stepping": 0, field: bad}
+    wanted = {"reported_tcb": "snp.certificate_tcb", "committed_tcb": "snp.tcb.malformed"}
+    assert failed(judged(machine(), now, **old)) == [wanted[field]]
 
 
 def test_version_2_must_be_opted_in(machine: Machine, now: datetime) -> None:

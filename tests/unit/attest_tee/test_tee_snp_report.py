@@ -49,7 +49,7 @@ def test_every_other_length_is_refused(size: int) -> None:
         ({"signature_algo": 0}, "snp.algorithm.malformed"),
         ({"signature_algo": 2}, "snp.algorithm.malformed"),
         ({"vmpl": 4}, "snp.vmpl.malformed"),
-        ({"vmpl": 0xFFFFFFFF}, "snp.vmpl.malformed"),
+        ({"vmpl": 0xFFFFFFFE}, "snp.vmpl.malformed"),
         ({"policy": 0x1_0000}, "snp.policy.malformed"),
         ({"policy": 0x3_0000 | 1 << 26}, "snp.policy.malformed"),
         ({"policy": 0x3_0000 | 1 << 63}, "snp.policy.malformed"),

@@ -140,6 +140,8 @@ WITH_OLD = (PlatformRow("UpToDate"), PlatformRow("OutOfDate", tdx=OLD_LOADER[:1]
                 "Revoked",
             )
         ),
+        # newer than every level is as good as the newest
+        ({"qe_svn": 900, "sgx": 6, "pcesvn": 14, "svn": bytes((9, 1, 9)).ljust(16, b"\1")}, Tables(), "UpToDate"),
         ({"sgx": 4}, Tables(), "TCBNotSupported"),
         ({"pcesvn": 12}, Tables(), "TCBNotSupported"),
         ({"svn": OLD_LOADER, "svn2": OLD_LOADER}, Tables(), "TCBNotSupported"),

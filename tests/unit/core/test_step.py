@@ -106,12 +106,21 @@ def test_disarmed_between_decision_and_action_means_no_action() -> None:
 
 
 def test_what_is_remembered_comes_back_with_the_next_event_about_the_same_subject_only() -> None:
-    book = dataclasses.replace(BOOK, slots=(0, 0))
+    book = dataclasses.replace(BOOK, slots=(0, 0), ranges=((0, 9), (0, 99)))
     state, _ = step(armed(book), Decided("r1", book, "api", (Call.of(Remember(1, 42)),), 30))
     _, (same,) = step(state, Happened(OPENED, "api", 50))
     _, (other,) = step(state, Happened(OPENED, "db", 50))
     assert same.args[-2:] == (0, 42)
     assert other.args[-2:] == (0, 0)
+
+
+@pytest.mark.parametrize("call", [Remember(2, 1), Remember(0, 10)])
+def test_a_slot_that_was_not_declared_or_a_value_out_of_its_range_is_not_remembered(call: Remember) -> None:
+    book = dataclasses.replace(BOOK, slots=(0, 0), ranges=((0, 9), (0, 99)))
+    state, (effect,) = step(armed(book), Decided("r1", book, "api", (Call.of(call),), 30))
+    assert isinstance(effect, Refuse)
+    assert effect.refusal.rule == "guard.call"
+    assert state.memory == {}
 
 
 def test_a_runbook_with_an_action_done_handler_goes_on_when_its_action_ended() -> None:

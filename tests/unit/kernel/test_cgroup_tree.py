@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pointcall_executor.kernel import btf
-from pointcall_executor.kernel.cgroup import find_root
+from pointcall_executor.kernel.cgroup import Cgroup, find_root
 from pointcall_executor.kernel.errors import KernelError
 
 HYBRID = """tmpfs /sys/fs/cgroup tmpfs rw 0 0
@@ -32,6 +32,20 @@ def test_no_tree_is_an_error_that_says_so(mounts: str) -> None:
     with pytest.raises(KernelError) as refused:
         find_root(mounts)
     assert refused.value.id == "kernel.cgroup.absent"
+
+
+def test_a_folder_outside_the_tree_is_no_cgroup(tmp_path: Path) -> None:
+    if "cgroup2" not in Path("/proc/self/mounts").read_text():
+        pytest.skip("no cgroup v2 tree is mounted")
+    with pytest.raises(KernelError) as refused:
+        _ = Cgroup(tmp_path).level
+    assert refused.value.id == "kernel.cgroup.outside"
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/x"])
+def test_a_name_cannot_leave_the_tree(name: str, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError):
+        Cgroup.create(name, tmp_path)
 
 
 def test_btf_ids_of_this_kernel() -> None:

@@ -64,6 +64,31 @@ def test_show_and_prove(call: Any, tmp_path: Path) -> None:
     assert Proof.parse((tmp_path / "p").read_bytes()).index == row["index"]
 
 
+def test_stream_and_check_of_a_copy(call: Any, tmp_path: Path) -> None:
+    for form, count in (("otel", 10), ("ocsf", 3)):
+        code, rows, text = call("log", "stream", "--format", form)
+        assert (code, len(rows)) == (0, count)
+        copy = tmp_path / form
+        copy.write_text(text)
+        assert call("log", "stream", "--format", form, "--check", copy)[0] == 0
+        copy.write_text("\n".join(text.splitlines()[1:]))
+        code, (found,), _ = call("log", "stream", "--format", form, "--check", copy)
+        assert (code, len(found["wrong"])) == (1, 1)
+
+
+def test_other_forms_of_an_entry(call: Any) -> None:
+    run = first_run(call)
+    assert json.loads(call("log", "show", run, "--raw")[2])["payloadType"] == "application/vnd.in-toto+json"
+    assert json.loads(call("log", "show", run, "--bundle")[2])["dsseEnvelope"]
+    assert call("log", "show", run, "--key")[2].startswith("-----BEGIN PUBLIC KEY-----")
+
+
+def test_tiles(call: Any, tmp_path: Path) -> None:
+    code, (row,), _ = call("log", "tiles", "--out", tmp_path / "t")
+    assert (code, row["size"]) == (0, 10)
+    assert call("verify", tmp_path / "t")[0] == 0
+
+
 def test_check(call: Any) -> None:
     code, (verdict,), _ = call("log", "check")
     assert (code, verdict["verdict"], verdict["entries"]) == (0, "accept", 10)
@@ -106,8 +131,9 @@ def test_replay(call: Any) -> None:
 
 
 def test_without_a_journal(call: Any, tmp_path: Path) -> None:
-    assert call("log", "list", at=tmp_path)[0] != 0
-    assert call("replay", "--all", at=tmp_path)[0] != 0
+    run = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+    for words in (["log", "list"], ["replay", "--all"], ["verify", run]):
+        assert call(*words, at=tmp_path)[0] == 5
 
 
 def test_the_tables_for_people(state: Path, capsys: pytest.CaptureFixture[str]) -> None:

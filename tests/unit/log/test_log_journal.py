@@ -7,6 +7,7 @@ import sqlite3
 import stat
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -53,6 +54,14 @@ def test_a_reader_sees_what_is_durable_while_the_writer_works(node: world.Node) 
         assert reader.size == 4
         assert reader.origin == ORIGIN
         assert reader.tree().root() == node.journal.tree().root()
+
+
+def test_a_reader_may_be_shared_between_threads(node: world.Node) -> None:
+    for number in range(30):
+        node.run(number)
+    with JournalReader.open(node.journal.path) as reader, ThreadPoolExecutor(8) as pool:
+        roots = list(pool.map(lambda _: reader.tree().root(91), range(64)))
+    assert set(roots) == {node.journal.tree().root()}
 
 
 def test_a_reader_cannot_write(node: world.Node) -> None:

@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from pointcall_attest import dsse, entry, receipt
 from pointcall_attest.entry import Body, Entry, Kind, parse_entry
-from pointcall_attest.log import checkpoint
+from pointcall_attest.log import checkpoint as note
+from pointcall_attest.log.proof import Proof
 from pointcall_attest.log.tree import Tree
 from pointcall_attest.run_id import run_id
 from pointcall_attest.verdict import Check, Tier, Verdict
@@ -70,9 +71,10 @@ class SampleLog:
     ) -> None:
         self._start, self._manifest, self._bundles, self._module = start, manifest, bundles, module
         self.log: list[Entry] = []
+        self.signed: list[note.Checkpoint] = []
         self._tree = Tree()
         self._tier: Tier = tier
-        self._verdict = verdict
+        self.verdict = verdict
         self._clock_s = 0.0
         self._number = 0
         self.key, self.note_key = ec.generate_private_key(ec.SECP256R1()), Ed25519PrivateKey.generate()
@@ -118,12 +120,19 @@ class SampleLog:
         self.sleep(0.001)
         return made
 
-    def checkpoint(self) -> checkpoint.Checkpoint:
-        text = checkpoint.sign(ORIGIN, self._tree.size, self._tree.root(), self.note_key)
-        return checkpoint.Checkpoint.parse(text)
+    def checkpoint(self) -> note.Checkpoint:
+        text = note.sign(ORIGIN, self._tree.size, self._tree.root(), self.note_key)
+        self.signed.append(note.Checkpoint.parse(text))
+        return self.signed[-1]
+
+    def head(self) -> note.Checkpoint | None:
+        return self.signed[-1] if self.signed else None
+
+    def proof(self, index: int, head: note.Checkpoint) -> Proof:
+        return Proof(index, tuple(self._tree.inclusion(index, head.size)), head)
 
     def vkey(self) -> str:
-        return str(checkpoint.Verifier(ORIGIN, checkpoint.LOG, self.note_key.public_key().public_bytes_raw()))
+        return str(note.Verifier(ORIGIN, note.LOG, self.note_key.public_key().public_bytes_raw()))
 
     def open_epoch(self, previous: str | None = None) -> Entry:
         return self.append(
@@ -143,7 +152,7 @@ class SampleLog:
                 previous_epoch=previous,
                 executor="0.1.0",
                 engine={"name": "wasmtime", "version": "50.0.1"},
-                verdict=self._verdict.as_dict(),
+                verdict=self.verdict.as_dict(),
             )
         )
 

@@ -10,6 +10,7 @@ import pytest
 
 from pointcall_attest.report import build
 from pointcall_attest.report.known import Trust, known
+from pointcall_attest.trust import Roots
 from pointcall_keys.private_sigstore import PrivateSigstore
 from pointcall_runbook import Interpreter, compile_source
 from pointcall_runbook import vocabulary as v
@@ -59,7 +60,7 @@ def armed(content: Content, bundle: bytes, payload: bytes | None = None) -> Samp
 
 def trust(world: World, *signers: str) -> Trust:
     policy = world.policy(signers=[world.signer(who) for who in signers])
-    return Trust(policy, world.sigstore.trusted_root())
+    return Trust(policy, world.sigstore.trusted_root(), Roots())
 
 
 def test_a_manifest_is_named_and_its_signature_verified(world: World, bundle: bytes) -> None:

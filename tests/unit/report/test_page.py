@@ -94,11 +94,13 @@ def test_foreign_text_stays_text() -> None:
     assert "<script>alert(1)</script>\\u{202e}\\u{1b}[31m" in page.text
 
 
-@pytest.mark.parametrize(("tier", "banner"), [("emulated", "EMULATED"), ("none", "NOT ATTESTED"), ("hardware", "")])
+@pytest.mark.parametrize(
+    ("tier", "banner"), [("emulated", "EMULATED"), ("none", "NOT ATTESTED"), ("hardware", "NOT APPRAISED")]
+)
 def test_the_tier_is_said_first(tier: str, banner: str) -> None:
     text = Page(render_html(made(SampleLog(tier=tier)))).text  # type: ignore[arg-type]
     before = text[: text.index("Is this everything?")]
-    for word in ("EMULATED", "NOT ATTESTED"):
+    for word in ("EMULATED", "NOT ATTESTED", "NOT APPRAISED"):
         assert (word in before) == (word == banner)
 
 

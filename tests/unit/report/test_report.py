@@ -18,8 +18,13 @@ from pointcall_attest.verdict import Verdict
 from tests.unit.report.sample_log import CHECKED, SampleLog, digest
 
 
+def appraised(log: SampleLog) -> Known:
+    """As if the maker of the report had come to the same verdict as the node."""
+    return Known(appraisals={e.index: log.verdict for e in log.log if e.kind == "epoch-open"})
+
+
 def report(log: SampleLog, known: Known | None = None) -> Report:
-    return build(log.log, log.checkpoint(), now=log.now, known=known)
+    return build(log.log, log.checkpoint(), now=log.now, known=known or appraised(log))
 
 
 def full_log() -> SampleLog:
@@ -51,6 +56,7 @@ def test_a_good_log_is_proved_complete() -> None:
     made = report(log)
     assert made.verdict.passed
     assert not made.verdict.not_checked
+    assert made.complete
     assert made.population.tree_size == len(log.log) == sum(made.population.kinds.values())
     assert made.population.root == log.checkpoint().root.hex()
 
@@ -68,7 +74,13 @@ def test_what_was_written_after_the_checkpoint_is_counted_and_left_out() -> None
 def test_without_a_checkpoint_nothing_is_proved_and_it_says_so() -> None:
     log = SampleLog()
     made = build(log.log, None, now=log.now)
-    assert {c.id for c in made.verdict.not_checked} == {"report.population", "report.root", "report.checkpoint"}
+    assert {c.id for c in made.verdict.not_checked} == {
+        "report.population",
+        "report.root",
+        "report.checkpoint",
+        "report.evidence",
+    }
+    assert not made.complete
     assert answer(made, "log.complete")[0] == "no-data"
 
 
@@ -147,8 +159,8 @@ def test_a_run_of_an_earlier_epoch_without_receipt_is_found() -> None:
 
 
 def test_the_weakest_tier_is_shown() -> None:
-    assert report(SampleLog(tier="hardware")).tier == "hardware"
-    assert report(SampleLog(tier="emulated")).tier == "emulated"
+    assert report(SampleLog(tier="hardware"), Known()).tier == "hardware"
+    assert report(SampleLog(tier="emulated"), Known()).tier == "emulated"
 
 
 def test_the_same_log_gives_the_same_report() -> None:
@@ -230,11 +242,29 @@ def test_runs_under_a_rejected_verdict_are_not_attested() -> None:
     rejected = Verdict((dataclasses.replace(CHECKED.checks[0], outcome="fail"),), "emulated", "snp")
     log = SampleLog(verdict=rejected)
     log.recover()
-    assert answer(report(log), "runs.attested")[0] == "not-satisfied"
+    made = report(log)
+    assert answer(made, "runs.attested")[0] == "not-satisfied"
+    assert failed(made) == ["report.evidence"]
+
+
+def test_what_the_node_says_of_its_own_evidence_answers_nothing() -> None:
+    log = SampleLog(tier="hardware", verdict=dataclasses.replace(CHECKED, tier="hardware"))
+    log.recover()
+    made = report(log, Known())
+    assert not made.appraised
+    assert [c.id for c in made.verdict.not_checked] == ["report.evidence"]
+    assert {answer(made, q)[0] for q in ("runs.attested", "epochs.hardware")} == {"no-data"}
+
+
+def test_a_tier_other_than_the_one_stated_is_found() -> None:
+    log = SampleLog(tier="hardware", verdict=CHECKED)
+    made = report(log)
+    assert failed(made) == ["report.evidence"]
+    assert made.tier == "emulated"
 
 
 def test_hardware_evidence_answers_the_boot_control() -> None:
-    log = SampleLog(tier="hardware")
+    log = SampleLog(tier="hardware", verdict=dataclasses.replace(CHECKED, tier="hardware"))
     log.recover()
     standing = {c.id: c.standing for f in report(log).frameworks for c in f.controls}
     assert standing["SI-7(9)"] == "satisfied"
@@ -309,5 +339,5 @@ def test_an_entry_survives_being_parsed_again() -> None:
 def test_the_time_of_making_changes_nothing_else() -> None:
     log = full_log()
     one = report(log)
-    other = build(log.log, log.checkpoint(), now=log.now + timedelta(days=1))
+    other = build(log.log, log.checkpoint(), now=log.now + timedelta(days=1), known=appraised(log))
     assert dataclasses.replace(one, made="") == dataclasses.replace(other, made="")

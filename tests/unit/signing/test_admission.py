@@ -242,7 +242,7 @@ def test_a_revoked_manifest_or_file(world: World) -> None:
 
 def test_policy_expectations_that_hold(world: World) -> None:
     policy = world.policy(min_sequence=7, max_age_days=1)
-    rows = {"policy_sha256": policy.sha256, "trusted_root_sha256": policy.trusted_root_sha256}
+    rows: dict[str, Any] = {"policy_sha256": policy.sha256, "trusted_root_sha256": policy.trusted_root_sha256}
     assert failed(world.check([world.sign(statement(**rows))], policy=policy).verdict) == []
 
 

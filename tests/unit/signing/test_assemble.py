@@ -12,15 +12,17 @@ import pytest
 from pointcall_attest.admission import check_manifest
 from pointcall_attest.errors import MalformedError
 from pointcall_attest.manifest import Manifest
+from pointcall_attest.signature import verify_bundles
 from pointcall_executor import cli
 from pointcall_keys.assemble import Assembled, assemble
 from pointcall_keys.errors import KeysError
+from pointcall_keys.provenance import PROVENANCE_TYPE, results_of_tests
 from pointcall_keys.recovery_manifest import RecoveryManifest
 from tests.unit.signing.rb1 import module
 from tests.unit.signing.world import ALICE, NOW, World, declaration, sha256
 
 DAY = dt.timedelta(days=1)
-SPEC = {
+SPEC: dict[str, Any] = {
     "runbooks": [
         {
             "name": "restart",
@@ -75,12 +77,13 @@ def test_the_same_sources_give_the_same_bytes(folder: Path) -> None:
 
 def test_parts_that_do_not_fit(folder: Path) -> None:
     (folder / "web.json").write_bytes(declaration("web"))
-    for spec in (
+    wrong: list[dict[str, Any]] = [
         {"services": [{"name": "db", "declaration": "web.json"}]},
-        {"runbooks": [SPEC["runbooks"][0] | {"source": "x"}]},  # type: ignore[index]
-        {"runbooks": SPEC["runbooks"] * 2},  # type: ignore[operator]
+        {"runbooks": [SPEC["runbooks"][0] | {"source": "x"}]},
+        {"runbooks": SPEC["runbooks"] * 2},
         {"runbooks": [], "sensors": [], "services": []},
-    ):
+    ]
+    for spec in wrong:
         with pytest.raises(MalformedError) as caught:
             build(folder, **spec)
         assert caught.value.id == "build.malformed"
@@ -165,6 +168,64 @@ def test_build_and_sign_from_the_command_line(
     assert cli.main(["build", str(folder), "--previous", str(out / "manifest.json"), "--json"]) == 0
     newer = Manifest.parse((folder / "build/manifest.json").read_bytes())
     assert (newer.sequence, newer.predicate.previous) == (8, built["manifest"])
+
+
+def test_rebuilding(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "manifest.yaml").write_text(YAML)
+    call = ["build", str(folder)]
+    assert cli.main([*call, "--sequence", "3", "--days", "5"]) == 0
+    assert cli.main([*call, "--verify-reproducible"]) == 0
+    (folder / "build/files/services/db.json").write_bytes(declaration(directory="/tmp"))
+    (folder / "restart.wasm").write_bytes(module("OomKilled"))
+    assert cli.main([*call, "--verify-reproducible"]) == 1
+    err = capsys.readouterr().err
+    assert "build.reproducible" in err
+    assert "files/modules/restart.wasm, files/services/db.json, manifest.json" in err
+
+
+def test_provenance(folder: Path, world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GITHUB_REPOSITORY", "acme/runbooks")
+    monkeypatch.setenv("GITHUB_SHA", "ab" * 20)
+    monkeypatch.setenv("GITHUB_RUN_ID", "17")
+    (folder / "manifest.yaml").write_text(YAML)
+    assert cli.main(["build", str(folder), "--builder", "https://ci.example/build"]) == 0
+    path = folder / "build/provenance/restart.json"
+    made = json.loads(path.read_bytes())
+    assert made["subject"][0]["digest"]["sha256"] == sha256(module())
+    run, definition = made["predicate"]["runDetails"], made["predicate"]["buildDefinition"]
+    assert run["builder"]["id"] == "https://ci.example/build"
+    assert run["metadata"]["invocationId"] == "https://github.com/acme/runbooks/actions/runs/17"
+    assert definition["resolvedDependencies"][-1]["digest"] == {"gitCommit": "ab" * 20}
+    (tmp_path / "trust.json").write_text(json.dumps(world.sigstore.trust_config()))
+    words = ["sign", str(path), "--trust-config", str(tmp_path / "trust.json")]
+    assert cli.main([*words, "--identity-token", world.sigstore.token(ALICE)]) == 0
+    signed = verify_bundles(
+        [path.with_suffix(".sigstore.json").read_bytes()],
+        trusted_root=world.sigstore.trusted_root(),
+        policy=world.policy(),
+        at=dt.datetime.now(dt.UTC),
+        in_process=True,
+        predicate_type=PROVENANCE_TYPE,
+    )
+    assert signed.payload == path.read_bytes()
+
+
+def test_a_test_result() -> None:
+    result = json.loads(results_of_tests("modules/a.wasm", module(), b"[]", passed=["b", "a"], failed=[]))
+    assert result["predicate"]["result"] == "PASSED"
+    assert result["predicate"]["passedTests"] == ["a", "b"]
+    assert (
+        json.loads(results_of_tests("a", module(), b"[]", passed=["b"], failed=["a"]))["predicate"]["result"]
+        == "FAILED"
+    )
+    with pytest.raises(AssertionError):
+        results_of_tests("a", module(), b"[]", passed=[], failed=[])
+
+
+@pytest.mark.parametrize("payload", [b"{}", b"[]", b'{"_type":"https://in-toto.io/Statement/v1","predicateType":"x"}'])
+def test_sign_takes_our_statements_only(tmp_path: Path, payload: bytes) -> None:
+    (tmp_path / "x.json").write_bytes(payload)
+    assert cli.main(["sign", str(tmp_path / "x.json"), "--identity-token", "t"]) == 4
 
 
 @pytest.mark.parametrize(

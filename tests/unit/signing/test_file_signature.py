@@ -6,6 +6,7 @@ import base64
 import copy
 import hashlib
 import json
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pointcall_attest.errors import AttestError, MalformedError, VerifyError
 from pointcall_attest.file_signature import verify_file_with_key
 from pointcall_executor import cli
-from tests.unit.signing.test_signature import ENDED, flip, leaves, replaced
+from tests.unit.signing.mutation import flip, leaves, replaced
+from tests.unit.signing.test_signature import ENDED
 from tests.unit.signing.world import ALICE, BOB, World
 
 ARTIFACT = b"the signed file\n"
@@ -29,7 +31,7 @@ DIGEST = hashlib.sha256(ARTIFACT).digest()
 @pytest.fixture(autouse=True)
 def _verbs(monkeypatch: pytest.MonkeyPatch) -> None:
     for verb in ("verify-bundle", "sign-bundle"):
-        monkeypatch.setitem(cli.VERBS, verb, verb)  # type: ignore[arg-type]
+        monkeypatch.setitem(cli.VERBS, verb, verb)
 
 
 @pytest.fixture
@@ -117,6 +119,38 @@ def test_the_last_moment_of_a_timestamp_authority_counts(folder: Path, world: Wo
         assert verify(folder, world) == code
 
 
+def test_two_timestamps_over_the_same_signature(folder: Path, world: World) -> None:
+    assert sign(folder, world, "--trust-config", str(folder / "trust.json")) == 0
+    bundle = json.loads((folder / "b.json").read_bytes())
+    tokens = bundle["verificationMaterial"]["timestampVerificationData"]["rfc3161Timestamps"]
+    tokens.append(_another_token(world, base64.b64decode(bundle["messageSignature"]["signature"])))
+    (folder / "b.json").write_text(json.dumps(bundle))
+    assert verify(folder, world) == 0
+
+
+def _another_token(world: World, signature: bytes) -> dict[str, str]:
+    from rfc3161_client import HashAlgorithm, TimestampRequestBuilder
+
+    builder = TimestampRequestBuilder().data(signature).hash_algorithm(HashAlgorithm.SHA256)
+    request = builder.build().as_bytes()
+    headers = {"Content-Type": "application/timestamp-query"}
+    asked = urllib.request.Request(f"{world.sigstore.url}/api/v1/timestamp", request, headers)
+    with urllib.request.urlopen(asked, timeout=10) as answer:
+        return {"signedTimestamp": b64(answer.read())}
+
+
+def test_an_ed25519_log() -> None:
+    log = ed25519.Ed25519PrivateKey.generate()
+    good, root = message_bundle("0.0.2"), copy.deepcopy(ROOT)
+    root["tlogs"][0]["publicKey"] |= {"rawBytes": b64(der(log)), "keyDetails": "PKIX_ED25519"}
+    proof = good["verificationMaterial"]["tlogEntries"][0]["inclusionProof"]
+    text = f"rekor.test\n1\n{proof['rootHash']}\n"
+    proof["checkpoint"]["envelope"] = f"{text}\n— rekor.test {b64(LOG_ID[:4] + log.sign(text.encode()))}\n"
+    by_key(good, root=root)
+    with pytest.raises(VerifyError):
+        by_key(good)
+
+
 def test_a_retired_authority(folder: Path, world: World) -> None:
     assert sign(folder, world, "--trust-config", str(folder / "trust.json")) == 0
     root = json.loads((folder / "root.json").read_bytes())
@@ -144,7 +178,7 @@ KEY = ec.generate_private_key(ec.SECP256R1())
 LOG = ec.generate_private_key(ec.SECP256R1())
 SHA256 = ec.ECDSA(hashes.SHA256())
 LOG_ID = hashlib.sha256(der(LOG)).digest()
-ROOT = {
+ROOT: dict[str, Any] = {
     "mediaType": "application/vnd.dev.sigstore.trustedroot+json;version=0.1",
     "tlogs": [
         {
@@ -279,9 +313,10 @@ def test_key_bundles(kind: str) -> None:
 def test_the_log_of_a_key_bundle_must_be_of_the_root(kind: str) -> None:
     good = GOOD[kind]()
     no_start, other = copy.deepcopy(ROOT), copy.deepcopy(ROOT)
-    del no_start["tlogs"][0]["publicKey"]["validFor"]["start"]  # type: ignore[index]
-    other["tlogs"][0]["publicKey"]["rawBytes"] = b64(der(KEY))  # type: ignore[index]
-    for root in (None, {"tlogs": []}, {}, no_start, other):
+    del no_start["tlogs"][0]["publicKey"]["validFor"]["start"]
+    other["tlogs"][0]["publicKey"]["rawBytes"] = b64(der(KEY))
+    roots: list[Any] = [None, {"tlogs": []}, {}, no_start, other]
+    for root in roots:
         with pytest.raises(VerifyError) as caught:
             by_key(good, root=root)
         assert caught.value.id == "bundle.log"

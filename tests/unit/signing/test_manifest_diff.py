@@ -90,7 +90,7 @@ def test_every_limit_has_a_direction() -> None:
 def test_the_verb(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(cli.VERBS, "manifest", "manifest")  # type: ignore[arg-type]
+    monkeypatch.setitem(cli.VERBS, "manifest", "manifest")
     new = statement(runbooks=[runbook(grants=GRANTS | {"actions": ["recreate", "kill"]})], sequence=8)
     (tmp_path / "old.json").write_bytes(statement())
     (tmp_path / "new.json").write_bytes(world.sign(new))

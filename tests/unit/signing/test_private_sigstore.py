@@ -5,8 +5,11 @@ from __future__ import annotations
 import datetime as dt
 import http.client
 import json
+import os
 import socket
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +111,7 @@ def test_nonsense_is_refused(world: World, path: str, body: bytes) -> None:
 
 
 def test_a_long_body_is_refused(world: World) -> None:
-    assert ask(world, "POST", "/api/v2/log/entries", **{"Content-Length": str(2 << 20)})[0] == 413
+    assert ask(world, "POST", "/api/v2/log/entries", b"", **{"Content-Length": str(2 << 20)})[0] == 413
 
 
 def refused_token(world: World, token: str) -> str:
@@ -126,6 +129,35 @@ def test_tokens_that_are_not_accepted(world: World, other: PrivateSigstore) -> N
     assert refused_token(world, world.sigstore.token(ALICE, ttl_s=-100)) == "sign.token"
     assert refused_token(world, "x.y.z") == "sign.token"
     assert refused_token(world, "") == "sign.token"
+
+
+def test_the_stock_command_line(world: World, tmp_path: Path) -> None:
+    """The command line of the Sigstore project, unmodified, signs here and verifies with the root that we write."""
+    (tmp_path / "trust.json").write_text(json.dumps(world.sigstore.trust_config()))
+    (tmp_path / "a.txt").write_bytes(b"content")
+    stock = [sys.executable, "-m", "sigstore", "--trust-config", str(tmp_path / "trust.json")]
+    token = ["--identity-token", world.sigstore.token(ALICE)]
+    named = ["--cert-identity", ALICE, "--cert-oidc-issuer", world.sigstore.issuer]
+    environment = os.environ | {"HOME": str(tmp_path)}
+    for words in (["sign", *token, str(tmp_path / "a.txt")], ["verify", "identity", *named, str(tmp_path / "a.txt")]):
+        done = subprocess.run([*stock, *words], capture_output=True, env=environment, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+    assert b"OK" in done.stdout + done.stderr
+
+
+def test_it_runs_as_a_process(tmp_path: Path) -> None:
+    call = [sys.executable, "-m", "pointcall_keys.private_sigstore", str(tmp_path / "s")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True) as served:
+        assert served.stdout is not None
+        url = served.stdout.readline().strip()
+        config = json.loads((tmp_path / "s/trust_config.json").read_text())
+        token = subprocess.run([*call, "--token", ALICE], env=environment, capture_output=True, check=True, timeout=30)
+        bundle = sign_file(b"x", trust_config=config, token=token.stdout.decode().strip())
+        assert bundle
+        assert config["signingConfig"]["caUrls"][0]["url"] == url
+        served.terminate()
+        assert served.wait(timeout=10) == 0
 
 
 def test_an_email_must_be_verified(world: World) -> None:

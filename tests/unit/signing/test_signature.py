@@ -7,7 +7,7 @@ import copy
 import datetime as dt
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from pointcall_attest.errors import AttestError, MalformedError, VerifyError
 from pointcall_attest.policy import TrustPolicy
 from pointcall_attest.signature import SignedStatement, SignerIdentity, verify_bundles
 from pointcall_keys.private_sigstore import PrivateSigstore
+from tests.unit.signing.mutation import dropped, flip, leaves, members, replaced
 from tests.unit.signing.world import ALICE, BOB, NOW, World, statement
 
 ENDED = {"start": "2020-01-01T00:00:00Z", "end": "2021-01-01T00:00:00Z"}
@@ -56,6 +57,17 @@ def test_both_logs_give_the_signed_bytes(world: World, rekor: int) -> None:
 def test_bytes_that_are_not_canonical_are_signed_as_they_are(world: World) -> None:
     payload = json.dumps(json.loads(statement()), indent=3).encode()
     assert verify(world, world.sign(payload)).payload == payload
+
+
+def test_a_panic_in_native_code_is_a_refusal(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    class PanicException(BaseException):  # as pyo3 raises it
+        pass
+
+    def panic(*_: object) -> None:
+        raise PanicException("index out of bounds")
+
+    monkeypatch.setattr("sigstore.verify.Verifier.verify_dsse", panic)
+    assert refused(lambda: verify(world, world.sign(statement()))) == "manifest.signature"
 
 
 # The child
@@ -187,7 +199,7 @@ def test_a_second_timestamp_is_ambiguous(world: World) -> None:
 
 GITHUB = "https://token.actions.githubusercontent.com"
 WORKFLOW = "acme/runbooks/.github/workflows/sign.yml@refs/heads/main"
-CLAIMS = {
+CLAIMS: dict[str, Any] = {
     "iss": GITHUB,
     "repository": "acme/runbooks",
     "repository_id": "99",
@@ -261,38 +273,6 @@ def test_an_identity_ends(world: World) -> None:
 # Every field changed once
 
 
-def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    if isinstance(value, dict | list):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, item in items:
-            yield from leaves(item, (*path, key))
-    else:
-        yield path, value
-
-
-def flip(value: Any) -> Any:
-    """Another value of the same form: one bit in the middle of base64, the next number, a letter in front."""
-    if not isinstance(value, str):
-        return value + 1 if isinstance(value, int) else value
-    try:
-        raw = bytearray(base64.b64decode(value, validate=True))
-    except ValueError:
-        raw = bytearray()
-    if len(raw) > 8:
-        raw[len(raw) // 2] ^= 1
-        return base64.b64encode(raw).decode()
-    return str(int(value) + 1) if value.isdigit() else "X" + value
-
-
-def replaced(value: Any, path: tuple[Any, ...], new: Any) -> bytes:
-    changed = copy.deepcopy(value)
-    parent = changed
-    for key in path[:-1]:
-        parent = parent[key]
-    parent[path[-1]] = new
-    return json.dumps(changed).encode()
-
-
 # What Sigstore leaves unauthenticated. Harmless here: the payload and the signer are the same, and nobody uses them.
 UNAUTHENTICATED = {
     1: {"verificationMaterial.timestampVerificationData.rfc3161Timestamps.0.signedTimestamp"},
@@ -318,24 +298,22 @@ def test_every_changed_field_is_refused_or_irrelevant(world: World, rekor: int, 
 def test_every_dropped_member_is_refused_or_irrelevant(world: World, rekor: int) -> None:
     bundle = json.loads(world.sign(statement(), rekor=rekor))
     good = verify(world, json.dumps(bundle).encode())
-    for path in _members(bundle):
-        changed = copy.deepcopy(bundle)
-        parent = changed
-        for key in path[:-1]:
-            parent = parent[key]
-        del parent[path[-1]]
+    for path in members(bundle):
         try:
-            signed = verify(world, json.dumps(changed).encode())
+            signed = verify(world, dropped(bundle, path))
         except (MalformedError, VerifyError):
             continue
         assert (signed.payload, signed.signers) == (good.payload, good.signers), path
 
 
-def _members(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    if isinstance(value, dict | list):
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            yield (*path, key)
-            yield from _members(item, (*path, key))
+def test_every_changed_field_of_the_signed_statement_is_refused(world: World) -> None:
+    bundle = json.loads(world.sign(statement()))
+    for path, value in leaves(json.loads(statement())):
+        payload = replaced(json.loads(statement()), path, flip(value))
+        changed = bundle["dsseEnvelope"] | {"payload": base64.b64encode(payload).decode()}
+        assert refused(lambda c=changed: verify(world, json.dumps(bundle | {"dsseEnvelope": c}).encode())) == (  # type: ignore[misc]
+            "manifest.signature"
+        )
 
 
 @pytest.mark.parametrize(
@@ -376,10 +354,13 @@ def test_a_pinned_root_that_is_none(world: World, root: bytes) -> None:
     assert wrong in ("trust.root", "manifest.signature")
 
 
+BAD_VALUES: list[Any] = [7.5, [[]], "\u00fc", {"x": 1}]
+
+
 def test_the_policy_is_parsed_strictly(world: World) -> None:
     good = json.loads(world.policy().raw)
     for path, _ in [*leaves(good), (("unknown",), 1), (("signers", 0, "identityRegExp"), 1), (("tee",), 1)]:
-        for bad in (7.5, [[]], "\u00fc", {"x": 1}):
+        for bad in BAD_VALUES:
             with pytest.raises(MalformedError) as caught:
                 TrustPolicy.parse(replaced(good, path, bad))
             assert caught.value.id == "policy.malformed"

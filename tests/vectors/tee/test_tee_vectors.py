@@ -69,7 +69,7 @@ REASONS = {
     "tdx_negative/siglen_huge": {"tdx.length.malformed"},
     "tdx_negative/certdata_type_7": {"tdx.certification.malformed"},
     "tdx_negative/trailing_garbage": {"tdx.trailing.malformed"},
-    "tdx_negative/root_pem_malleated": {"tdx.root", "tdx.pck_chain"},
+    "tdx_negative/root_pem_malleated": {"tdx.root"},
     "collateral_negative/tcbinfo_status_flipped.json": {"tdx.tcb_info"},
     "collateral_negative/qeidentity_svn_lowered.json": {"tdx.qe_identity"},
     "collateral_negative/crl_swapped.json": {"tdx.pck_crl"},

@@ -1,0 +1,151 @@
+"""Signed notices about manifests: which one is the newest (pointer), and which must never be armed again (revocation).
+
+They are signed like a manifest, by the same trust policy. A pointer expires soon, so a host that withholds updates is
+found out; a revocation can only remove. Neither can arm anything. Spec: docs/spec/notice.md; in-toto Statement v1.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+from collections.abc import Sequence
+from dataclasses import InitVar, dataclass
+from typing import Annotated, Final, Generic, Literal, Self, TypeVar
+
+from pydantic import Field, StringConstraints, model_validator
+
+from pointcall_attest import canonical
+from pointcall_attest.errors import MalformedError
+from pointcall_attest.manifest import STATEMENT_TYPE
+from pointcall_attest.manifest import Sequence as SequenceNumber
+from pointcall_attest.model import FileName, Instant, Name, Sha256, Strict, Text, validated
+from pointcall_attest.policy import TrustPolicy
+from pointcall_attest.signature import SignedStatement, verify_bundles
+
+POINTER_TYPE: Final = "https://pointcall.dev/pointer/v1"
+REVOCATION_TYPE: Final = "https://pointcall.dev/revocation/v1"
+MAX_NOTICE_BYTES: Final = 128 * 1024
+OciDigest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
+class PointerBody(Strict):
+    """For the nodes of one ring, until `expires`, this is the newest manifest of the series."""
+
+    format: Literal["pointcall-pointer/v1"] = "pointcall-pointer/v1"
+    name: Name
+    ring: Name
+    sequence: SequenceNumber
+    manifest: Sha256  # of the payload
+    artifact: OciDigest | None = None  # where it travels as an OCI artifact
+    issued: Instant
+    expires: Instant
+
+    @model_validator(mode="after")
+    def _ends_after_it_starts(self) -> Self:
+        if self.issued >= self.expires:
+            raise ValueError("issued must be earlier than expires")
+        return self
+
+    @property
+    def about(self) -> tuple[str, ...]:
+        """The digests that the statement lists as its subjects."""
+        return (self.manifest,)
+
+
+class RevocationBody(Strict):
+    """These manifests and files must never be armed again, from now on and without an end."""
+
+    format: Literal["pointcall-revocation/v1"] = "pointcall-revocation/v1"
+    name: Name
+    issued: Instant
+    reason: Text
+    revoked: Annotated[tuple[Sha256, ...], Field(min_length=1, max_length=512)]
+
+    @property
+    def about(self) -> tuple[str, ...]:
+        """The digests that the statement lists as its subjects."""
+        return self.revoked
+
+
+class _Digest(Strict):
+    sha256: Sha256
+
+
+class _Subject(Strict):
+    name: FileName
+    digest: _Digest
+
+
+B = TypeVar("B", PointerBody, RevocationBody)
+
+
+class _Statement(Strict, Generic[B]):
+    type: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
+    subject: Annotated[tuple[_Subject, ...], Field(min_length=1, max_length=512)]
+    predicateType: str  # noqa: N815 - the name in the in-toto format
+    predicate: B
+
+
+_SEAL: Final = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Notice(Generic[B]):
+    """A notice that enough signers of the policy have signed. Made by `verify_pointer` and `verify_revocation` only."""
+
+    body: B
+    sha256: str
+    signed: SignedStatement
+    seal: InitVar[object] = None
+
+    def __post_init__(self, seal: object) -> None:
+        assert seal is _SEAL, "a Notice is made by verifying one"
+
+
+Pointer = Notice[PointerBody]
+Revocation = Notice[RevocationBody]
+
+
+def notice_statement(body: PointerBody | RevocationBody) -> bytes:
+    """The canonical statement to sign."""
+    kind = POINTER_TYPE if isinstance(body, PointerBody) else REVOCATION_TYPE
+    subjects = [{"name": f"notice/{n}", "digest": {"sha256": digest}} for n, digest in enumerate(body.about)]
+    predicate = body.model_dump(mode="json")
+    return canonical.dumps(
+        {"_type": STATEMENT_TYPE, "subject": subjects, "predicateType": kind, "predicate": predicate}
+    )
+
+
+def verify_pointer(
+    bundles: Sequence[bytes], *, trusted_root: bytes, policy: TrustPolicy, at: dt.datetime, in_process: bool = False
+) -> Pointer:
+    """The pointer that these bundles carry. Errors as of `verify_bundles`, and MalformedError `notice.form`."""
+    signed = verify_bundles(
+        bundles, trusted_root=trusted_root, policy=policy, at=at, in_process=in_process, predicate_type=POINTER_TYPE
+    )
+    return Notice(_parse(_Statement[PointerBody], signed.payload), _sha256(signed), signed, _SEAL)
+
+
+def verify_revocation(
+    bundles: Sequence[bytes], *, trusted_root: bytes, policy: TrustPolicy, at: dt.datetime, in_process: bool = False
+) -> Revocation:
+    """The revocation that these bundles carry. Errors as of `verify_pointer`."""
+    signed = verify_bundles(
+        bundles, trusted_root=trusted_root, policy=policy, at=at, in_process=in_process, predicate_type=REVOCATION_TYPE
+    )
+    return Notice(_parse(_Statement[RevocationBody], signed.payload), _sha256(signed), signed, _SEAL)
+
+
+def _sha256(signed: SignedStatement) -> str:
+    return hashlib.sha256(signed.payload).hexdigest()
+
+
+def _parse(kind: type[_Statement[B]], payload: bytes) -> B:
+    try:
+        canonical.loads(payload, max_bytes=MAX_NOTICE_BYTES, what="the notice")
+    except MalformedError as error:
+        raise MalformedError(error.message, id="notice.form", want=error.want, got=error.got) from None
+    statement = validated(kind, payload, id="notice.form", what="a notice")
+    if tuple(s.digest.sha256 for s in statement.subject) != statement.predicate.about:
+        raise MalformedError("subjects and predicate disagree", id="notice.form", want="the same digests")
+    return statement.predicate

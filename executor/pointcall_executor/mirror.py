@@ -1,0 +1,223 @@
+"""The central store: a copy of many nodes' logs in PostgreSQL that accepts only growth, and shipping to it.
+
+A node sends exactly what is missing, in bounded batches, as often as it likes: a batch that is there already changes
+nothing, a link that breaks loses nothing. The copy moves forward only under a checkpoint whose root is that of the
+entries it holds; so it is a witness too, and a fork or a rollback is refused and stays visible.
+mirror tables: trusted by their readers only as far as they check the log again. Spec: docs/spec/mirror.md.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from pointcall_attest import dsse
+from pointcall_attest.entry import outline, parse_entry
+from pointcall_attest.errors import AttestError
+from pointcall_attest.log import checkpoint as checkpoints
+from pointcall_attest.log.checkpoint import Checkpoint, Verifier
+from pointcall_attest.log.frontier import Frontier
+from pointcall_attest.log.tree import leaf_hash
+from pointcall_attest.pack import opening_of, signer_of
+from pointcall_executor.journal_reader import JournalReader
+from pointcall_runbook.errors import PointcallError
+
+if TYPE_CHECKING:
+    import psycopg
+
+_Row: TypeAlias = tuple[int, bytes, str, str | None, bytes]  # index, leaf hash, kind, run, raw
+
+MAX_BATCH_ENTRIES: Final = 1_000
+MAX_BATCH_BYTES: Final = 1024 * 1024  # what a bad link carries within its timeout
+
+_SCHEMA: Final = """
+create table if not exists log (
+  origin text primary key, frontier bytea not null, checkpoint bytea, refused text);
+create table if not exists entry (
+  origin text not null references log, i bigint not null, leaf bytea not null, kind text not null, run text,
+  raw bytea not null, primary key (origin, i));
+create index if not exists entry_run on entry (run) where run is not null;
+create table if not exists epoch (
+  origin text not null references log, key_id bytea not null, verifier text not null, primary key (origin, key_id));
+"""
+
+
+class MirrorError(PointcallError):
+    """The mirror refuses: what was sent is not a growth of what it has."""
+
+    id = "mirror.error"
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a mirror has of one log. `covered` entries are under a checkpoint, the rest waits for one."""
+
+    size: int
+    covered: int
+
+
+class Mirror:
+    """One connection to a mirror database. The caller opens, reopens and closes the connection."""
+
+    def __init__(self, db: psycopg.Connection[Any]) -> None:
+        self._db = db
+
+    def create(self) -> None:
+        """Make the tables if they are not there."""
+        with self._db.transaction():
+            self._db.execute(_SCHEMA)
+
+    def held(self, origin: str) -> Held:
+        """How far the mirror is."""
+        row = self._db.execute("select frontier, checkpoint from log where origin = %s", (origin,)).fetchone()
+        if row is None:
+            return Held(0, 0)
+        covered = Checkpoint.parse(bytes(row[1])).size if row[1] else 0
+        return Held(Frontier.parse(bytes(row[0])).size, covered)
+
+    def put(self, origin: str, first: int, raws: Sequence[bytes]) -> Held:
+        """Append entries from index `first` on; what is there already must be the same and is skipped.
+
+        MirrorError `mirror.gap`, `mirror.fork` (another entry at a known index) or `mirror.entry` (one that is no
+        entry, or opens an epoch with another key than its own). Durable on return. Other signatures are for readers.
+        """
+        with self._db.transaction():
+            frontier, _ = self._locked(origin)
+            if first > frontier.size:
+                raise MirrorError(
+                    "entries are missing in between", id="mirror.gap", want=str(frontier.size), got=str(first)
+                )
+            known = min(frontier.size - first, len(raws))
+            self._compare(origin, first, raws[:known])
+            rows = [_row(first + known + i, raw) for i, raw in enumerate(raws[known:])]
+            self._open_epochs(origin, rows)
+            self._copy(origin, rows)
+            for _, leaf, *_ in rows:
+                frontier.add(leaf)
+            self._db.execute("update log set frontier = %s where origin = %s", (frontier.encode(), origin))
+        return self.held(origin)
+
+    def cover(self, text: bytes) -> Held:
+        """Accept a checkpoint of everything that is held. MirrorError `mirror.checkpoint` where its size, root or
+        signature is another; the refusal is remembered."""
+        note = Checkpoint.parse(text)
+        with self._db.transaction():
+            frontier, last = self._locked(note.origin)
+            why = self._objection(note, frontier, last)
+            if why is None:
+                self._db.execute("update log set checkpoint = %s where origin = %s", (note.text, note.origin))
+            else:
+                self._db.execute("update log set refused = %s where origin = %s", (why, note.origin))
+        if why is not None:
+            raise MirrorError(
+                f"the checkpoint is refused: {why}",
+                id="mirror.checkpoint",
+                want=f"{frontier.size} {frontier.root().hex()}",
+                got=f"{note.size} {note.root.hex()}",
+                hint="the log was rolled back or forked, or another node uses its name",
+            )
+        return self.held(note.origin)
+
+    def _locked(self, origin: str) -> tuple[Frontier, bytes | None]:
+        """This log's row, locked until the transaction ends; made if it is new."""
+        self._db.execute(
+            "insert into log (origin, frontier) values (%s, %s) on conflict do nothing", (origin, Frontier().encode())
+        )
+        row = self._db.execute(
+            "select frontier, checkpoint from log where origin = %s for update", (origin,)
+        ).fetchone()
+        assert row is not None, "it was just made"
+        return Frontier.parse(bytes(row[0])), row[1] and bytes(row[1])
+
+    def _compare(self, origin: str, first: int, raws: Sequence[bytes]) -> None:
+        sql = "select leaf from entry where origin = %s and i >= %s order by i limit %s"
+        rows = self._db.execute(sql, (origin, first, len(raws))).fetchall()
+        for index, ((leaf,), raw) in enumerate(zip(rows, raws, strict=True), first):
+            if bytes(leaf) != leaf_hash(raw):
+                raise MirrorError(
+                    f"entry {index} is another one", id="mirror.fork", want=bytes(leaf).hex(), got=leaf_hash(raw).hex()
+                )
+
+    def _open_epochs(self, origin: str, rows: Sequence[_Row]) -> None:
+        keys = [_checkpoint_key(index, raw) for index, _, kind, _, raw in rows if kind == "epoch-open"]
+        if keys:
+            sql = "insert into epoch values (%s, %s, %s) on conflict do nothing"
+            self._db.cursor().executemany(sql, [(origin, key.key_id, str(key)) for key in keys])
+
+    def _copy(self, origin: str, rows: Sequence[_Row]) -> None:
+        if rows:
+            with self._db.cursor().copy("copy entry (origin, i, leaf, kind, run, raw) from stdin") as copy:
+                for row in rows:
+                    copy.write_row((origin, *row))
+
+    def _objection(self, note: Checkpoint, frontier: Frontier, last: bytes | None) -> str | None:
+        if last is not None and note.size < Checkpoint.parse(last).size:
+            return f"size {note.size} was passed before"
+        if note.size != frontier.size:
+            return f"size {note.size}, {frontier.size} entries are held"
+        if note.root != frontier.root():
+            return f"another root at size {note.size}"
+        rows = self._db.execute("select verifier from epoch where origin = %s", (note.origin,)).fetchall()
+        keys = [Verifier.parse(row[0]) for row in rows]
+        return None if any(_is_signed(note, key) for key in keys) else "signed by no epoch of this log"
+
+
+def ship(reader: JournalReader, mirror: Mirror) -> Held:
+    """Bring the mirror to the journal's latest checkpoint, sending exactly what it has not.
+
+    Call it again after any failure, over a new connection. Errors of the connection pass through.
+    """
+    origin, head = reader.origin, reader.head()
+    held = mirror.held(origin)
+    if head is None or head.size <= held.covered:
+        return held
+    for first, raws in _batches(reader, held.size, head.size):
+        held = mirror.put(origin, first, raws)
+    return mirror.cover(head.text) if held.size == head.size else held
+
+
+def _batches(reader: JournalReader, start: int, end: int) -> Iterator[tuple[int, list[bytes]]]:
+    """The raw entries from `start` to `end`, in pieces that fit a batch."""
+    while start < end:
+        raws: list[bytes] = []
+        for entry in reader.entries(start=start, limit=min(end - start, MAX_BATCH_ENTRIES)):
+            if raws and sum(map(len, raws)) + len(entry.raw) > MAX_BATCH_BYTES:
+                break
+            raws.append(entry.raw)
+        if not raws:
+            raise MirrorError(f"entry {start} was pruned before it was shipped", id="mirror.pruned", want=str(start))
+        yield start, raws
+        start += len(raws)
+
+
+def _row(index: int, raw: bytes) -> _Row:
+    try:
+        kind, run = outline(raw)
+    except AttestError as error:
+        raise MirrorError(
+            f"entry {index} is no entry", id="mirror.entry", got=f"{error.message} [{error.id}]"
+        ) from None
+    return index, leaf_hash(raw), kind, run, raw
+
+
+def _checkpoint_key(index: int, raw: bytes) -> Verifier:
+    """The checkpoint key of an opening that its own epoch key signed."""
+    try:
+        opening = opening_of(parse_entry(index, raw))
+        key = dsse.public_key(base64.b64decode(opening.public_key))
+        dsse.verify(dsse.parse(raw), key)
+        if dsse.keyid_of(dsse.spki(key)) != dsse.parse(raw).keyid:
+            raise MirrorError("an epoch opens with another key", id="mirror.entry", got=f"entry {index}")
+        return signer_of(opening)
+    except (AttestError, ValueError) as error:
+        raise MirrorError(f"entry {index} opens no epoch", id="mirror.entry", got=str(error)[:200]) from None
+
+
+def _is_signed(note: Checkpoint, key: Verifier) -> bool:
+    try:
+        checkpoints.verify(note, key)
+    except AttestError:
+        return False
+    return True

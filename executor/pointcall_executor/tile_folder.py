@@ -1,0 +1,77 @@
+"""The tile directory on disk: extended from the journal, checkpoint last, so that a reader never sees a promise unkept.
+
+Derived, not trusted: delete it and it is made again. Serve it with any static web server. Spec: docs/spec/log.md.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from pointcall_attest.log import tiles
+from pointcall_attest.log.checkpoint import Checkpoint
+from pointcall_attest.log.tree import verify_consistency
+from pointcall_executor.journal_reader import JournalError, JournalReader, damaged
+
+
+def extend(folder: Path, reader: JournalReader) -> tuple[int, int]:
+    """Bring the folder to the journal's latest checkpoint: (tiles written, entries). May be called any number of times.
+
+    JournalError `journal.no_checkpoint` before the first one; DamagedError where the folder holds another log.
+    """
+    head = reader.head()
+    if head is None:
+        raise JournalError("there is no checkpoint yet", id="journal.no_checkpoint", hint="run the executor first")
+    since = _size_of(folder, reader, head)
+    written = 0
+    for path, raw in tiles.files(reader.tree(), _entries(reader), head.size, since=since):
+        _write(folder / path, raw)
+        written += 1
+    if since != head.size:
+        _write(folder / tiles.CHECKPOINT_PATH, head.text)
+    return written, head.size
+
+
+def _size_of(folder: Path, reader: JournalReader, head: Checkpoint) -> int:
+    """How far the folder is; it must be a prefix of this log."""
+    path = folder / tiles.CHECKPOINT_PATH
+    if not path.exists():
+        return 0
+    old = Checkpoint.parse(path.read_bytes())
+    grown = old.origin == head.origin and old.size <= head.size
+    if not grown or not verify_consistency(
+        old.size, head.size, old.root, head.root, reader.tree().consistency(old.size, head.size)
+    ):
+        raise damaged(
+            f"the tile directory {folder}", want=f"a prefix of {head.origin}", got=f"{old.origin}, {old.size}"
+        )
+    return old.size
+
+
+def _entries(reader: JournalReader) -> tiles.Entries:
+    def read(first: int, end: int) -> Sequence[bytes]:
+        found = [entry.raw for entry in reader.entries(start=first, limit=end - first)]
+        if len(found) != end - first:
+            raise JournalError(
+                "entries of this tile were pruned", id="journal.pruned", want=f"{first} to {end}", got=str(len(found))
+            )
+        return found
+
+    return read
+
+
+def _write(path: Path, raw: bytes) -> None:
+    """Durable and whole: a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(path.name + ".new")
+    with new.open("wb") as file:
+        file.write(raw)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+    fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

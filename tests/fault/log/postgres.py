@@ -1,0 +1,123 @@
+"""A real PostgreSQL for a test, on a Unix socket and loopback, and a proxy that makes the link to it bad."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+USER = "postgres"
+
+
+def missing() -> str | None:
+    """What this machine lacks, by name."""
+    try:
+        import psycopg  # noqa: F401
+    except ImportError:
+        return "psycopg"
+    if not BINARIES:
+        return "PostgreSQL server"
+    return None if os.geteuid() or shutil.which("setpriv") else "setpriv"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def server(folder: Path) -> Iterator[int]:
+    """The port of a new, empty server with default durability; gone at the end."""
+    binary, data, port = BINARIES[-1], folder / "data", free_port()
+    as_user = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"] if os.geteuid() == 0 else []
+    folder.mkdir(parents=True, exist_ok=True)
+    if as_user:
+        shutil.chown(folder, USER, USER)
+        for parent in folder.parents:
+            if parent.stat().st_mode & 0o077 == 0 and parent.stat().st_uid == 0:
+                parent.chmod(parent.stat().st_mode | 0o011)
+    initdb = [*as_user, str(binary.with_name("initdb")), "-D", str(data), "-A", "trust", "-U", USER]
+    subprocess.run(initdb, check=True, stdout=subprocess.DEVNULL)
+    options = ["-D", str(data), "-p", str(port), "-k", str(folder), "-c", "listen_addresses=127.0.0.1"]
+    with (folder / "server.txt").open("wb") as log:
+        process = subprocess.Popen([*as_user, str(binary), *options], stderr=log, stdout=log)
+    try:
+        end = time.monotonic() + 20
+        while time.monotonic() < end and not _listens(port):
+            time.sleep(0.05)
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+class BadLink:
+    """A proxy that breaks a share of its connections after some bytes, and delays every piece it carries."""
+
+    def __init__(self, target: int, *, broken: float, delay_s: float, seed: int) -> None:
+        self.opened = self.cut = 0
+        self._target, self._broken, self._delay_s, self._chance = target, broken, delay_s, random.Random(seed)
+        self._sockets: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Nothing is left behind: no thread, no socket."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        for end in self._sockets:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        for end in (self._listener, *self._sockets):
+            end.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            self.opened += 1
+            doomed = self._chance.random() < self._broken
+            budget = self._chance.randrange(300, 12_000) if doomed else None
+            self.cut += doomed
+            server = socket.create_connection(("127.0.0.1", self._target))
+            self._sockets += [client, server]
+            left = [budget]
+            for source, sink in ((client, server), (server, client)):
+                thread = threading.Thread(target=self._carry, args=(source, sink, left), daemon=True)
+                self._threads.append(thread)
+                thread.start()
+
+    def _carry(self, source: socket.socket, sink: socket.socket, left: list[int | None]) -> None:
+        with contextlib.suppress(OSError):
+            while piece := source.recv(65536):
+                time.sleep(self._delay_s)
+                if left[0] is not None:
+                    piece, left[0] = piece[: left[0]], left[0] - len(piece)
+                sink.sendall(piece)
+                if left[0] is not None and left[0] <= 0:
+                    break
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)

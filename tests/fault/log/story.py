@@ -1,0 +1,53 @@
+"""A short life of a journal for fault injection: entries, content, checkpoints, a roll. Prints what it was told.
+
+usage: python -m tests.fault.log.story JOURNAL
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pointcall_attest import entry
+from pointcall_executor.journal import Journal, JournalError
+from pointcall_keys.node import EpochKeys
+from tests.fault.log.writer import ORIGIN
+
+ENTRIES = 4
+
+
+def main() -> int:
+    """0 for a whole life, 3 where the journal refused to start or stopped by itself."""
+    try:
+        _live(Path(sys.argv[1]))
+    except JournalError:
+        return 3
+    return 0
+
+
+def _live(path: Path) -> None:
+    journal, keys, now = Journal.open(path, origin=ORIGIN), EpochKeys.generate(), datetime.now(UTC)
+    for count in range(ENTRIES):
+        body = entry.Config(what="filler", detail={"count": count})
+        leaf = keys.sign(entry.payload(body, at=now, ktime_ns=count, epoch=keys.id))
+        os.write(1, b"%d\n" % journal.append(leaf))
+    journal.put_blob(b"evidence")
+    journal.raise_sequence("m", 1, "a" * 64)
+    _checkpoint(journal, keys)
+    following = EpochKeys.generate()
+    os.write(1, b"%d\n" % journal.append(keys.certify_next(following, reason="roll", at=now, ktime_ns=9)))
+    _checkpoint(journal, keys)
+    keys.wipe()
+    journal.close()
+
+
+def _checkpoint(journal: Journal, keys: EpochKeys) -> None:
+    note = journal.checkpoint(keys.sign_checkpoint, 0.0, force=True)
+    assert note is not None
+    os.write(1, b"c%d\n" % int(note.split(b"\n")[1]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""The mirror against a real PostgreSQL: over a bad link everything arrives once; forks and rollbacks do not."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pointcall_attest.errors import MalformedError
+from pointcall_attest.log.checkpoint import Checkpoint
+from pointcall_attest.log.frontier import Frontier
+from pointcall_attest.log.tree import Tree, leaf_hash
+from pointcall_executor.mirror import Mirror, MirrorError, ship
+from tests.fault.log import postgres
+from tests.unit.log import world
+
+LEAVES = [leaf_hash(b"%d" % i) for i in range(600)]
+
+
+@given(st.integers(0, 600))
+def test_a_frontier_is_the_tree_without_its_leaves(size: int) -> None:
+    frontier = Frontier()
+    for leaf in LEAVES[:size]:
+        frontier.add(leaf)
+    assert frontier.root() == Tree(LEAVES[:size]).root()
+    again = Frontier.parse(frontier.encode())
+    again.add(LEAVES[0])
+    frontier.add(LEAVES[0])
+    assert again.root() == frontier.root()
+
+
+@pytest.mark.parametrize("raw", [b"", bytes(7), bytes(9), b"\0" * 7 + b"\3" + bytes(32), b"\xff" * 8 + bytes(64 * 32)])
+def test_another_form_of_a_frontier_is_refused(raw: bytes) -> None:
+    with pytest.raises(MalformedError) as error:
+        Frontier.parse(raw)
+    assert error.value.id == "log.frontier"
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    lack = postgres.missing()
+    if lack is not None:
+        pytest.skip(f"{lack} is missing")
+    with postgres.server(tmp_path_factory.mktemp("pg")) as port:
+        yield port
+
+
+def connect(port: int) -> Any:
+    import psycopg
+
+    return psycopg.connect(
+        host="127.0.0.1", port=port, user=postgres.USER, dbname="postgres", autocommit=True, connect_timeout=5
+    )
+
+
+@pytest.fixture
+def db(port: int) -> Iterator[Any]:
+    with closing(connect(port)) as made:
+        made.execute("drop table if exists entry, epoch, log")
+        Mirror(made).create()
+        yield made
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[world.Node]:
+    made = world.Node.boot(tmp_path)
+    yield made
+    made.journal.close()
+
+
+def held_entries(db: Any) -> list[bytes]:
+    rows = db.execute("select raw from entry where origin = %s order by i", (world.ORIGIN,)).fetchall()
+    return [bytes(row[0]) for row in rows]
+
+
+def test_exactly_what_is_missing_is_sent(db: Any, node: world.Node) -> None:
+    mirror = Mirror(db)
+    assert ship(node.journal, mirror).size == 0  # no checkpoint yet
+    for number in range(4):
+        node.run(number)
+        node.checkpoint()
+        held = ship(node.journal, mirror)
+        assert (held.size, held.covered) == (node.journal.size, node.journal.size)
+        assert ship(node.journal, mirror) == held
+    assert held_entries(db) == [e.raw for e in node.journal.entries()]
+
+
+def test_over_a_bad_link_everything_arrives_once(db: Any, node: world.Node, port: int) -> None:
+    import psycopg
+
+    link = postgres.BadLink(port, broken=0.3, delay_s=0.005, seed=7)
+    try:
+        for number in range(12):
+            node.run(number)
+            node.checkpoint()
+            for _ in range(30):
+                with contextlib.suppress(psycopg.OperationalError), closing(connect(link.port)) as bad:
+                    if ship(node.journal, Mirror(bad)).covered == node.journal.size:
+                        break
+    finally:
+        link.close()
+    assert held_entries(db) == [e.raw for e in node.journal.entries()]
+    assert link.cut > 2
+
+
+def test_several_shippers_do_no_harm(db: Any, node: world.Node, port: int) -> None:
+    for number in range(40):
+        node.run(number)
+    node.checkpoint()
+    errors: list[Exception] = []
+
+    def one() -> None:
+        try:
+            with closing(connect(port)) as own:
+                ship(node.journal, Mirror(own))
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=one) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert held_entries(db) == [e.raw for e in node.journal.entries()]
+
+
+def refused(call: Any) -> str:
+    with pytest.raises(MirrorError) as error:
+        call()
+    return error.value.id
+
+
+def test_forks_and_rollbacks_are_refused_and_seen(db: Any, node: world.Node, tmp_path: Path) -> None:
+    mirror = Mirror(db)
+    node.run(0)
+    node.checkpoint()
+    first = node.journal.head()
+    ship(node.journal, mirror)
+    raws = [e.raw for e in node.journal.entries()]
+    assert refused(lambda: mirror.put(world.ORIGIN, 9, raws)) == "mirror.gap"
+    assert refused(lambda: mirror.put(world.ORIGIN, 1, [raws[2]])) == "mirror.fork"
+    assert refused(lambda: mirror.put(world.ORIGIN, 4, [b"nonsense"])) == "mirror.entry"
+    forked = world.Node.boot(tmp_path / "restored")  # the same name, another history
+    for number in range(3):
+        forked.run(number)
+    forked.checkpoint()
+    assert refused(lambda: mirror.put(world.ORIGIN, 0, [e.raw for e in forked.journal.entries()])) == "mirror.fork"
+    head = forked.journal.head()
+    assert head is not None
+    assert refused(lambda: mirror.cover(head.text)) == "mirror.checkpoint"
+    forked.journal.close()
+    node.run(1)
+    node.checkpoint()
+    ship(node.journal, mirror)
+    assert first is not None
+    assert refused(lambda: mirror.cover(first.text)) == "mirror.checkpoint"
+    assert "passed before" in db.execute("select refused from log").fetchone()[0]
+    assert held_entries(db) == [e.raw for e in node.journal.entries()]
+
+
+def test_a_strangers_checkpoint_is_refused(db: Any, node: world.Node) -> None:
+    from pointcall_keys.node import EpochKeys
+
+    mirror = Mirror(db)
+    node.checkpoint()
+    head = node.journal.head()
+    assert head is not None
+    mirror.put(world.ORIGIN, 0, [e.raw for e in node.journal.entries()])
+    forged = EpochKeys.generate().sign_checkpoint(world.ORIGIN, head.size, head.root)
+    assert refused(lambda: mirror.cover(forged)) == "mirror.checkpoint"
+    assert mirror.held(world.ORIGIN).covered == 0
+    assert mirror.cover(head.text).covered == 1
+    assert Checkpoint.parse(head.text).size == 1

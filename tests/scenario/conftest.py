@@ -1,0 +1,36 @@
+"""Installations for stories. Sigstore and TEE keys are made once: they cost half a second each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pointcall_keys.private_sigstore import PrivateSigstore
+from tests.lab import Lab, now
+
+
+@pytest.fixture(scope="session")
+def sigstore(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateSigstore]:
+    with PrivateSigstore.start(tmp_path_factory.mktemp("sigstore"), clock=now) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def tee_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tee")
+
+
+@pytest.fixture
+def make_lab(tmp_path: Path, sigstore: PrivateSigstore, tee_folder: Path) -> Callable[..., Lab]:
+    def make(**policy: Any) -> Lab:
+        return Lab(tmp_path / "state", sigstore, tee_folder, **policy)
+
+    return make
+
+
+@pytest.fixture
+def lab(make_lab: Callable[..., Lab]) -> Lab:
+    return make_lab()

@@ -1,0 +1,374 @@
+"""The whole loop without a kernel: what may be armed, what happens to an event, what is left to prove it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import queue
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wasmtime
+
+from pointcall_attest import pack
+from pointcall_attest.entry import Entry
+from pointcall_attest.errors import AttestError, RefusedError
+from pointcall_attest.pack_check import Trust, verify_pack
+from pointcall_attest.receipt import Receipt
+from pointcall_attest.replay import replay_all
+from pointcall_attest.trust import Roots
+from pointcall_executor.arming import ArmingError
+from pointcall_executor.core.event import CircuitEvent, Destination, Kind, ProcessEvent
+from pointcall_executor.daemon import Bundle, Executor, StoppedError
+from pointcall_executor.journal import JournalReader
+from pointcall_executor.recorded import RecordedNode
+from pointcall_executor.run import Run
+from pointcall_runbook.vocabulary import Address
+from tests.lab import Lab
+
+PORT = 8443
+HERE = Destination(Address.parse("127.0.0.1"), PORT)
+RECREATE = '''"""Recreate a service whose clients are refused; tell somebody after the third time."""
+from pointcall_runbook import (
+    NO_SERVICE, CircuitOpened, Decision, Level, Notify, OomKilled, Recreate, channel, parameter, runbook
+)
+
+LIMIT = parameter(3, lo=0, hi=100)
+
+@runbook
+def opened(e: CircuitOpened) -> Decision:
+    if e.service == NO_SERVICE:
+        return []
+    if e.restarts >= LIMIT:
+        return [Notify(channel=channel("ops"), level=Level.ERROR, code=1)]
+    return [Recreate(service=e.service)]
+
+@runbook
+def killed(e: OomKilled) -> Decision:
+    return [Recreate(service=e.service)]
+'''
+TRAPPING = '(module (func (export "decide_CircuitOpened") (param i64 i64 i64 i64 i64 i64 i64 i64 i64) unreachable))'
+
+
+def declare(lab: Lab, name: str = "api", **over: Any) -> str:
+    program = Path("/bin/true").resolve()
+    files = [{"path": str(program), "sha256": hashlib.sha256(program.read_bytes()).hexdigest()}]
+    return lab.declare(name, {"argv": [str(program)], "files": files} | over)
+
+
+def spec(lab: Lab, **over: Any) -> dict[str, Any]:
+    lab.runbook("fix", RECREATE)
+    grants = {"actions": ["recreate", "notify"], "services": ["api"], "channels": ["ops"]}
+    body = {
+        "runbooks": [{"name": "fix", "source": "fix", "grants": grants}],
+        "sensors": [{"name": "breaker"}, {"name": "lifecycle"}],
+        "services": [{"name": "api", "declaration": declare(lab), "listen": [{"address": "127.0.0.1", "port": PORT}]}],
+        "channels": [{"name": "ops", "kind": "log"}],
+    }
+    return body | over
+
+
+def opened(kind: Kind = Kind.CIRCUIT_OPENED) -> CircuitEvent:
+    return CircuitEvent(kind, time.monotonic_ns(), HERE, 5, 111, 0, 0)
+
+
+class Watched:
+    """A running executor on a recorded node, and the runs that it finished."""
+
+    def __init__(self, lab: Lab, executor: Executor, node: RecordedNode) -> None:
+        self.lab, self.executor, self.node = lab, executor, node
+        self._runs: queue.SimpleQueue[Run] = queue.SimpleQueue()
+        executor.on_receipt = self._runs.put
+
+    def arm(self, body: dict[str, Any] | None = None, sequence: int = 1, **over: Any) -> None:
+        self.executor.arm(self.lab.sign(self.lab.assemble(body or spec(self.lab), sequence, **over)))
+
+    def happen(self, event: CircuitEvent | ProcessEvent) -> Receipt:
+        """Let it happen; the receipt of the run that it led to."""
+        assert self.node.current_sensors is not None
+        self.node.current_sensors.happen(event)
+        run = self._runs.get(timeout=10)
+        return self.executor.journal.receipt(run.id).receipt()
+
+    def kinds(self) -> list[str]:
+        return [e.kind for e in self.executor.journal.entries()]
+
+    def refusals(self) -> list[str]:
+        return [e.body["check"] for e in self.executor.journal.entries(kind="refusal")]
+
+
+@pytest.fixture
+def watched(lab: Lab) -> Iterator[Watched]:
+    node = RecordedNode()
+    with lab.executor(node) as executor:
+        yield Watched(lab, executor, node)
+
+
+# ---- what may be armed ----------------------------------------------------------------------------------------------
+
+
+def flipped(bundle: Bundle) -> Bundle:
+    name = next(n for n in bundle.files if n.endswith(".wasm"))
+    content = bytearray(bundle.files[name])
+    content[20] ^= 1
+    return replace(bundle, files={**bundle.files, name: bytes(content)})
+
+
+REFUSED: dict[str, tuple[Callable[[Lab], Bundle], str]] = {
+    "a flipped byte in a module": (lambda lab: flipped(lab.sign(lab.assemble(spec(lab)))), "subject.digest"),
+    "expired": (lambda lab: lab.sign(lab.assemble(spec(lab), days=-0.5)), "manifest.expires"),
+    "a wrong measurement": (
+        lambda lab: lab.sign(lab.assemble(spec(lab, referenceValues={"snp": ["ab" * 48]}))),
+        "tee.measurement",
+    ),
+    "another identity": (
+        lambda lab: lab.sign(lab.assemble(spec(lab)), identity="https://git.example/mallory/x"),
+        "manifest.signer",
+    ),
+    "unsigned": (lambda lab: Bundle((), lab.assemble(spec(lab)).files), "manifest.unsigned"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_not_admitted_is_not_armed_and_leaves_an_entry(watched: Watched, what: str) -> None:
+    make, check = REFUSED[what]
+    with pytest.raises(RefusedError) as refusal:
+        watched.executor.arm(make(watched.lab))
+    assert [c.id for c in refusal.value.verdict.failed] == [check]
+    assert watched.executor.admitted is None
+    assert watched.executor.state.armed is None
+    assert watched.refusals() == [check]
+
+
+def test_an_older_sequence_is_refused_also_after_a_restart(lab: Lab) -> None:
+    newer, older = lab.sign(lab.assemble(spec(lab), 7)), lab.sign(lab.assemble(spec(lab), 6))
+    with lab.executor() as executor:
+        executor.arm(newer)
+    with lab.executor() as executor:
+        with pytest.raises(RefusedError) as refusal:
+            executor.arm(older)
+        assert [c.id for c in refusal.value.verdict.failed] == ["manifest.sequence"]
+        executor.arm(newer)
+
+
+def test_emulation_is_refused_unless_the_policy_allows_it(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(tee={"allow_emulated": False})
+    with lab.executor() as executor, pytest.raises(RefusedError) as refusal:
+        executor.arm(lab.sign(lab.assemble(spec(lab))))
+    assert [c.id for c in refusal.value.verdict.failed] == ["tee.emulated"]
+
+
+def test_a_refused_manifest_leaves_the_armed_one_at_work(watched: Watched) -> None:
+    watched.arm(sequence=4)
+    with pytest.raises(RefusedError):
+        watched.arm(sequence=3)
+    assert watched.happen(opened()).actions[0].outcome == "applied"
+
+
+@pytest.mark.parametrize(
+    ("over", "check"),
+    [
+        ({"sensors": [{"name": "telescope", "blob": "breaker"}]}, "arm.sensor"),
+        ({"channels": [{"name": "ops", "kind": "webhook", "address": "https://hooks.example/x"}]}, "arm.channel"),
+        ({"guard": {"neverTouch": ["elsewhere"]}}, "arm.never-touch"),
+    ],
+)
+def test_what_this_executor_cannot_do_is_not_promised(watched: Watched, over: dict[str, Any], check: str) -> None:
+    with pytest.raises((ArmingError, RefusedError)) as refusal:
+        watched.arm(spec(watched.lab, **over))
+    assert refusal.value.id == check
+    assert watched.refusals() == [check]
+
+
+# ---- what happens to an event ---------------------------------------------------------------------------------------
+
+
+def test_an_opened_circuit_recreates_its_service_with_intent_before_outcome_before_receipt(watched: Watched) -> None:
+    watched.arm()
+    receipt = watched.happen(opened())
+    (act,) = receipt.actions
+    assert (act.action, act.target, act.outcome, act.guard.outcome) == ("recreate", "api", "applied", "permit")
+    assert watched.kinds()[-3:] == ["intent", "outcome", "receipt"]
+    times = receipt.timeline_ns
+    assert times.intent is not None
+    assert times.applied is not None
+    assert times.event <= times.received <= times.decided <= times.intent <= times.applied
+    assert watched.node.current_services is not None
+    assert watched.node.current_services.starts == ["api", "api"]
+    assert watched.node.current_sensors is not None
+    assert ("probe", str(HERE)) in watched.node.current_sensors.commands
+
+
+def test_facts_count_and_parameters_of_the_manifest_decide(watched: Watched) -> None:
+    body = spec(watched.lab)
+    body["runbooks"][0]["parameters"] = {"LIMIT": 1}
+    watched.arm(body)
+    watched.happen(opened())
+    second = watched.happen(opened())
+    assert second.inputs.fields["restarts"] == "1"
+    assert second.inputs.fields["opens"] == "2"
+    assert [a.action for a in second.actions] == ["notify"]
+
+
+def test_an_oom_kill_in_the_services_cgroup_reaches_its_handler(watched: Watched) -> None:
+    watched.arm()
+    assert watched.node.current_sensors is not None
+    (cgroup,) = watched.node.current_sensors.watched
+    event = ProcessEvent(Kind.OOM_VICTIM, time.monotonic_ns(), 7, cgroup, 9, 0, 0, "api")
+    receipt = watched.happen(event)
+    assert (receipt.trigger.event, receipt.trigger.sensor) == ("OomKilled", "lifecycle")
+    assert watched.node.current_sensors.watched != {cgroup}
+
+
+def test_monitor_leaves_the_same_evidence_and_does_nothing(watched: Watched) -> None:
+    body = spec(watched.lab)
+    body["runbooks"][0]["mode"] = "monitor"
+    watched.arm(body)
+    receipt = watched.happen(opened())
+    assert (receipt.run.mode, receipt.actions[0].outcome) == ("monitor", "monitored")
+    assert watched.node.current_services is not None
+    assert watched.node.current_services.starts == ["api"]
+
+
+def test_a_paused_executor_refuses_and_says_so(watched: Watched) -> None:
+    watched.arm()
+    watched.executor.pause("maintenance", 60)
+    receipt = watched.happen(opened())
+    assert (receipt.actions[0].outcome, receipt.actions[0].guard.check) == ("refused", "guard.paused")
+    assert watched.refusals() == ["guard.paused"]
+    watched.executor.resume("done")
+    assert watched.happen(opened()).actions[0].outcome == "applied"
+
+
+def test_a_pause_ends_by_itself(watched: Watched) -> None:
+    watched.arm()
+    watched.executor.pause("short", 0)
+    deadline = time.monotonic() + 5
+    while watched.executor.state.guard.paused:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_module_that_traps_is_quarantined_and_asked_no_more(watched: Watched) -> None:
+    body = spec(watched.lab)
+    (watched.lab.sources / "trap.wasm").write_bytes(bytes(wasmtime.wat2wasm(TRAPPING)))
+    body["runbooks"] = [{"name": "trap", "module": "trap.wasm", "grants": {"actions": []}}]
+    watched.arm(body)
+    receipt = watched.happen(opened())
+    assert (receipt.decision.trap, receipt.actions) == ("unreachable", ())
+    assert watched.refusals() == ["runbook.quarantined"]
+    assert watched.executor.state.armed is not None
+    assert watched.executor.state.armed.runbooks == ()
+
+
+def test_a_service_that_cannot_start_is_an_outcome_not_a_crash(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pointcall_executor.services.process import ServiceError
+
+    watched.arm()
+
+    def broken(number: int) -> None:
+        raise ServiceError("the file changed", id="service.digest")
+
+    monkeypatch.setattr(watched.node.current_services, "start", broken)
+    (act,) = watched.happen(opened()).actions
+    assert act.outcome == "failed"
+    assert act.detail["error"] == {"id": "service.digest", "message": "the file changed"}
+    assert watched.executor.failure is None
+
+
+def test_disarmed_means_nothing_is_decided(watched: Watched) -> None:
+    watched.arm()
+    sensors = watched.node.current_sensors
+    watched.executor.disarm("enough")
+    assert watched.executor.state.armed is None
+    assert sensors is not None
+    assert sensors.fds() == ()
+    with pytest.raises(StoppedError):
+        watched.executor.trip(HERE.address, PORT, 1, "by hand")
+
+
+def test_an_operator_acts_with_intent_and_outcome_but_without_a_run(watched: Watched) -> None:
+    watched.arm()
+    watched.executor.trip(HERE.address, PORT, 1_000_000_000, "looks bad")
+    intent, outcome = watched.executor.journal.entries()[-2:]
+    assert (intent.kind, intent.body["grant"], intent.run) == ("intent", "operator", None)
+    assert (outcome.kind, outcome.body["detail"]["reason"]) == ("outcome", "looks bad")
+
+
+def test_a_newer_manifest_takes_over_and_its_epoch_is_vouched_for(watched: Watched) -> None:
+    watched.arm(sequence=1)
+    first = watched.executor.keys
+    watched.arm(sequence=3)
+    assert first.wiped
+    epochs = watched.executor.journal.entries(kind="epoch-open")
+    closes = watched.executor.journal.entries(kind="epoch-close")
+    assert [c.body["next"] for c in closes] == [e.epoch for e in epochs[1:]]
+    assert watched.executor.admitted is not None
+    assert watched.happen(opened()).runbook.manifest == watched.executor.admitted.manifest.sha256
+
+
+# ---- what is left to prove it ---------------------------------------------------------------------------------------
+
+
+def proof(watched: Watched) -> tuple[pack.Pack, Trust]:
+    receipt = watched.happen(opened())
+    watched.executor.checkpoint_now()
+    roots = Roots.open(watched.lab.trust)
+    trust = Trust(watched.executor.trust.policy.raw, watched.executor.trust.trusted_root, roots)
+    return pack.export(watched.executor.journal, receipt.run.id, roots=roots), trust
+
+
+def test_a_run_verifies_offline_and_replays_identically(watched: Watched) -> None:
+    watched.arm()
+    proven, trust = proof(watched)
+    verdict = verify_pack(proven, trust=trust, in_process=True)
+    assert verdict.failed == ()
+    assert (verdict.passed, verdict.tier) == (True, "emulated")
+    runs: list[Entry] = watched.executor.journal.runs()
+    assert [r.identical for r in replay_all(runs, watched.executor.journal.blob)] == [True]
+
+
+def test_another_trust_policy_does_not_believe_it(watched: Watched) -> None:
+    watched.arm()
+    proven, trust = proof(watched)
+    strict = trust.policy.replace(b"true", b"false")
+    failed = {c.id for c in verify_pack(proven, trust=replace(trust, policy=strict), in_process=True).failed}
+    assert "tee.emulated" in failed
+
+
+def test_the_epoch_is_closed_at_the_end_and_everything_is_covered_by_a_checkpoint(lab: Lab) -> None:
+    with lab.executor() as executor:
+        executor.arm(lab.sign(lab.assemble(spec(lab))))
+    with contextlib.closing(JournalReader.open(lab.state / "journal.db")) as journal:
+        last, head = journal.entries()[-1], journal.head()
+        assert (last.kind, last.body["next"]) == ("epoch-close", None)
+        assert head is not None
+        assert head.size == journal.size
+
+
+def test_a_failed_journal_stops_the_executor_and_detaches(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched.arm()
+    sensors = watched.node.current_sensors
+    assert sensors is not None
+
+    def broken(_leaf: bytes) -> int:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(watched.executor.journal, "append", broken)
+    sensors.happen(opened())
+    deadline = time.monotonic() + 5
+    while watched.executor.failure is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert sensors.fds() == ()
+    assert watched.node.current_services is not None
+    assert watched.node.current_services.starts == ["api"]
+    with pytest.raises((StoppedError, AttestError)):
+        watched.executor.pause("too late", 1)

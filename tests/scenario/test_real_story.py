@@ -1,0 +1,235 @@
+"""The loop on this very kernel: the demo as a user runs it, and `pointcall run` with its signals."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pointcall_executor import cli
+from pointcall_executor.api.client import Client
+from pointcall_executor.api.roles import Role
+from pointcall_executor.cli.output import Exit
+from pointcall_executor.demo import story
+from pointcall_executor.journal import JournalReader
+from pointcall_executor.kernel.bpf import prog_exists
+from pointcall_executor.kernel.cgroup import find_root
+from pointcall_executor.kernel.probe import BLOBS, Feature
+from pointcall_executor.services.groups import remove_empty
+from tests.lab import Lab
+from tests.scenario.test_loop_story import spec
+
+COMMAND = [sys.executable, "-m", "pointcall_executor.cli"]
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+STEPS = ("preflight", "build", "sign", "attest", "refuse", "arm", "rollback")
+PROOF = ("record", "verify", "replay", "tamper", "agent", "report", "clean")
+
+
+@pytest.fixture(scope="module")
+def real_kernel() -> None:
+    if missing := story.missing_features():
+        pytest.skip("the kernel lacks " + ", ".join(f"{f.id} ({f.detail})" for f in missing))
+
+
+def pointcall(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *words], capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
+
+
+@pytest.fixture(scope="module")
+def told(real_kernel: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
+    state = tmp_path_factory.mktemp("d") / "s"
+    done = pointcall("demo", "--json", "--require-kernel", "--state-dir", str(state))
+    assert done.returncode == 0, done.stdout + done.stderr
+    yield state, {row["step"]: row for row in map(json.loads, done.stdout.splitlines())}
+    shutil.rmtree(state)
+
+
+@pytest.mark.kernel
+def test_the_demo_tells_every_step_for_real(told: tuple[Path, dict[str, Any]]) -> None:
+    _, steps = told
+    assert tuple(steps) == (*STEPS, "serve", "fail", "decide", "recover", "oom", *PROOF)
+    assert all(row["ok"] for row in steps.values())
+    assert steps["preflight"]["figures"]["mode"] == "kernel"
+    assert steps["fail"]["figures"]["leaked_connects"] == 0
+    assert steps["recover"]["figures"]["probes"] == 1
+    assert steps["tamper"]["figures"]["found"] == steps["tamper"]["figures"]["flipped"] > 20
+    assert "EMULATED" in steps["attest"]["marks"]
+    assert all("RECORDED" not in row.get("marks", ()) for row in steps.values())
+
+
+@pytest.mark.kernel
+def test_nothing_of_the_demo_is_left(told: tuple[Path, dict[str, Any]]) -> None:
+    assert list(find_root().glob("pointcall-demo-*")) == []
+    assert told[1]["clean"]["figures"] == {"left": 0}
+
+
+@pytest.mark.kernel
+def test_every_verb_works_on_the_state_that_the_demo_left(told: tuple[Path, dict[str, Any]]) -> None:
+    state = ["--state-dir", str(told[0])]
+    rows = [json.loads(line) for line in pointcall("log", "list", "--json", *state).stdout.splitlines()]
+    run = next(row["run"] for row in rows if row.get("run"))
+    assert pointcall("verify", run, *state).returncode == Exit.EMULATED
+    verified = pointcall("verify", run, "--allow-emulated", "--json", *state)
+    assert verified.returncode == Exit.OK
+    assert json.loads(verified.stdout)["tier"] == "emulated"
+    replayed = pointcall("replay", "--all", "--json", *state)
+    assert replayed.returncode == Exit.OK, replayed.stdout
+    assert pointcall("report", "--json", *state).returncode == Exit.OK
+    assert pointcall("log", "check", *state).returncode == Exit.OK
+    assert pointcall("verify", "no-such-run", *state).returncode not in (Exit.OK, Exit.BUG)
+
+
+def test_without_a_kernel_the_demo_runs_on_recorded_events_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    absent = Feature("tp_btf.example", False, "not root", "the breaker")
+    monkeypatch.setattr(story, "missing_features", lambda: [absent])
+    if not (BLOBS / "breaker.blob").exists():
+        pytest.skip("the BPF blobs are not built: make -C bpf")
+    assert cli.main(["demo", "--json", "--state-dir", str(tmp_path / "s")]) == 0
+    steps = {row["step"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert tuple(steps) == (*STEPS, "decide", *PROOF)
+    assert steps["preflight"]["figures"] == {"mode": "recorded", "missing": ["tp_btf.example"]}
+    assert all("RECORDED" in row["marks"] for row in steps.values())
+    assert cli.main(["demo", "--require-kernel", "--state-dir", str(tmp_path / "t")]) == Exit.ENVIRONMENT
+    assert "tp_btf.example" in capsys.readouterr().err
+
+
+# ---- pointcall run ---------------------------------------------------------------------------------------------------
+
+
+class Running:
+    """A `pointcall run` and what it says. Nothing is waited for without an end."""
+
+    def __init__(self, lab: Lab, group: str) -> None:
+        config = {"node": "node-1", "tee": "emulated", "cgroup": f"{group}/services", "gate": f"{group}/clients"}
+        path = lab.state / "pointcall.toml"
+        path.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in config.items()))
+        words = ["run", "--config", str(path), "--state-dir", str(lab.state)]
+        self.process = subprocess.Popen([*COMMAND, *words], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+        self.said: list[str] = []
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self._lines.put(line)
+
+    def until(self, words: str) -> str:
+        """The next line with these words in it."""
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            with contextlib.suppress(queue.Empty):
+                self.said.append(self._lines.get(timeout=0.2))
+                if words in self.said[-1]:
+                    return self.said[-1]
+        raise AssertionError(f"not said: {words!r}; it said {self.said}")
+
+
+@contextlib.contextmanager
+def running(lab: Lab) -> Iterator[Running]:
+    group = f"pointcall-run-{os.getpid()}"
+    started = Running(lab, group)
+    try:
+        yield started
+    finally:
+        started.process.kill()
+        started.process.wait()
+        if started.process.stderr is not None:
+            started.process.stderr.close()
+        remove_empty(f"{group}/services")
+        remove_empty(f"{group}/clients")
+
+
+def put(lab: Lab, sequence: int, **over: Any) -> None:
+    """Sign a manifest without services and lay it where `pointcall run` looks."""
+    body = spec(lab, services=[], **over)
+    body["runbooks"][0]["grants"] = {"actions": ["recreate", "notify"], "channels": ["ops"]}
+    assembled = lab.assemble(body, sequence, blobs=BLOBS)
+    bundle = lab.sign(assembled)
+    folder = lab.state / "manifest"
+    shutil.rmtree(folder, ignore_errors=True)
+    assembled.write(folder)
+    (folder / "manifest.sigstore.json").write_bytes(bundle.signatures[0])
+
+
+@pytest.mark.kernel
+def test_run_arms_serves_reads_again_and_ends_cleanly(real_kernel: None, lab: Lab) -> None:
+    put(lab, 1)
+    with running(lab) as run:
+        assert "sequence=1" in run.until("armed")
+        with Client(lab.state / "run" / f"{Role.OPERATOR.value}.sock") as client:
+            status = client.call("Status/GetStatus")
+            assert (status.state, status.sequence, status.tier) == ("armed", 1, "emulated")
+            put(lab, 3)
+            run.process.send_signal(signal.SIGHUP)
+            assert "sequence=3" in run.until("armed")
+            assert client.call("Status/GetStatus").sequence == 3
+        run.process.send_signal(signal.SIGTERM)
+        assert "by=SIGTERM" in run.until("stopped")
+        assert run.process.wait(timeout=10) == Exit.OK
+    with contextlib.closing(JournalReader.open(lab.state / "journal.db")) as journal:
+        assert journal.entries()[-1].kind == "epoch-close"
+
+
+@pytest.mark.kernel
+def test_a_refused_manifest_leaves_run_up_and_disarmed(real_kernel: None, lab: Lab) -> None:
+    put(lab, 1, referenceValues={"snp": ["cd" * 48]})
+    with running(lab) as run:
+        assert "check=tee.measurement" in run.until("refused")
+        with Client(lab.state / "run" / f"{Role.AUDITOR.value}.sock") as client:
+            assert client.call("Status/GetStatus").state == "disarmed"
+        run.process.send_signal(signal.SIGTERM)
+        assert run.process.wait(timeout=10) == Exit.OK
+
+
+@pytest.mark.kernel
+def test_programs_are_gone_when_the_executor_was_killed(real_kernel: None, lab: Lab) -> None:
+    put(lab, 1)
+    with running(lab) as run:
+        run.until("armed")
+        with contextlib.closing(JournalReader.open(lab.state / "journal.db")) as journal:
+            loaded = [e.body["detail"] for e in journal.entries(kind="config") if e.body["what"] == "kernel programs"]
+        numbers = [int(str(v).split()[0]) for v in loaded[-1].values()]
+        assert numbers
+        run.process.kill()
+        run.process.wait()
+        deadline = time.monotonic() + 5
+        while any(map(prog_exists, numbers)):
+            assert time.monotonic() < deadline, "a program outlived its executor"
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("text", "exit_code"), [("tee = 'sev-snp'", Exit.ENVIRONMENT), ("speed = 11", Exit.USAGE), ("= ", Exit.USAGE)]
+)
+def test_settings_that_cannot_be_met_say_what_is_wrong(
+    real_kernel: None, lab: Lab, text: str, exit_code: Exit, make_config: Callable[[str], Path]
+) -> None:
+    done = pointcall("run", "--config", str(make_config(text)), "--state-dir", str(lab.state))
+    assert done.returncode == exit_code, done.stderr
+    assert "hint:" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def make_config(tmp_path: Path) -> Callable[[str], Path]:
+    def make(text: str) -> Path:
+        path = tmp_path / "pointcall.toml"
+        path.write_text(text + "\n")
+        return path
+
+    return make

@@ -1,0 +1,63 @@
+"""The verbs of the kernel room: doctor names what is missing, drill refuses what makes no sense."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import pytest
+
+from pointcall_executor.cli import doctor, drill, output
+from pointcall_executor.kernel import probe
+from pointcall_executor.kernel.probe import Feature, missing
+
+FEATURES = [
+    Feature("ring", True, "created", "events"),
+    Feature("gate", False, "Operation not permitted", "refusing"),
+    Feature("fentry", False, "absent", "nothing", required=False),
+]
+
+
+def parsed(module: object, *words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--state-dir")
+    module.configure(parser)  # type: ignore[attr-defined]
+    return parser.parse_args(words)
+
+
+def test_only_required_features_are_missing() -> None:
+    assert [f.id for f in missing(FEATURES)] == ["gate"]
+
+
+@pytest.mark.parametrize(("features", "code"), [(FEATURES, 5), (FEATURES[:1], 0), (FEATURES[2:], 0)])
+def test_doctor_says_so_with_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], features: list[Feature], code: int
+) -> None:
+    monkeypatch.setattr(probe, "probe", lambda: features)
+    assert doctor.run(parsed(doctor, "--json")) == code
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["ok"] is (code == 0)
+    assert [f["id"] for f in answer["features"]] == [f.id for f in features]
+    assert doctor.run(parsed(doctor)) == code
+    shown = capsys.readouterr()
+    assert all(f.id in shown.out for f in features)
+    assert ("missing: gate" in shown.err) is (code == 5)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--to", "127.0.0.1:80"),
+        ("--to", "127.0.0.1:80", "--first", "1", "--errno", "ENOSUCH"),
+        ("--to", "host:80", "--first", "1"),
+        ("--to", "127.0.0.1:http", "--first", "1"),
+        ("--to", "127.0.0.1:70000", "--first", "1"),
+        ("--to", "127.0.0.1:80", "--refuse", "1.1"),
+        ("--to", "127.0.0.1:80", "--lose", "-0.1"),
+        ("--to", "127.0.0.1:80", "--first", "1", "--seed", "-1"),
+    ],
+)
+def test_a_drill_that_makes_no_sense_is_a_usage_error(words: tuple[str, ...]) -> None:
+    with pytest.raises(output.UsageRefusal):
+        drill.run(parsed(drill, "--cgroup", "/sys/fs/cgroup/none", *words))

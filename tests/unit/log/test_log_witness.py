@@ -1,0 +1,178 @@
+"""The witness: growth is signed, a thousand forks and rollbacks are not; over HTTP, with a policy and a quorum."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pointcall_attest.errors import MalformedError
+from pointcall_attest.log import checkpoint as checkpoints
+from pointcall_attest.log.checkpoint import LOG, Checkpoint, Verifier
+from pointcall_attest.log.tree import Tree, leaf_hash
+from pointcall_attest.log.witness import Request, Seen, WitnessPolicy, WitnessRefusal, judge
+from pointcall_executor.witness_server import Witness, serve
+from pointcall_executor.witnessing import cosigned
+
+ORIGIN = "pointcall.dev/log/n1"
+KEY, OTHER = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+VERIFIER = Verifier(ORIGIN, LOG, KEY.public_key().public_bytes_raw())
+TREE = Tree(leaf_hash(b"%d" % i) for i in range(3000))
+
+
+def note(size: int, tree: Tree = TREE, origin: str = ORIGIN, key: Ed25519PrivateKey = KEY) -> Checkpoint:
+    return Checkpoint.parse(checkpoints.sign(origin, size, tree.root(size), key))
+
+
+def request(old: int, size: int, tree: Tree = TREE, **over: object) -> bytes:
+    proof = tuple(tree.consistency(old, size)) if old <= size else ()
+    return Request(old, proof, note(size, tree, **over)).encode()  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def witness(tmp_path: Path) -> Iterator[Witness]:
+    keys = {ORIGIN: [VERIFIER]}
+    made = Witness(tmp_path / "w.db", "witness.example/w1", OTHER, lambda origin: keys.get(origin, []))
+    yield made
+    made.close()
+
+
+def refusal(witness: Witness, raw: bytes) -> WitnessRefusal:
+    with pytest.raises(WitnessRefusal) as error:
+        witness.add_checkpoint(raw, at_s=1)
+    return error.value
+
+
+def test_growth_is_signed(witness: Witness) -> None:
+    for old, size in ((0, 10), (10, 10), (10, 11), (11, 3000)):
+        signed = note(size).with_lines(witness.add_checkpoint(request(old, size), at_s=1_700_000_000))
+        assert checkpoints.cosigned_at(signed, witness.verifier) == 1_700_000_000
+
+
+def test_status_codes_of_the_specification(witness: Witness) -> None:
+    witness.add_checkpoint(request(0, 100), at_s=1)
+    assert refusal(witness, request(0, 10, origin="other.example/log")).status == 404
+    assert refusal(witness, request(100, 200, key=OTHER)).status == 403
+    assert refusal(witness, Request(300, (), note(200)).encode()).status == 400
+    conflict = refusal(witness, request(50, 200))
+    assert (conflict.status, conflict.body) == (409, "100\n")
+    assert refusal(witness, Request(100, (), note(200)).encode()).status == 422
+    empty = Checkpoint.parse(checkpoints.sign("x", 0, b"r" * 32, KEY))
+    fresh = Verifier("x", LOG, VERIFIER.public)
+    with pytest.raises(WitnessRefusal) as error:
+        judge(Request(0, (), empty), Seen(), [fresh])
+    assert error.value.status == 422
+
+
+def test_a_thousand_forks_and_rollbacks(witness: Witness) -> None:
+    chance, size = random.Random(1), 2000
+    witness.add_checkpoint(request(0, size), at_s=1)
+    refused = 0
+    for _ in range(20):
+        at = chance.randrange(size)
+        forked = Tree(leaf_hash(b"forged" if i == at else b"%d" % i) for i in range(2100))
+        for _ in range(20):
+            grown = chance.randrange(size + 1, 2100)
+            for raw in (request(size, grown, forked), Request(size, (), note(grown, forked)).encode()):
+                refused += refusal(witness, raw).status == 422
+        refused += refusal(witness, Request(size, (), note(size, forked)).encode()).status == 422
+    for _ in range(250):
+        back = chance.randrange(1, size)
+        refused += refusal(witness, request(back, back)).status == 409
+        refused += refusal(witness, Request(size, (), note(back)).encode()).status == 400
+    assert refused == 20 * 41 + 500
+    witness.add_checkpoint(request(size, size), at_s=1)
+
+
+def test_it_remembers_over_a_restart(tmp_path: Path) -> None:
+    for old, size in ((0, 10), (10, 20)):
+        witness = Witness(tmp_path / "w.db", "w", OTHER, lambda _: [VERIFIER])
+        witness.add_checkpoint(request(old, size), at_s=1)
+        assert refusal(witness, request(0, 5)).status == 409
+        witness.close()
+
+
+@given(st.binary(max_size=200))
+def test_requests_have_one_form(raw: bytes) -> None:
+    try:
+        assert Request.parse(raw).encode() == raw
+    except WitnessRefusal as error:
+        assert error.status == 400  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    "change", [(b"old 5", b"old 05"), (b"old 5", b"new 5"), (b"\n\n", b"\n"), (b"=\n", b"\n"), (b"old 5", b"old -5")]
+)
+def test_another_form_of_a_request_is_refused(change: tuple[bytes, bytes]) -> None:
+    raw = request(5, 9)
+    assert Request.parse(raw).encode() == raw
+    with pytest.raises(WitnessRefusal) as error:
+        Request.parse(raw.replace(*change, 1))
+    assert error.value.status == 400
+
+
+@pytest.fixture
+def address(witness: Witness) -> Iterator[str]:
+    server = serve(witness, ("127.0.0.1", 0), lambda: 1_700_000_000)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def policy(witness: Witness, address: str, quorum: str = "both") -> WitnessPolicy:
+    away = Verifier("witness.example/w2", checkpoints.COSIGNER, KEY.public_key().public_bytes_raw())
+    return WitnessPolicy.parse(
+        f"# who watches\nlog {VERIFIER}\nwitness w1 {witness.verifier} {address}\n"
+        f"witness w2 {away} http://127.0.0.1:1\ngroup both 2 w1 w2\ngroup one any w1 w2\nquorum {quorum}\n".encode()
+    )
+
+
+def test_a_quorum_over_http(witness: Witness, address: str) -> None:
+    known: dict[str, int] = {}
+    for size in (10, 20, 20, 500):
+        signed, answers = cosigned(note(size), TREE, policy(witness, address, "one"), known)
+        assert [a.outcome for a in answers] == ["signed", "away"]
+        assert policy(witness, address, "one").met_by(signed)
+        assert not policy(witness, address, "both").met_by(signed)
+        assert policy(witness, address).signers(signed) == {"w1": 1_700_000_000}
+        assert not policy(witness, address, "one").met_by(note(size))
+        assert policy(witness, address, "none").met_by(note(size))
+    known.clear()  # the node forgot how far the witness is: it is told
+    assert cosigned(note(600), TREE, policy(witness, address), known)[1][0].outcome == "signed"
+
+
+def test_a_rolled_back_log_raises_an_alarm(witness: Witness, address: str) -> None:
+    cosigned(note(500), TREE, policy(witness, address), {})
+    assert cosigned(note(400), TREE, policy(witness, address), {})[1][0].outcome == "alarm"
+    forked = Tree([leaf_hash(b"forged"), *(leaf_hash(b"%d" % i) for i in range(1, 700))])
+    assert cosigned(note(600, forked), forked, policy(witness, address), {})[1][0].outcome == "alarm"
+    assert cosigned(note(600, key=OTHER), TREE, policy(witness, address), {})[1][0].outcome == "refused"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "witness w1 nonsense\nquorum w1",
+        "quorum w1",
+        "quorum none\nquorum none",
+        f"log {Verifier('w', checkpoints.COSIGNER, VERIFIER.public)}\nquorum none",
+        f"witness w1 {VERIFIER}\nquorum w1",
+        "group g 1\nquorum g",
+        "group g any g\nquorum g",
+        "nonsense",
+    ],
+)
+def test_a_wrong_policy_is_refused(text: str) -> None:
+    with pytest.raises(MalformedError) as error:
+        WitnessPolicy.parse(text.encode())
+    assert error.value.id == "witness.policy"
