@@ -8,6 +8,10 @@ COMPILE    := $(BIN)/python -m piptools compile -q --strip-extras --generate-has
 BLOBS      := executor/pointcall_executor/blobs
 STATE      ?= build/demo
 APT        := python3-venv clang llvm libbpf-dev bpftool make
+# What tests use where it is there: power cuts, system-call faults, PostgreSQL, PKCS#11, a registry, Wasm by C.
+APT_DEV    := $(APT) lld git iproute2 strace fuse3 e2fsprogs postgresql softhsm2 docker-registry skopeo
+JS         := build/js
+JS_PACKAGES := @sigstore/bundle@4 @sigstore/protobuf-specs @sigstore/sign@4 @sigstore/verify@3
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help: ## this list
@@ -17,7 +21,8 @@ demo: setup ## run the whole loop for real (without root or BPF: on recorded eve
 	$(BIN)/pointcall demo --state-dir $(STATE) $(DEMO_ARGS)
 
 test: setup-dev ## install what the tests need and run them
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	POINTCALL_SIGSTORE_JS=$$(test -d $(JS)/node_modules && echo $(CURDIR)/$(JS) || true) \
+	NODE_PATH=$(CURDIR)/$(JS)/node_modules $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: setup-dev ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
@@ -28,18 +33,25 @@ lint: setup-dev ## format, lint, types, import contracts
 check: lint test ## all that CI asks
 
 bench: setup-dev ## measure: one JSON line a figure, each beside a baseline of the same run
-	@for suite in kernel sandbox loop log attest; do $(BIN)/python -m tests.bench.$$suite; done
+	@for suite in kernel sandbox loop log attest signing; do $(BIN)/python -m tests.bench.$$suite; done
+
+test-power: setup-dev ## power cuts, kill -9 and failed system calls against the journal, with a control that does lose (root, long)
+	$(BIN)/python -m tests.fault.log.power kill --rounds 200
+	$(BIN)/python -m tests.fault.log.power fuse shutdown --rounds 100
+	$(BIN)/python -m tests.fault.log.syscalls
 
 format: setup-dev ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 setup: apt $(VENV)/.installed bpf generated
-setup-dev: apt $(VENV)/.installed-dev bpf generated
+setup-dev: apt-dev $(VENV)/.installed-dev bpf-dev generated js
 
 # Debian packages: only what is missing is installed, and only root can.
-apt:
-	@missing=$$(for p in $(APT); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+apt: PACKAGES := $(APT)
+apt-dev: PACKAGES := $(APT_DEV)
+apt apt-dev:
+	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" != 0 ]; then echo "pointcall: not root, cannot install:" $$missing; exit 0; fi; \
 	echo "installing:" $$missing; apt-get update -qq; \
@@ -60,8 +72,17 @@ $(VENV)/.installed-dev: requirements-dev.txt pyproject.toml | $(BIN)/python
 
 # The BPF loader blobs. Without clang or bpftool the executor runs on recorded events only, and says so.
 bpf:
-	@if command -v clang >/dev/null && command -v bpftool >/dev/null; then $(MAKE) -s -C bpf OUT=$(CURDIR)/$(BLOBS); \
+	@if command -v clang >/dev/null && command -v bpftool >/dev/null; then $(MAKE) -s -C bpf OUT=$(CURDIR)/$(BLOBS) PYTHON=$(CURDIR)/$(BIN)/python; \
 	else echo "pointcall: no clang or bpftool: no BPF objects"; fi
+
+bpf-dev:
+	@if command -v clang >/dev/null && command -v bpftool >/dev/null; then $(MAKE) -s -C bpf all bench OUT=$(CURDIR)/$(BLOBS) PYTHON=$(CURDIR)/$(BIN)/python; \
+	else echo "pointcall: no clang or bpftool: no BPF objects"; fi
+
+# The other stock Sigstore client, for interoperability tests; without node or the registry they skip.
+js:
+	@if [ ! -d $(JS)/node_modules ] && command -v npm >/dev/null; then mkdir -p $(JS); \
+	npm install --prefix $(JS) --no-audit --no-fund --no-package-lock --loglevel=error $(JS_PACKAGES) >/dev/null || rm -rf $(JS); fi
 
 generated: executor/pointcall_executor/api/generated/.made
 executor/pointcall_executor/api/generated/.made: executor/pointcall_executor/api/pointcall.proto
@@ -70,10 +91,10 @@ executor/pointcall_executor/api/generated/.made: executor/pointcall_executor/api
 
 lock: setup-dev ## pin all dependencies with hashes (no addresses)
 	$(COMPILE) --upgrade --extra executor --extra build -o requirements.txt pyproject.toml
-	$(COMPILE) --upgrade $(addprefix --extra ,agents build dev executor measure pkcs11) -c requirements.txt -o requirements-dev.txt pyproject.toml
+	$(COMPILE) --upgrade $(addprefix --extra ,agents build dev executor fleet measure pkcs11) -c requirements.txt -o requirements-dev.txt pyproject.toml
 
 clean: ## remove everything made
 	rm -rf build dist $(BLOBS) executor/pointcall_executor/api/generated
 	$(MAKE) -s -C bpf clean
 
-.PHONY: help demo test lint check bench format setup setup-dev apt bpf generated lock clean
+.PHONY: help demo test test-power lint check bench format setup setup-dev apt apt-dev bpf bpf-dev js generated lock clean

@@ -51,21 +51,24 @@ def parse(raw: bytes) -> RevocationList:
     try:
         crl = x509.load_der_x509_crl(raw)
         next_update, extensions = crl.next_update_utc, crl.extensions
-        tbs, signature, this_update = crl.tbs_certlist_bytes, crl.signature, crl.last_update_utc
-        algorithm = crl.signature_algorithm_oid.dotted_string
+        this_update, algorithm = crl.last_update_utc, crl.signature_algorithm_oid.dotted_string
     except pck.X509_ERRORS as error:
         raise MalformedError(f"not a CRL: {error}", id="crl.malformed") from None
     if next_update is None or any(extension.critical for extension in extensions):
         raise MalformedError("not a CRL that we know", id="crl.malformed", want="nextUpdate, no critical extension")
-    return RevocationList(raw, _issuer(tbs), this_update, next_update, algorithm, tbs, signature, crl)
+    tbs, signature, issuer = _split(raw)
+    return RevocationList(raw, issuer, this_update, next_update, algorithm, tbs, signature, crl)
 
 
-def _issuer(tbs: bytes) -> bytes:
-    """The name of the issuer as it is written: after version and algorithm (RFC 5280, 5.1)."""
-    reader = Reader(tbs).inside(der.SEQUENCE)
-    reader.integer()
-    reader.whole(der.SEQUENCE)
-    return reader.whole(der.SEQUENCE)
+def _split(raw: bytes) -> tuple[bytes, bytes, bytes]:
+    """(signed part, signature, issuer) as they are written, in strict DER (RFC 5280, 5.1)."""
+    body = Reader(raw).inside(der.SEQUENCE)
+    tbs, _, signature = body.whole(der.SEQUENCE), body.whole(der.SEQUENCE), body.bits()
+    body.done()
+    inner = Reader(tbs).inside(der.SEQUENCE)
+    inner.integer()
+    inner.whole(der.SEQUENCE)  # the algorithm: the library has compared both
+    return tbs, signature, inner.whole(der.SEQUENCE)
 
 
 def signed_by_amd(crl: RevocationList, issuer: bytes, spki: bytes) -> bool:

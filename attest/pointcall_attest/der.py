@@ -14,7 +14,13 @@ from pointcall_attest.errors import MalformedError
 BOOLEAN, INTEGER, BIT_STRING, OCTET_STRING, OID = 0x01, 0x02, 0x03, 0x04, 0x06
 UTF8_STRING, PRINTABLE_STRING, IA5_STRING, UTC_TIME, GENERALIZED_TIME = 0x0C, 0x13, 0x16, 0x17, 0x18
 SEQUENCE, SET = 0x30, 0x31
-MAX_LENGTH: Final = 0xFFFF  # a certificate is some 1.5 KiB; lengths of three and more bytes are never needed
+MAX_LENGTH: Final = 0xFFFF  # of what we write; a certificate is some 1.5 KiB
+_LEAST: Final = (
+    0,
+    0x80,
+    0x100,
+    0x10000,
+)  # the least size that needs so many bytes; sizes of 16 MiB and more are refused
 
 
 def explicit(number: int) -> int:
@@ -52,13 +58,13 @@ class Reader:
         return start, body, self.at
 
     def _length(self, at: int) -> tuple[int, int]:
-        """(start of the content, its size) of a length of two or three bytes; only the shortest form."""
-        head = self.raw[at : min(at + 3, self.end)]
-        if len(head) >= 2 and head[0] == 0x81 and head[1] >= 0x80:
-            return at + 2, head[1]
-        if len(head) == 3 and head[0] == 0x82 and head[1]:
-            return at + 3, head[1] << 8 | head[2]
-        raise refused("a length is not in its shortest form", got=head.hex())
+        """(start of the content, its size) of a length of two to four bytes; only the shortest form."""
+        head = self.raw[at : min(at + 4, self.end)]
+        count = head[0] - 0x80 if head else 0
+        size = int.from_bytes(head[1 : 1 + count], "big")
+        if not 1 <= count <= 3 or len(head) <= count or size < _LEAST[count]:
+            raise refused("a length is not in its shortest form", got=head.hex())
+        return at + 1 + count, size
 
     def value(self, tag: int) -> bytes:
         """The content of the next value."""

@@ -25,15 +25,16 @@ class Field(NamedTuple):
 
 
 class Layout:
-    """Rows of one format. `what` names it in errors, `id` is the first part of its error ids."""
+    """Rows of one format. `what` names it in errors; `length_id` and `reserved_id` are the ids of its two errors."""
 
-    def __init__(self, id: str, what: str, size: int, rows: Sequence[Field]) -> None:
-        self.id, self.what, self.size, self.rows = id, what, size, tuple(rows)
+    def __init__(self, what: str, size: int, rows: Sequence[Field], *, length_id: str, reserved_id: str) -> None:
+        self.what, self.size, self.rows = what, size, tuple(rows)
+        self._length_id, self._reserved_id = length_id, reserved_id
         end = 0
         for row in self.rows:
-            assert row.offset == end, f"{id}: gap or overlap at {row.offset:#x} ({row.name or 'reserved'})"
+            assert row.offset == end, f"{what}: gap or overlap at {row.offset:#x} ({row.name or 'reserved'})"
             end += row.size
-        assert end == size, f"{id}: rows end at {end:#x}, not {size:#x}"
+        assert end == size, f"{what}: rows end at {end:#x}, not {size:#x}"
         self._struct = struct.Struct("<" + "".join(_code(row) for row in self.rows))
         assert self._struct.size == size
         self._reserved = tuple((i, bytes(row.size)) for i, row in enumerate(self.rows) if not row.name)
@@ -45,7 +46,7 @@ class Layout:
         if len(raw) != self.size:
             raise MalformedError(
                 f"{self.what} has a wrong length",
-                id=f"{self.id}.length.malformed",
+                id=self._length_id,
                 want=f"{self.size} bytes",
                 got=f"{len(raw)} bytes",
             )
@@ -64,7 +65,7 @@ class Layout:
         first = next(i for i, byte in enumerate(got) if byte)
         return MalformedError(
             f"a reserved byte of the {self.what} is set",
-            id=f"{self.id}.reserved.malformed",
+            id=self._reserved_id,
             want=f"zero at {row.offset + first:#05x}",
             got=f"{got[first]:#04x}",
         )

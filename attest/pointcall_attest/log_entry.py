@@ -8,6 +8,7 @@ Not our own log: that is the package `log`. Spec: RFC 6962 section 2.1; C2SP tlo
 from __future__ import annotations
 
 import base64
+import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -25,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
 from pointcall_attest import canonical, exact_json
 from pointcall_attest.errors import VerifyError
 from pointcall_attest.log.tree import leaf_hash, verify_inclusion
-from pointcall_attest.trusted_root import window
+from pointcall_attest.trusted_root import in_window, window
 
 CHECK: Final = "bundle.log"
 MAX_BODY_BYTES: Final = 256 * 1024
@@ -49,15 +50,27 @@ def verify_entry(entry: Mapping[str, Any], logged: Logged, root: Mapping[str, An
     body = base64.b64decode(entry["canonicalizedBody"], validate=True)
     kind = entry["kindVersion"]
     _require(_says(body, f"{kind['kind']}/{kind['version']}", logged), "the log entry speaks of something else")
+    in_log(entry, root)
+
+
+def in_log(entry: Mapping[str, Any], root: Mapping[str, Any]) -> None:
+    """VerifyError `bundle.log` unless the entry's body is in the tree of a log of the trusted root; raises as above."""
+    body = base64.b64decode(entry["canonicalizedBody"], validate=True)
     proof = entry["inclusionProof"]
     tree_root = base64.b64decode(proof["rootHash"], validate=True)
     path = [base64.b64decode(h, validate=True) for h in proof.get("hashes", [])]
     index, size = int(proof["logIndex"]), int(proof["treeSize"])
     _require(verify_inclusion(index, size, leaf_hash(body), path, tree_root), "the entry is not in the tree")
-    _require(_signed_tree(proof["checkpoint"]["envelope"], size, tree_root, root), "no log of the root signed the tree")
-    promise = entry.get("inclusionPromise")
+    promise, logs = entry.get("inclusionPromise"), _alive(root, None)
     if promise is not None:
-        _require(_promised(entry, promise["signedEntryTimestamp"], root), "the log's promise does not verify")
+        _require(_promised(entry, promise["signedEntryTimestamp"], logs), "the log's promise does not verify")
+        logs = _alive(root, dt.datetime.fromtimestamp(int(entry["integratedTime"]), dt.UTC))
+    _require(_signed_tree(proof["checkpoint"]["envelope"], size, tree_root, logs), "no log of the root signed the tree")
+
+
+def _alive(root: Mapping[str, Any], time: dt.datetime | None) -> list[Mapping[str, Any]]:
+    """The logs of the root that were within their window at a time; where none is known, those that have a window."""
+    return [row for row in root.get("tlogs", []) if (in_window(row, time) if time else window(row)[0] is not None)]
 
 
 def _require(holds: bool, message: str) -> None:
@@ -141,18 +154,16 @@ def _is_key(text: str, spki: bytes) -> bool:
 # Who signed the tree
 
 
-def _signed_tree(envelope: str, size: int, tree_root: bytes, root: Mapping[str, Any]) -> bool:
+def _signed_tree(envelope: str, size: int, tree_root: bytes, logs: list[Mapping[str, Any]]) -> bool:
     text, _, lines = envelope.partition("\n\n")
     stated = text.split("\n")
     if len(stated) < 3 or stated[1] != str(size) or not _same(stated[2], tree_root):
         return False
-    return any(_signed(f"{text}\n".encode(), line, row) for line in lines.splitlines() for row in root.get("tlogs", []))
+    return any(_signed(f"{text}\n".encode(), line, row) for line in lines.splitlines() for row in logs)
 
 
 def _signed(text: bytes, line: str, row: Mapping[str, Any]) -> bool:
     """Whether one signature line of a note is by the log of one row: its key hint is the start of the log's id."""
-    if window(row)[0] is None:
-        return False  # a window without its start is malformed, not open
     parts = line.split(" ")
     if len(parts) != 3 or parts[0] != "—":
         return False
@@ -161,7 +172,7 @@ def _signed(text: bytes, line: str, row: Mapping[str, Any]) -> bool:
     return raw[:4] == hint and _verifies(row, raw[4:], text)
 
 
-def _promised(entry: Mapping[str, Any], promise: str, root: Mapping[str, Any]) -> bool:
+def _promised(entry: Mapping[str, Any], promise: str, logs: list[Mapping[str, Any]]) -> bool:
     log_id = entry["logId"]["keyId"]
     stated = canonical.dumps(
         {
@@ -171,7 +182,7 @@ def _promised(entry: Mapping[str, Any], promise: str, root: Mapping[str, Any]) -
             "logIndex": int(entry["logIndex"]),
         }
     )
-    rows = [row for row in root.get("tlogs", []) if row["logId"]["keyId"] == log_id]
+    rows = [row for row in logs if row["logId"]["keyId"] == log_id]
     return any(_verifies(row, base64.b64decode(promise, validate=True), stated) for row in rows)
 
 

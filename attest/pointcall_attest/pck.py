@@ -170,19 +170,17 @@ def _extensions(certificate: x509.Certificate, role: Role, emulated: bool) -> Sg
 
 def _sgx(raw: bytes) -> SgxExtension:
     """SEQUENCE of SEQUENCE { OID, value }, each once (Intel PCK profile, 1.3.5)."""
-    outer = Reader(raw)
-    rows = _rows(outer.inside(der.SEQUENCE))
-    outer.done()
-    tcb = _rows(_content(rows, "2", der.SEQUENCE))
-    config = _rows(_content(rows, "7", der.SEQUENCE)) if f"{SGX}.7" in rows else {}
+    rows = _rows(raw)
+    tcb = _rows(_part(rows, "2", der.SEQUENCE, whole=True))
+    config = _rows(_part(rows, "7", der.SEQUENCE, whole=True)) if f"{SGX}.7" in rows else {}
     return SgxExtension(
         _octets(rows, "1", 16),
-        bytes(_small(tcb, f"2.{i}") for i in range(1, 17)),
+        bytes(_number(tcb, f"2.{i}", 0xFF) for i in range(1, 17)),
         _number(tcb, "2.17", 0xFFFF),
         _octets(tcb, "2.18", 16),
         _octets(rows, "3", 2),
         _octets(rows, "4", 6),
-        _content(rows, "5", ENUMERATED).raw[-1],
+        int.from_bytes(_part(rows, "5", ENUMERATED), "big"),
         _octets(rows, "6", 16) if f"{SGX}.6" in rows else None,
         _flag(config, "7.1"),
         _flag(config, "7.2"),
@@ -190,14 +188,16 @@ def _sgx(raw: bytes) -> SgxExtension:
     )
 
 
-def _rows(reader: Reader) -> dict[str, bytes]:
-    """OID -> the whole encoded value."""
+def _rows(raw: bytes) -> dict[str, bytes]:
+    """OID -> the whole encoded value, out of one SEQUENCE."""
+    outer = Reader(raw)
+    reader = outer.inside(der.SEQUENCE)
+    outer.done()
     found: dict[str, bytes] = {}
     while reader.peek() is not None:
         row = reader.inside(der.SEQUENCE)
         oid = _SGX_OIDS.get(row.value(der.OID))
-        tag = row.peek()
-        value = row.whole(tag if tag is not None else 0)
+        value = row.whole(row.peek() or 0)
         row.done()
         if oid is None or oid in found:
             raise _refused("a part of the SGX extension is unknown or occurs twice")
@@ -215,41 +215,32 @@ _SGX_OIDS: Final = {
 }
 
 
-def _content(rows: dict[str, bytes], key: str, tag: int) -> Reader:
-    if f"{SGX}.{key}" not in rows:
-        raise _refused(f"the SGX extension lacks part {key}")
-    outer = Reader(rows[f"{SGX}.{key}"])
-    inner = outer.inside(tag)
-    outer.done()
-    if inner.at == inner.end:
-        raise _refused(f"part {key} of the SGX extension is empty")
-    return inner
+def _part(rows: dict[str, bytes], key: str, tag: int, *, whole: bool = False) -> bytes:
+    """The content of one part, never empty, or with `whole` its encoding. Parts have at most 127 bytes unless whole."""
+    found = rows.get(f"{SGX}.{key}")
+    if found is None or found[0] != tag or len(found) < 3:
+        raise _refused(f"part {key} of the SGX extension is missing or of another type")
+    return found if whole else found[2:]
 
 
 def _octets(rows: dict[str, bytes], key: str, size: int) -> bytes:
-    inner = _content(rows, key, der.OCTET_STRING)
-    if inner.end - inner.at != size:
+    content = _part(rows, key, der.OCTET_STRING)
+    if len(content) != size:
         raise _refused(f"part {key} of the SGX extension has a wrong length")
-    return inner.raw[inner.at :]
+    return content
 
 
 def _number(rows: dict[str, bytes], key: str, largest: int) -> int:
-    _content(rows, key, der.INTEGER)
-    value = Reader(rows[f"{SGX}.{key}"]).integer()
+    value = Reader(_part(rows, key, der.INTEGER, whole=True)).integer()
     if value > largest:
         raise _refused(f"part {key} of the SGX extension is too large")
     return value
 
 
-def _small(rows: dict[str, bytes], key: str) -> int:
-    return _number(rows, key, 0xFF)
-
-
 def _flag(rows: dict[str, bytes], key: str) -> bool | None:
     if f"{SGX}.{key}" not in rows:
         return None
-    inner = _content(rows, key, der.BOOLEAN)
-    value = inner.raw[inner.at :]
+    value = _part(rows, key, der.BOOLEAN)
     if value not in (b"\x00", b"\xff"):
         raise _refused(f"part {key} of the SGX extension is not a boolean")
     return value == b"\xff"

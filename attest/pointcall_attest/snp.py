@@ -22,7 +22,6 @@ VCEK, VLEK, NO_KEY = 0, 1, 7  # SIGNING_KEY
 VMPLS: Final = (0, 1, 2, 3, 0xFFFF_FFFF)  # the last: the host asked for the report, not the guest
 
 LAYOUT: Final = Layout(
-    "snp",
     "SNP report",
     SIZE,
     (
@@ -69,6 +68,8 @@ LAYOUT: Final = Layout(
         Field(0x318, 24, ""),
         Field(0x330, 368, ""),  # not signed: without this rule anyone could change the evidence digest
     ),
+    length_id="snp.length.malformed",
+    reserved_id="snp.reserved.malformed",
 )
 
 POLICY_BITS: Final[Mapping[str, int]] = {

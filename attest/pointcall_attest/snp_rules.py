@@ -84,7 +84,7 @@ def _check_guest_policy(findings: Findings, evidence: Authentic, policy: TeePoli
     findings.check(
         "snp.vmpl",
         report.vmpl in policy.vmpl,
-        expected="one of " + ", ".join(map(str, policy.vmpl)),
+        expected=" or ".join(map(str, policy.vmpl)) or "nothing",
         observed=str(report.vmpl),
         hint="less privileged software of the guest asked for this report",
     )

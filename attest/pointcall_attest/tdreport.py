@@ -16,7 +16,6 @@ SIZE: Final = 1024
 TYPES: Final = (bytes.fromhex("81000000"), bytes.fromhex("81000100"))  # the second with a service TD hash
 
 LAYOUT: Final = Layout(
-    "tdreport",
     "TDREPORT",
     SIZE,
     (
@@ -49,6 +48,8 @@ LAYOUT: Final = Layout(
         Field(912, 48, "servtd_hash"),
         Field(960, 64, ""),
     ),
+    length_id="tdreport.length.malformed",
+    reserved_id="tdreport.reserved.malformed",
 )
 
 

@@ -24,7 +24,6 @@ TD10, TD15 = 2, 3  # body types of version 5
 QE_REPORT_DATA, PCK_CHAIN = 6, 5  # certification data types
 
 HEADER: Final = Layout(
-    "tdx",
     "TDX quote header",
     48,
     (
@@ -35,6 +34,8 @@ HEADER: Final = Layout(
         Field(12, 16, "qe_vendor_id"),
         Field(28, 20, "user_data"),
     ),
+    length_id="tdx.length.malformed",
+    reserved_id="tdx.reserved.malformed",
 )
 _TD10_ROWS: Final = (
     Field(0, 16, "tee_tcb_svn"),
@@ -53,15 +54,21 @@ _TD10_ROWS: Final = (
     Field(472, 48, "rtmr3"),
     Field(520, 64, "report_data"),  # binding.report_data()
 )
-TD10_BODY: Final = Layout("tdx", "TD 1.0 report body", 584, _TD10_ROWS)
+TD10_BODY: Final = Layout(
+    "TD 1.0 report body",
+    584,
+    _TD10_ROWS,
+    length_id="tdx.length.malformed",
+    reserved_id="tdx.reserved.malformed",
+)
 TD15_BODY: Final = Layout(
-    "tdx",
     "TD 1.5 report body",
     648,
     (*_TD10_ROWS, Field(584, 16, "tee_tcb_svn2"), Field(600, 48, "mrservicetd")),
+    length_id="tdx.length.malformed",
+    reserved_id="tdx.reserved.malformed",
 )
 QE_REPORT: Final = Layout(
-    "tdx.qe",
     "QE report",
     384,
     (
@@ -82,6 +89,8 @@ QE_REPORT: Final = Layout(
         Field(304, 16, "isv_family_id"),
         Field(320, 64, "report_data"),
     ),
+    length_id="tdx.length.malformed",
+    reserved_id="tdx.qe.reserved.malformed",
 )
 BODIES: Final[Mapping[int, Layout]] = {TD10: TD10_BODY, TD15: TD15_BODY}
 ATTRIBUTE_BITS: Final[Mapping[str, int]] = {
@@ -168,15 +177,19 @@ assert QE_REPORT.names == tuple(f.name for f in fields(QeReport))
 def parse(raw: bytes) -> Quote:
     """The quote in exactly these bytes; MalformedError `tdx.*.malformed` for anything else."""
     if not HEADER.size <= len(raw) <= MAX_QUOTE_BYTES:
-        raise _refused("length", "the quote has a wrong length", f"48 to {MAX_QUOTE_BYTES} bytes", len(raw))
+        raise _refused(
+            "tdx.length.malformed", "the quote has a wrong length", f"48 to {MAX_QUOTE_BYTES} bytes", len(raw)
+        )
     version = int.from_bytes(raw[:2], "little")
     if version not in (4, 5):
-        raise _refused("version", "not a quote version that we know", "4 or 5", version)
+        raise _refused("tdx.version.malformed", "not a quote version that we know", "4 or 5", version)
     _, key_type, tee_type, vendor, user_data = HEADER.read(raw[: HEADER.size])
     if key_type != ECDSA_P256:
-        raise _refused("key_type", "not an attestation key type that we know", "2 (ECDSA P-256)", key_type)
+        raise _refused(
+            "tdx.key_type.malformed", "not an attestation key type that we know", "2 (ECDSA P-256)", key_type
+        )
     if tee_type != TEE_TDX:
-        raise _refused("tee_type", "the TEE type does not fit the version", "0x81 (TDX)", hex(tee_type))
+        raise _refused("tdx.tee_type.malformed", "the TEE type does not fit the version", "0x81 (TDX)", hex(tee_type))
     body_type, start, size = _body_place(raw, version)
     body = Body(*BODIES[body_type].read(_cut(raw, start, size)))
     end = start + size
@@ -192,7 +205,9 @@ def _body_place(raw: bytes, version: int) -> tuple[int, int, int]:
         return TD10, HEADER.size, TD10_BODY.size
     body_type, size = _CHAIN_PART.unpack(_cut(raw, HEADER.size, _CHAIN_PART.size))
     if body_type not in BODIES or size != BODIES[body_type].size:
-        raise _refused("body_type", "not a body that we know", "type 2 of 584 or 3 of 648 bytes", (body_type, size))
+        raise _refused(
+            "tdx.body_type.malformed", "not a body that we know", "type 2 of 584 or 3 of 648 bytes", (body_type, size)
+        )
     return body_type, HEADER.size + _CHAIN_PART.size, size
 
 
@@ -201,29 +216,38 @@ def _signature_part(raw: bytes, at: int) -> tuple[bytes, bytes, bytes, bytes, by
     size = int.from_bytes(_cut(raw, at, 4), "little")
     data = _cut(raw, at + 4, size)
     if any(raw[at + 4 + size :]):
-        raise _refused("trailing", "something follows the quote", "zero bytes only", "other bytes")
+        raise _refused("tdx.trailing.malformed", "something follows the quote", "zero bytes only", "other bytes")
     signature, key, outer_type, outer_size = _SIGNATURE.unpack(_cut(data, 0, _SIGNATURE.size))
     if outer_type != QE_REPORT_DATA:
-        raise _refused("certification", "not certification data that we know", "type 6", f"type {outer_type}")
+        raise _refused(
+            "tdx.certification.malformed", "not certification data that we know", "type 6", f"type {outer_type}"
+        )
     rest = _exactly(data, _SIGNATURE.size, outer_size)
     qe_report, qe_signature, auth_size = _QE_PART.unpack(_cut(rest, 0, _QE_PART.size))
     auth = _cut(rest, _QE_PART.size, auth_size)
     at = _QE_PART.size + auth_size
     inner_type, inner_size = _CHAIN_PART.unpack(_cut(rest, at, _CHAIN_PART.size))
     if inner_type != PCK_CHAIN:
-        raise _refused("certification", "not certification data that we know", "type 5 inside 6", f"type {inner_type}")
+        raise _refused(
+            "tdx.certification.malformed",
+            "not certification data that we know",
+            "type 5 inside 6",
+            f"type {inner_type}",
+        )
     return signature, key, qe_report, qe_signature, auth, _exactly(rest, at + _CHAIN_PART.size, inner_size)
 
 
 def _cut(raw: bytes, start: int, size: int) -> bytes:
     if size > len(raw) - start:
-        raise _refused("length", "the quote ends too early", f"{size} bytes at {start}", max(len(raw) - start, 0))
+        raise _refused(
+            "tdx.length.malformed", "the quote ends too early", f"{size} bytes at {start}", max(len(raw) - start, 0)
+        )
     return raw[start : start + size]
 
 
 def _exactly(raw: bytes, start: int, size: int) -> bytes:
     if size != len(raw) - start:
-        raise _refused("length", "lengths inside the quote disagree", f"{len(raw) - start} bytes", size)
+        raise _refused("tdx.length.malformed", "lengths inside the quote disagree", f"{len(raw) - start} bytes", size)
     return raw[start:]
 
 
@@ -236,7 +260,9 @@ def pck_certificates(pck_pem: bytes) -> tuple[bytes, ...]:
     found = tuple(pem.certificates(pck_pem))
     text = b"".join(pem.encode("CERTIFICATE", der) for der in found)
     if pck_pem not in (text, text + b"\0", text[:-1], text[:-1] + b"\0") or len(found) != 3:
-        raise _refused("chain", "the PCK chain is not in its one exact form", "three certificates in PEM", len(found))
+        raise _refused(
+            "tdx.chain.malformed", "the PCK chain is not in its one exact form", "three certificates in PEM", len(found)
+        )
     return found
 
 
@@ -261,5 +287,5 @@ def encode_signed(
     return signed + len(data).to_bytes(4, "little") + data
 
 
-def _refused(part: str, why: str, want: str, got: object) -> MalformedError:
-    return MalformedError(f"not a TDX quote: {why}", id=f"tdx.{part}.malformed", want=want, got=str(got))
+def _refused(id: str, why: str, want: str, got: object) -> MalformedError:
+    return MalformedError(f"not a TDX quote: {why}", id=id, want=want, got=str(got))

@@ -52,7 +52,7 @@ class Root:
 
     def at(self, time: dt.datetime) -> Rows:
         """The rows that were valid at a time; timestamp authorities stay, the library judges each by its token."""
-        return dict(self.rows) | {k: [row for row in self.rows.get(k, []) if _in_window(row, time)] for k in WINDOWED}
+        return dict(self.rows) | {k: [row for row in self.rows.get(k, []) if in_window(row, time)] for k in WINDOWED}
 
     def reduced_to(self, time: dt.datetime) -> Verifier | None:
         """A verifier that knows only what was valid at a time; None if that is everything.
@@ -87,7 +87,8 @@ def window(row: Rows) -> tuple[dt.datetime | None, dt.datetime | None]:
     return start and dt.datetime.fromisoformat(start), end and dt.datetime.fromisoformat(end)
 
 
-def _in_window(row: Rows, time: dt.datetime) -> bool:
+def in_window(row: Rows, time: dt.datetime) -> bool:
+    """Whether a row counted at a time. One without a start never did: that is malformed, not open."""
     start, end = window(row)
     return start is not None and start <= time and (end is None or time <= end)
 

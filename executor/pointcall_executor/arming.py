@@ -159,6 +159,12 @@ def topology_of(manifest: Manifest) -> Topology:
     return Topology(listeners, {}, {service(s.name).number: s.name for s in manifest.services})
 
 
+def names_of(manifest: Manifest) -> Mapping[int, str]:
+    """Declared services and channels by number."""
+    services = {service(s.name).number: s.name for s in manifest.services}
+    return services | {channel(c.name).number: c.name for c in manifest.channels}
+
+
 def destinations_of(manifest: Manifest, netns: int) -> Mapping[Destination, int]:
     """Every destination that the breaker watches, with the number of the service behind it."""
     return {

@@ -38,10 +38,14 @@ class Config(BaseModel):
     """Where evidence comes from. There is no fallback: absent hardware is an error."""
     api: bool = True
     """Serve the gRPC API on Unix sockets below run/."""
+    groups: dict[Literal["auditor", "agent", "relying-party"], str] = {}
+    """Group of each role's socket, by name; the sockets have mode 0660. The operator's has mode 0600."""
     checkpoint_seconds: Annotated[float, Field(ge=1, le=3600)] = 1.0
     """At most one signed checkpoint in this time."""
     epoch_minutes: Annotated[int, Field(ge=1, le=1440)] = 15
     """Lifetime of one receipt key."""
+    pin: bool = False
+    """Pin the breaker in bpffs: it stays when the executor ends or is killed, and the next one takes it up again."""
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -43,7 +43,7 @@ from pointcall_attest.verdict import Verdict
 from pointcall_executor import VERSION, wasm
 from pointcall_executor.actions import KERNEL_LEASES, REGISTRY, WITHOUT_INTENT
 from pointcall_executor.actions.world import Channels, Done, World
-from pointcall_executor.arming import armed_of, topology_of
+from pointcall_executor.arming import armed_of, names_of, topology_of
 from pointcall_executor.config import Config, ConfigError
 from pointcall_executor.core import guard
 from pointcall_executor.core.event import decode
@@ -90,6 +90,7 @@ from pointcall_runbook.vocabulary import (
 TICK_SECONDS: Final = 0.25
 SWITCH_SECONDS: Final = 0.0002  # how long a thread that signs or writes may keep the loop from deciding
 ACTION_THREADS: Final = 4  # actions on different targets at once; more would only hide a storm
+RECHECK_NS: Final = 10_000_000_000  # between two looks at whether the kernel still runs what was armed
 TIMERS_MAX: Final = 1024  # pending `Again`s; a module that asks for more is refused
 ARMED: Final = "armed"  # the node has one sequence, whatever the manifest is called
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -171,7 +172,7 @@ class Executor:
         self._moving = threading.Lock()
         self._closed = False
         self._random = b""
-        self._tick_due_ns = self._checkpoint_due_ns = self._paused_until_ns = 0
+        self._tick_due_ns = self._checkpoint_due_ns = self._paused_until_ns = self._recheck_due_ns = 0
         self.on_receipt: Callable[[Run], None] = lambda _run: None
         sys.setswitchinterval(SWITCH_SECONDS)
         self._open_epoch(None, (), reason="boot")
@@ -215,22 +216,17 @@ class Executor:
         self.journal.put_blob(new.evidence.encode())
         self.journal.put_blob(self.trust.policy.raw)
         self.journal.put_blob(self.trust.trusted_root)
-        leaves = []
         if old is not None:
-            leaves.append(
-                old.keys.certify_next(new.keys, reason=reason, at=datetime.now(UTC), ktime_ns=time.monotonic_ns())
-            )
-        leaves.append(
+            at = datetime.now(UTC)
+            self.journal.append(old.keys.certify_next(new.keys, reason=reason, at=at, ktime_ns=time.monotonic_ns()))
+            self.journal.checkpoint(old.keys.sign_checkpoint, time.monotonic(), force=True)
+        self.journal.append(
             opening(
                 new, self.trust, manifest, stored,
                 node=self.config.node, origin=self.origin, engine=self._engine,
                 previous=old.keys.id if old else None, at=datetime.now(UTC), ktime_ns=time.monotonic_ns(),
             )
         )  # fmt: skip
-        if old is not None:
-            self._checkpoint(old.keys)
-        for leaf in leaves:
-            self.journal.append(leaf)
         self._attested = new
         self._epoch = self._context(new, admitted)
         self._numbers = itertools.count()
@@ -254,6 +250,7 @@ class Executor:
             blobs={s.name: manifest.subjects[s.blob] for s in manifest.sensors}
             | {"timer": "0" * 64, "action": "0" * 64},
             boot_id=self.boot_id,
+            names=names_of(manifest),
         )
 
     def _entry(self, body: entry.Body, run: str | None = None) -> bytes:
@@ -345,15 +342,30 @@ class Executor:
         self._session, self._lost = session, {}
         self.state = replace(self.state, armed=armed)
         detail: dict[str, JsonValue] = {name: f"{number} {tag}" for name, number, tag in session.sensors.programs()}
-        self._submit(self._entry(entry.Config(what="kernel programs", detail=detail)))
+        self.record(entry.Config(what="kernel programs", detail=detail))
+        session.sensors.keep()
         if old is not None:
-            self._drop(old.sensors)
+            self._drop(old.sensors, leave=True)
             old.services.stop_others(session.services)
 
-    def _drop(self, sensors: Sensors) -> None:
+    def _drop(self, sensors: Sensors, *, leave: bool = False) -> None:
+        """Out of the loop and out of the kernel; `leave` keeps what is pinned."""
         for fd in sensors.fds():
             self._epoll.unregister(fd)
-        sensors.detach()
+        if leave:
+            sensors.leave()
+        else:
+            sensors.detach()
+
+    def _recheck(self) -> None:
+        """A program that was swapped or a link that was taken off: what is left cannot be trusted to protect."""
+        if self._session is None:
+            return
+        changed = self._session.sensors.changed()
+        if changed:
+            want, hint = "the programs that were armed", "find out who did it; arm again"
+            self._submit(self._entry(_refusal("kernel.changed", "kernel programs", want, changed[0], hint)))
+            self._disarm("kernel programs changed")
 
     def _moved(self, number: int, cgroup_id: int) -> None:
         """A service got a new cgroup, or lost its old one. Called before anything runs in it, from any thread."""
@@ -374,12 +386,12 @@ class Executor:
         """Stop acting: everything out of the kernel, nothing armed. The services go on running."""
         self._call(lambda: self._disarm(reason))
 
-    def _disarm(self, reason: str) -> None:
+    def _disarm(self, reason: str, *, leave: bool = False) -> None:
         if self._session is None:
             return
-        self._drop(self._session.sensors)
+        self._drop(self._session.sensors, leave=leave)
         self.state = replace(self.state, armed=None)
-        self._submit(self._entry(entry.Config(what="disarmed", detail={"reason": reason})))
+        self.record(entry.Config(what="disarmed", detail={"reason": reason}))
         self._stopped, self._session = self._session, None
 
     def pause(self, reason: str, seconds: int) -> None:
@@ -394,14 +406,14 @@ class Executor:
     def _set_paused(self, paused: str, until_ns: int, what: str, reason: str) -> None:
         self.state = replace(self.state, guard=replace(self.state.guard, paused=paused))
         self._paused_until_ns = until_ns
-        self._submit(self._entry(entry.Config(what=what, detail={"reason": reason})))
+        self.record(entry.Config(what=what, detail={"reason": reason}))
 
     def reload(self, config: Config) -> None:
         """Take over settings that can change while running, and read the trust folder again.
 
         ConfigError `config.restart` where a setting needs a new process; MalformedError for a wrong trust policy.
         """
-        fixed = ("node", "cgroup", "gate", "tee", "api")
+        fixed = ("node", "cgroup", "gate", "tee", "api", "pin")
         changed = [name for name in fixed if getattr(config, name) != getattr(self.config, name)]
         if changed:
             raise ConfigError("a setting needs a restart", id="config.restart", got=", ".join(changed))
@@ -424,7 +436,7 @@ class Executor:
         if self._session is None:
             raise StoppedError("nothing is armed", id="executor.disarmed", hint="pointcall arm")
         act = Act(0, Call.of(action), action, target=self._target(action))
-        self.journal.append(self._entry(_intent(act, grant="operator")))
+        self.journal.append(self._entry(_intent(act, self._names(), grant="operator")))
         act.started_ns = time.monotonic_ns()
         done = REGISTRY[act.call.action](action, self._world())
         act.outcome, act.detail = done.outcome, {**done.detail, "reason": reason}
@@ -544,6 +556,9 @@ class Executor:
         self._tick_due_ns = now_ns + int(TICK_SECONDS * 1e9)
         self._count_lost()
         self._watch_journal()
+        if now_ns >= self._recheck_due_ns:
+            self._recheck_due_ns = now_ns + RECHECK_NS
+            self._recheck()
         if now_ns >= self._epoch_due_ns and self._session is not None:
             self._open_epoch(self._session.admitted, self._session_bundles(), reason="lifetime")
         if now_ns >= self._checkpoint_due_ns:
@@ -706,6 +721,9 @@ class Executor:
         now_ns = time.monotonic_ns()
         self._advance(Happened(event, subject, now_ns, only=book), "timer", now_ns)
 
+    def _names(self) -> Mapping[int, str]:
+        return self._epoch.names if self._epoch else {}
+
     def _world(self) -> World:
         session = self._session or self._stopped
         assert session is not None
@@ -726,7 +744,7 @@ class Executor:
     def _durable(self, run: Run, act: Act, action: Action) -> None:
         """On the pool: the intent is on disk before anything is done."""
         try:
-            act.intent = self.journal.append(self._entry(_intent(act), run.id))
+            act.intent = self.journal.append(self._entry(_intent(act, self._names()), run.id))
             act.intent_ns = time.monotonic_ns()
             self._apply(run, act, action)
         except BaseException as error:
@@ -759,7 +777,7 @@ class Executor:
                 if act.action is None or act.outcome in (Outcome.REFUSED, Outcome.MONITORED):
                     continue
                 if act.intent is None and act.call.action in KERNEL_LEASES:
-                    act.intent = self.journal.append(self._entry(_intent(act), run.id))
+                    act.intent = self.journal.append(self._entry(_intent(act, self._names()), run.id))
                 self.journal.submit(self._entry(_outcome(act), run.id))
             run.receipt_index = self.journal.append(keys.sign(run.receipt(epoch).payload()))
         except BaseException as error:
@@ -776,7 +794,7 @@ class Executor:
         self._closed = True
         if self._thread.is_alive():
             with contextlib.suppress(PointcallError):
-                self._call(lambda: self._disarm(reason))
+                self._call(lambda: self._disarm(reason, leave=self.config.pin))
         self._pool.shutdown(wait=True)
         self._stopping = True
         os.eventfd_write(self._wake, 1)
@@ -819,8 +837,9 @@ def _refusal(check: str, what: str, want: str, got: str, hint: str) -> entry.Ref
     return entry.Refusal(check=check, what=what[:1000], want=want[:1000], got=got[:1000], hint=hint[:1000])
 
 
-def _intent(act: Act, grant: str = "") -> entry.Intent:
-    return entry.Intent(action=act.call.action, target=act.target, args=arguments(act), grant=grant or grant_of(act))
+def _intent(act: Act, names: Mapping[int, str], grant: str = "") -> entry.Intent:
+    args = arguments(act, names)
+    return entry.Intent(action=act.call.action, target=act.target, args=args, grant=grant or grant_of(act))
 
 
 def _outcome(act: Act) -> entry.OutcomeBody:

@@ -148,7 +148,9 @@ class Mirror:
 
     def _copy(self, origin: str, rows: Sequence[_Row]) -> None:
         if rows:
-            with self._db.cursor().copy("copy entry (origin, i, leaf, kind, run, raw) from stdin") as copy:
+            sql = "copy entry (origin, i, leaf, kind, run, raw) from stdin with (format binary)"
+            with self._db.cursor().copy(sql) as copy:
+                copy.set_types(("text", "int8", "bytea", "text", "text", "bytea"))
                 for row in rows:
                     copy.write_row((origin, *row))
 

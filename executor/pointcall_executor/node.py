@@ -6,6 +6,9 @@ Implements what actions/world.py asks for. recorded.py implements the same witho
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
+import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,11 +23,14 @@ from pointcall_executor.core.guard import Rules
 from pointcall_executor.kernel.blob import Blob
 from pointcall_executor.kernel.breaker import BreakerSensor, CircuitState, netns_cookie
 from pointcall_executor.kernel.cgroup import Cgroup, find_root
+from pointcall_executor.kernel.errors import KernelError
+from pointcall_executor.kernel.identity import Identity
 from pointcall_executor.kernel.lifecycle import LifecycleSensor
+from pointcall_executor.kernel.pins import Pinned, unpin
 from pointcall_executor.kernel.ring import Ring
 from pointcall_executor.services.groups import remove_empty
 from pointcall_executor.services.process import Process, ServiceError, Spawner, Started
-from pointcall_runbook.vocabulary import Address, Level, channel, service
+from pointcall_runbook.vocabulary import Address, Level, Network, channel, service
 
 OnMoved = Callable[[int, int], None]  # service number, its new cgroup id (0: none)
 
@@ -39,6 +45,9 @@ class Sensors(Circuits, Protocol):
     def states(self) -> tuple[CircuitState, ...]: ...
     def watch(self, cgroup_id: int) -> None: ...
     def unwatch(self, cgroup_id: int) -> None: ...
+    def changed(self) -> list[str]: ...
+    def keep(self) -> None: ...
+    def leave(self) -> None: ...
     def detach(self) -> None: ...
 
 
@@ -60,10 +69,41 @@ class Node(Protocol):
     def shutdown(self) -> None: ...
 
 
+class Pins:
+    """Where this installation pins its breaker, and the record of what it was then."""
+
+    def __init__(self, state_dir: Path, bpffs: Path = Path("/sys/fs/bpf")) -> None:
+        self._record = state_dir / "pins.json"
+        self.folder = bpffs / f"pointcall_{hashlib.sha256(str(state_dir).encode()).hexdigest()[:12]}"
+
+    def adopt(self, make: Callable[[Pinned | None], BreakerSensor]) -> BreakerSensor:
+        """The pinned breaker if it is exactly what was recorded and wanted, else a new one; the pins are gone then."""
+        try:
+            identity = Identity.from_dict(json.loads(self._record.read_bytes()))
+            found = make(Pinned(self.folder, identity))
+        except (OSError, ValueError, KeyError, TypeError, KernelError):
+            found = make(None)
+        self.drop()
+        return found
+
+    def keep(self, breaker: BreakerSensor) -> None:
+        """Let the breaker outlive this process. KernelError where bpffs is not mounted."""
+        self.drop()
+        pinned = breaker.pin(self.folder)
+        self._record.write_text(json.dumps(pinned.identity.as_dict()))
+
+    def drop(self) -> None:
+        """Remove the pins. What this process holds stays."""
+        unpin(self.folder)
+        self._record.unlink(missing_ok=True)
+
+
 class KernelSensors:
     """The breaker and the lifecycle sensor of this kernel, loaded from the admitted blobs."""
 
-    def __init__(self, admitted: Admitted, rules: Rules, gate: Path) -> None:
+    def __init__(self, admitted: Admitted, rules: Rules, gate: Path, pins: Pins | None = None) -> None:
+        self._pins, self._kept = pins, False
+        self._identities: dict[str, Identity] = {}
         self._destinations = destinations_of(admitted.manifest, netns_cookie())
         self.breaker: BreakerSensor | None = None
         self.lifecycle: LifecycleSensor | None = None
@@ -71,9 +111,8 @@ class KernelSensors:
             for sensor in admitted.manifest.sensors:
                 blob = Blob.parse(admitted.files[sensor.blob])
                 if sensor.name == "breaker":
-                    self.breaker = BreakerSensor(
-                        blob, cgroup=gate, constants=sensor.params, never_touch=rules.never_touch_networks
-                    )
+                    make = functools.partial(_breaker, blob, gate, dict(sensor.params), rules.never_touch_networks)
+                    self.breaker = pins.adopt(make) if pins else make(None)
                 else:
                     self.lifecycle = LifecycleSensor(blob)
                 undo.callback(self.detach)
@@ -83,11 +122,19 @@ class KernelSensors:
                 self.breaker.attach()
             if self.lifecycle is not None:
                 self.lifecycle.attach()
+            self._identities = {name: sensor.identity() for name, sensor in self._sensors().items()}
             undo.pop_all()
 
-    def _rings(self) -> Mapping[str, Ring]:
+    def _sensors(self) -> Mapping[str, BreakerSensor | LifecycleSensor]:
         found = {"breaker": self.breaker, "lifecycle": self.lifecycle}
-        return {name: sensor.ring for name, sensor in found.items() if sensor is not None}
+        return {name: sensor for name, sensor in found.items() if sensor is not None}
+
+    def changed(self) -> list[str]:
+        """What is no longer as it was when it was armed: a swapped program, a link that was taken off."""
+        return [line for n, sensor in self._sensors().items() for line in sensor.recheck(self._identities[n])]
+
+    def _rings(self) -> Mapping[str, Ring]:
+        return {name: sensor.ring for name, sensor in self._sensors().items()}
 
     def fds(self) -> tuple[int, ...]:
         return tuple(ring.fileno() for ring in self._rings().values())
@@ -97,12 +144,11 @@ class KernelSensors:
         return [record for ring in self._rings().values() for record in ring.drain()]
 
     def lost(self) -> Mapping[str, int]:
-        found = {"breaker": self.breaker, "lifecycle": self.lifecycle}
-        return {name: sensor.lost() for name, sensor in found.items() if sensor is not None}
+        return {name: sensor.lost() for name, sensor in self._sensors().items()}
 
     def programs(self) -> tuple[tuple[str, int, str], ...]:
         """(name, kernel id, tag) of every loaded program."""
-        return tuple(p for s in (self.breaker, self.lifecycle) if s is not None for p in s.programs())
+        return tuple(program for sensor in self._sensors().values() for program in sensor.programs())
 
     def states(self) -> tuple[CircuitState, ...]:
         return tuple(self.breaker.circuits()) if self.breaker is not None else ()
@@ -138,12 +184,30 @@ class KernelSensors:
             self.breaker.make_probe_ready(destination)
         return len(mine)
 
-    def detach(self) -> None:
-        """Everything out of the kernel. Twice without harm."""
-        for sensor in (self.breaker, self.lifecycle):
-            if sensor is not None:
-                sensor.close()
+    def keep(self) -> None:
+        """Pin the breaker if the settings say so: it protects also when this process is gone."""
+        if self._pins is not None and self.breaker is not None:
+            self._pins.keep(self.breaker)
+            self._kept = True
+
+    def leave(self) -> None:
+        """This process lets go: what is pinned stays in the kernel, everything else is gone."""
+        for sensor in self._sensors().values():
+            sensor.close()
         self.breaker = self.lifecycle = None
+
+    def detach(self) -> None:
+        """Everything out of the kernel, pins too. Twice without harm."""
+        if self._pins is not None and self._kept:
+            self._pins.drop()
+            self._kept = False
+        self.leave()
+
+
+def _breaker(
+    blob: Blob, gate: Path, constants: Mapping[str, int], never: tuple[Network, ...], pinned: Pinned | None
+) -> BreakerSensor:
+    return BreakerSensor(blob, cgroup=gate, constants=constants, never_touch=never, pinned=pinned)
 
 
 class ProcessServices:
@@ -233,13 +297,16 @@ class KernelNode:
 
     def __init__(self, config: Config, state_dir: Path, say: Callable[[str], None] = _to_stderr) -> None:
         self._config, self._folder, self._say = config, state_dir / "services", say
+        self._pins = Pins(state_dir)
         self._spawner: Spawner | None = None
 
     def sensors(self, admitted: Admitted, rules: Rules) -> KernelSensors:
         gate = find_root() / self._config.gate
         if self._config.gate:
             Cgroup.create(self._config.gate)
-        return KernelSensors(admitted, rules, gate)
+        if not self._config.pin:
+            self._pins.drop()
+        return KernelSensors(admitted, rules, gate, self._pins if self._config.pin else None)
 
     def services(self, admitted: Admitted, before: RunningServices | None, on_moved: OnMoved) -> ProcessServices:
         if self._spawner is None:
@@ -254,5 +321,6 @@ class KernelNode:
         if self._spawner is not None:
             self._spawner.close()
             self._spawner = None
-        for name in {self._config.cgroup, self._config.gate} - {""}:
+        gate = "" if self._config.pin else self._config.gate  # a pinned breaker is attached to it
+        for name in {self._config.cgroup, gate} - {""}:
             remove_empty(name)

@@ -80,6 +80,15 @@ class RecordedSensors:
         self.commands += [("probe", str(d)) for d in mine]
         return len(mine)
 
+    def changed(self) -> list[str]:
+        return []
+
+    def keep(self) -> None:
+        """Nothing is in a kernel."""
+
+    def leave(self) -> None:
+        self.detach()
+
     def detach(self) -> None:
         if self._wake >= 0:
             os.close(self._wake)

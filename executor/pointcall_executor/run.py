@@ -61,6 +61,7 @@ class Epoch:
     engine: Engine
     blobs: Mapping[str, str]  # sensor -> sha256 of its blob
     boot_id: str
+    names: Mapping[int, str] = field(default_factory=dict)  # of declared services and channels, by number
 
 
 @dataclass(slots=True)
@@ -127,7 +128,7 @@ class Run:
                 abi="rb1",
                 handler=f"decide_{name}",
                 values=self.args,
-                fields=readable(self.event),
+                fields=readable(self.event, epoch.names),
                 engine=epoch.engine,
                 fuel_limit=self.fuel_limit,
             ),
@@ -136,7 +137,7 @@ class Run:
                 fuel_used=self.fuel_used,
                 trap=self.trap,
             ),
-            actions=tuple(_acted(act) for act in self.acts[:MAX_ACTIONS]),
+            actions=tuple(_acted(act, epoch.names) for act in self.acts[:MAX_ACTIONS]),
             attestation=AttestationPart(tier=epoch.tier, platform=epoch.platform, evidence=epoch.evidence),
             timeline_ns=self._timeline(),
             time=TimePart(started=self.started, boot_id=epoch.boot_id),
@@ -155,7 +156,7 @@ class Run:
         )
 
 
-def _acted(act: Act) -> Acted:
+def _acted(act: Act, names: Mapping[int, str]) -> Acted:
     refusal, outcome = act.refusal, act.outcome
     assert outcome is not None
     name: ReceiptOutcome = outcome.name.lower()  # type: ignore[assignment]
@@ -163,7 +164,7 @@ def _acted(act: Act) -> Acted:
         index=act.index,
         action=act.call.action,
         target=act.target,
-        args=arguments(act),
+        args=arguments(act, names),
         guard=GuardPart(
             outcome="refuse" if refusal else "permit",
             check=refusal.rule if refusal else "",
@@ -178,30 +179,33 @@ def _acted(act: Act) -> Acted:
     )
 
 
-def _text(value: object) -> str:
+def _text(value: object, names: Mapping[int, str]) -> str:
     match value:
         case enum.Enum():
             return value.name
         case bool():
             return str(value).lower()
         case Service(number) | Channel(number):
-            return str(number)
+            return names.get(number, str(number))
         case _:
             return str(value)
 
 
-def readable(thing: Event | Action) -> dict[str, str]:
-    """The fields of an event or action as a person reads them; the raw values stand beside them in the receipt."""
-    return {f.name: _text(getattr(thing, f.name)) for f in dataclasses.fields(thing)}  # type: ignore[arg-type]
+def readable(thing: Event | Action, names: Mapping[int, str]) -> dict[str, str]:
+    """The fields of an event or action as a person reads them; the raw values stand beside them in the receipt.
+
+    `names` are those of services and channels by number.
+    """
+    return {f.name: _text(getattr(thing, f.name), names) for f in dataclasses.fields(thing)}  # type: ignore[arg-type]
 
 
-def arguments(act: Act) -> dict[str, str]:
+def arguments(act: Act, names: Mapping[int, str]) -> dict[str, str]:
     """The arguments of one call, readable if it was well-formed."""
     if act.action is not None:
-        return readable(act.action)
+        return readable(act.action, names)
     known = ACTIONS.get(act.call.action)
-    names = [f.name for f in fields(known)] if known else []
-    return {names[i] if i < len(names) else str(i): str(a) for i, a in enumerate(act.call.args)}
+    labels = [f.name for f in fields(known)] if known else []
+    return {labels[i] if i < len(labels) else str(i): str(a) for i, a in enumerate(act.call.args)}
 
 
 def grant_of(act: Act) -> str:

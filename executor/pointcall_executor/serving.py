@@ -6,6 +6,7 @@ over the API or by SIGHUP. A failed journal is: what cannot be recorded must not
 
 from __future__ import annotations
 
+import grp
 import os
 import signal
 import sys
@@ -15,10 +16,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from pointcall_executor.api.roles import Role
 from pointcall_executor.api.server import Server, serve
 from pointcall_executor.backend import ExecutorBackend
 from pointcall_executor.cli.output import EnvironmentRefusal, Exit
-from pointcall_executor.config import Config, load
+from pointcall_executor.config import Config, ConfigError, load
 from pointcall_executor.daemon import Bundle, Executor
 from pointcall_executor.kernel.probe import probe
 from pointcall_executor.node import KernelNode
@@ -67,6 +69,17 @@ def check_kernel() -> None:
         )
 
 
+def _serve(executor: Executor, config: Config, run_dir: Path) -> Server | None:
+    """The API on its sockets, each for the group that the settings name."""
+    if not config.api:
+        return None
+    try:
+        groups = {Role(role): grp.getgrnam(name).gr_gid for role, name in config.groups.items()}
+    except KeyError as error:
+        raise ConfigError("a group of the API's sockets does not exist", got=str(error), hint="groupadd") from None
+    return serve(ExecutorBackend(executor), run_dir, groups=groups)
+
+
 class Serving:
     """One life of `pointcall run`."""
 
@@ -90,7 +103,7 @@ class Serving:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
         executor = Executor(self._state, config, platform_of(config, self._state), KernelNode(config, self._state))
-        server = serve(ExecutorBackend(executor), self._state / "run") if config.api else None
+        server = _serve(executor, config, self._state / "run")
         try:
             self._arm(executor, server)
             self._wait(executor, server)

@@ -3,7 +3,7 @@
 {"name": "...", "event": "CircuitOpened", "fields": {"service": "api", "restarts": 1},
  "parameters": {"MAX_RESTARTS": 3}, "remembered": {}, "calls": [{"action": "recreate", "args": {"service": "api"}}]}
 
-Fields that are left out are 0, false, the first member, no service, 127.0.0.1. Spec: docs/spec/language.md, "Cases".
+Fields that are left out are 0, false, the first member, no service, 127.0.0.1. Spec: docs/spec/cases.md.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _case(row: Any, info: ModuleInfo) -> Case:
     if not isinstance(row, dict) or not {"name", "event", "calls"} <= row.keys() <= _KEYS:
         raise CaseError("a case has other keys", want=", ".join(sorted(_KEYS)), got=repr(row)[:80])
     name, event = str(row["name"]), row["event"]
-    if event not in info.handlers:
+    if not isinstance(event, str) or event not in info.handlers:
         raise CaseError(f"{name}: the runbook does not handle {event!r}", want=", ".join(info.handlers))
     own = _values(fields(EVENTS[event]), _mapping(row.get("fields", {}), name), name)
     parameters = _settings({p.name: p.default for p in info.parameters}, row.get("parameters", {}), name)
@@ -80,7 +80,8 @@ def _settings(known: Mapping[str, int], given: Any, name: str) -> tuple[int, ...
 
 
 def _call(row: Any, name: str) -> Call:
-    if not isinstance(row, dict) or not {"action"} <= row.keys() <= {"action", "args"} or row["action"] not in ACTIONS:
+    known = isinstance(row, dict) and {"action"} <= row.keys() <= {"action", "args"}
+    if not known or not isinstance(row["action"], str) or row["action"] not in ACTIONS:
         raise CaseError(f"{name}: not a call of an action", want=", ".join(ACTIONS), got=repr(row)[:80])
     given = _mapping(row.get("args", {}), name)
     return Call(row["action"], _values(fields(ACTIONS[row["action"]]), given, name))
@@ -107,20 +108,28 @@ def raw_value(field: Field, value: Any, name: str) -> tuple[int, ...]:
 def _raw(field: Field, value: Any) -> tuple[int, ...]:
     match field.kind:
         case Kind.ADDRESS:
-            address = Address.parse("127.0.0.1" if value is None else value)
+            address = Address.parse("127.0.0.1" if value is None else _text(value))
             return tuple(int.from_bytes(half, "big", signed=True) for half in (address.packed[:8], address.packed[8:]))
         case Kind.SERVICE:
-            return (service(value).number if value else 0,)
+            return (service(_text(value)).number if value not in (None, "") else 0,)
         case Kind.CHANNEL:
-            return (channel(value).number if value else 0,)
+            return (channel(_text(value)).number if value not in (None, "") else 0,)
         case Kind.ENUM if isinstance(value, str):
             assert field.enum is not None
             return (int(field.enum[value]),)
         case _:
-            number = (field.default or field.lo) if value is None else value
-            if not isinstance(number, int):
-                raise ValueError("an integer is needed")
+            number = int(field.default or field.lo) if value is None else value
+            wanted = (bool, int) if field.kind is Kind.BOOL else (int,)
+            if type(number) not in wanted:
+                raise TypeError(f"{wanted[0].__name__} is needed")
             return (int(number),)
+
+
+def _text(value: Any) -> str:
+    """Python would take a number for an address."""
+    if not isinstance(value, str):
+        raise TypeError("a text is needed")
+    return value
 
 
 def readable(call: Call, names: Mapping[int, str]) -> dict[str, Any]:

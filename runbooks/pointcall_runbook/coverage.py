@@ -6,10 +6,9 @@ a seed that is given: boundary values, the constants of the code, and small step
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 from pointcall_runbook.compiler import Compiled
 from pointcall_runbook.interpreter import Interpreter
@@ -18,6 +17,7 @@ from pointcall_runbook.sections import take_apart
 from pointcall_runbook.vocabulary import EVENTS, Kind, fields
 
 Branch: TypeAlias = tuple[int, bool]
+_Item = TypeVar("_Item")
 SEARCH_RUNS: Final = 4_000
 
 
@@ -70,9 +70,34 @@ class Found:
     args: tuple[int, ...]
 
 
+class _Chance:
+    """SplitMix64: the same numbers for the same seed, everywhere. Not for secrets."""
+
+    def __init__(self, seed: int) -> None:
+        self._state = seed
+
+    def bits(self) -> int:
+        """The next 64."""
+        self._state = (self._state + 0x9E3779B97F4A7C15) % 2**64
+        z = self._state
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+        return z ^ z >> 31
+
+    def between(self, lo: int, hi: int) -> int:
+        return lo + self.bits() % (hi - lo + 1)
+
+    def one_of(self, items: Sequence[_Item]) -> _Item:
+        return items[self.bits() % len(items)]
+
+    def mostly(self) -> bool:
+        """True in seven of ten."""
+        return self.bits() % 10 < 7
+
+
 def search(coverage: Coverage, *, seed: int = 0, runs: int = SEARCH_RUNS) -> list[Found]:
     """Inputs that reach branches missing in `coverage`, which is extended by them."""
-    interpreter, chance = Interpreter(coverage.compiled.wasm), random.Random(seed)  # noqa: S311  not for secrets
+    interpreter, chance = Interpreter(coverage.compiled.wasm), _Chance(seed)
     constants = _constants(coverage.compiled.wasm)
     out: list[Found] = []
     pools: dict[str, list[tuple[int, ...]]] = {event: [] for event in interpreter.info.handlers}
@@ -103,28 +128,27 @@ def _ranges(event: str, interpreter: Interpreter) -> list[tuple[int, int]]:
 
 
 def _drawn(
-    ranges: list[tuple[int, int]], constants: list[int], pool: list[tuple[int, ...]], chance: random.Random
+    ranges: list[tuple[int, int]], constants: list[int], pool: list[tuple[int, ...]], chance: _Chance
 ) -> tuple[int, ...]:
     """A new input, or one from the pool with a few numbers drawn again."""
-    old = chance.choice(pool) if pool and chance.random() < 0.7 else None
+    old = chance.one_of(pool) if pool and chance.mostly() else None
     out = []
     for i, (lo, hi) in enumerate(ranges):
-        keep = old is not None and chance.random() < 0.7
-        out.append(old[i] if keep and old is not None else _number(lo, hi, constants, chance))
+        out.append(old[i] if old is not None and chance.mostly() else _number(lo, hi, constants, chance))
     return tuple(out)
 
 
-def _number(lo: int, hi: int, constants: list[int], chance: random.Random) -> int:
+def _number(lo: int, hi: int, constants: list[int], chance: _Chance) -> int:
     fitting = [n for n in constants if lo <= n <= hi]
-    match chance.randrange(5):
+    match chance.between(0, 4):
         case 0:
-            return chance.choice((lo, hi))
+            return chance.one_of((lo, hi))
         case 1 | 2 if fitting:
-            return chance.choice(fitting)
+            return chance.one_of(fitting)
         case 3:
-            return chance.randint(lo, min(hi, lo + 20))
+            return chance.between(lo, min(hi, lo + 20))
         case _:
-            return chance.randint(lo, hi)
+            return chance.between(lo, hi)
 
 
 def summary(coverage: Coverage) -> Mapping[str, int]:

@@ -90,6 +90,9 @@ class Meta:
         return meta
 
 
+_KEYS: Final = frozenset(json.loads(Meta().encode()))
+
+
 def _row(value: Parameter | Slot, key: str, number: int) -> dict[str, str]:
     return {"name": value.name, "lo": str(value.lo), "hi": str(value.hi), key: str(number)}
 
@@ -99,7 +102,7 @@ def _bad(want: str, got: str) -> ModuleError:
 
 
 def _meta(body: Any) -> Meta:
-    if not isinstance(body, dict) or body.keys() != json.loads(Meta().encode()).keys():
+    if not isinstance(body, dict) or body.keys() != _KEYS:
         raise _bad("exactly the keys of docs/spec/rb1.md", "other keys")
     if body["abi"] != ABI or isinstance(body["abi"], bool):
         raise _bad(f"abi {ABI}", repr(body["abi"]))

@@ -651,6 +651,7 @@ def schema() -> dict[str, Any]:
     }
 
 
+@functools.cache
 def digest() -> str:
     """SHA-256 (hex) of the canonical JSON of `schema()`; the manifest names it."""
     return hashlib.sha256(json.dumps(schema(), sort_keys=True, separators=(",", ":")).encode()).hexdigest()

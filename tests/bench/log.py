@@ -104,7 +104,7 @@ def _mirror() -> None:
         return
     import psycopg
 
-    with tempfile.TemporaryDirectory(prefix="pointcall-bench-pg-") as name, postgres.server(Path(name) / "pg") as port:
+    with tempfile.TemporaryDirectory(prefix="pointcall-bench-pg-") as name, postgres.server() as port:
         node = world.Node.boot(Path(name) / "node")
         made = [world.receipt(world.run_id.run_id(n, bytes(10)), n, node, intent=None) for n in range(100)]
         leaves = [node.keys.sign(made[i % 100].payload()) for i in range(BURST)]

@@ -50,7 +50,7 @@ PR_SET_NAME = 15
 
 @pytest.fixture
 def breaker(make: Make) -> BreakerSensor:
-    sensor = make(cooldown_us=60_000_000)
+    sensor = make()
     sensor.arm(here(PORT))
     return sensor
 
@@ -87,7 +87,7 @@ def test_unspecified_from_a_socket_bound_to_v4_mapped(open_circuit: BreakerSenso
 
 def test_unspecified_from_a_socket_bound_elsewhere(make: Make) -> None:
     """0.0.0.0 reaches the address that the socket is bound to."""
-    breaker = make(cooldown_us=60_000_000)
+    breaker = make()
     breaker.arm(here(PORT, Address.parse("127.0.0.7")))
     for n in range(4):
         with socket.socket() as sock:
@@ -184,7 +184,7 @@ def test_another_cgroup_is_neither_refused_nor_counted(breaker: BreakerSensor, g
 
 def test_half_open_an_outsider_is_not_the_probe(make: Make, group: Cgroup) -> None:
     """A success of another cgroup must not close the circuit, nor a failure reopen it."""
-    breaker = make(probe_us=10_000_000)
+    breaker = make()
     breaker.arm(here(PORT))
     breaker.force(here(PORT), time.clock_gettime_ns(time.CLOCK_MONOTONIC) + 10**9)
     breaker.make_probe_ready(here(PORT))
@@ -244,7 +244,7 @@ def test_a_black_hole_opens_when_the_kernel_gives_up(make: Make) -> None:
 
 
 def test_connected_udp_errors_open_and_the_gate_refuses(make: Make) -> None:
-    breaker = make(cooldown_us=60_000_000)
+    breaker = make()
     udp = here(PORT, protocol=17)
     breaker.arm(udp)
     with socket.socket(V4, DGRAM) as sock:
@@ -327,7 +327,7 @@ def _with_checksum(data: bytes, at: int) -> bytes:
 
 def test_a_connect_to_itself_is_no_success(make: Make) -> None:
     """A closed port inside the ephemeral range: the probe must not close the circuit by meeting itself."""
-    breaker = make(probe_us=10_000_000)
+    breaker = make()
     Path("/proc/sys/net/ipv4/ip_local_port_range").write_text(f"{PORT} {PORT}")
     breaker.arm(here(PORT))
     breaker.force(here(PORT), time.clock_gettime_ns(time.CLOCK_MONOTONIC) + 10**9)

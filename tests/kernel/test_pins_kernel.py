@@ -80,7 +80,7 @@ def test_a_link_that_was_taken_off_is_noticed(make: Make) -> None:
 def test_protection_outlives_the_executor_and_is_taken_up_again(
     breaker_blob: Blob, group: Cgroup, make: Make, folder: Path
 ) -> None:
-    first = make(cooldown_us=60_000_000)
+    first = make()
     first.arm(here(PORT))
     first.allow(12345)
     pinned = first.pin(folder)
@@ -88,8 +88,7 @@ def test_protection_outlives_the_executor_and_is_taken_up_again(
     first.close()
     assert connects(3, PORT) == [REFUSED, BLOCKED, BLOCKED]  # nobody is there, and still it opens and refuses
 
-    constants = FAST | {"cooldown_us": 60_000_000}
-    second = BreakerSensor(breaker_blob, cgroup=group.path, constants=constants, pinned=pinned)
+    second = BreakerSensor(breaker_blob, cgroup=group.path, constants=FAST, pinned=pinned)
     assert kinds(second) == ["CIRCUIT_OPENED"]  # what happened meanwhile
     circuit = second.circuit(here(PORT))
     assert (circuit.state, circuit.refused, second.lost()) == (State.OPEN, 2, 0)

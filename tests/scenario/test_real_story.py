@@ -25,8 +25,9 @@ from pointcall_executor.cli.output import Exit
 from pointcall_executor.demo import story
 from pointcall_executor.journal import JournalReader
 from pointcall_executor.kernel.bpf import prog_exists
-from pointcall_executor.kernel.cgroup import find_root
+from pointcall_executor.kernel.cgroup import Cgroup, find_root
 from pointcall_executor.kernel.probe import BLOBS, Feature
+from pointcall_executor.node import Pins
 from pointcall_executor.services.groups import remove_empty
 from tests.lab import Lab
 from tests.scenario.test_loop_story import spec
@@ -113,8 +114,9 @@ def test_without_a_kernel_the_demo_runs_on_recorded_events_and_says_so(
 class Running:
     """A `pointcall run` and what it says. Nothing is waited for without an end."""
 
-    def __init__(self, lab: Lab, group: str) -> None:
-        config = {"node": "node-1", "tee": "emulated", "cgroup": f"{group}/services", "gate": f"{group}/clients"}
+    def __init__(self, lab: Lab, group: str, **settings: Any) -> None:
+        config: dict[str, Any] = {"node": "node-1", "tee": "emulated", "cgroup": f"{group}/services"}
+        config |= {"gate": f"{group}/clients"} | settings
         path = lab.state / "pointcall.toml"
         path.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in config.items()))
         words = ["run", "--config", str(path), "--state-dir", str(lab.state)]
@@ -140,9 +142,10 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(lab: Lab) -> Iterator[Running]:
+def running(lab: Lab, **settings: Any) -> Iterator[Running]:
     group = f"pointcall-run-{os.getpid()}"
-    started = Running(lab, group)
+    Cgroup.create(f"{group}/clients/keep")  # the gate must not go while something is attached to it
+    started = Running(lab, group, **settings)
     try:
         yield started
     finally:
@@ -151,7 +154,8 @@ def running(lab: Lab) -> Iterator[Running]:
         if started.process.stderr is not None:
             started.process.stderr.close()
         remove_empty(f"{group}/services")
-        remove_empty(f"{group}/clients")
+        if not settings.get("pin"):
+            remove_empty(f"{group}/clients/keep")
 
 
 def put(lab: Lab, sequence: int, **over: Any) -> None:
@@ -196,14 +200,53 @@ def test_a_refused_manifest_leaves_run_up_and_disarmed(real_kernel: None, lab: L
         assert run.process.wait(timeout=10) == Exit.OK
 
 
+def program_ids(lab: Lab) -> dict[str, int]:
+    """Kernel ids of the programs that were recorded at the last arming, by name."""
+    with contextlib.closing(JournalReader.open(lab.state / "journal.db")) as journal:
+        found = [e.body["detail"] for e in journal.entries(kind="config") if e.body["what"] == "kernel programs"]
+    return {name: int(str(detail).split()[0]) for name, detail in found[-1].items()}
+
+
+@pytest.fixture
+def bpffs() -> None:
+    if not os.path.ismount("/sys/fs/bpf"):
+        pytest.skip("no bpf file system is mounted on /sys/fs/bpf")
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_pinned_breaker_stays_and_is_taken_up_again(
+    real_kernel: None, bpffs: None, lab: Lab, how: signal.Signals
+) -> None:
+    put(lab, 1)
+    pins = Pins(lab.state)
+    try:
+        with running(lab, pin=True) as run:
+            run.until("armed")
+            first = program_ids(lab)
+            run.process.send_signal(how)
+            run.process.wait(timeout=10)
+            names = {p.name.removeprefix("prog_") for p in pins.folder.glob("prog_*")}
+            breaker = {name: number for name, number in first.items() if name in names}
+            assert breaker
+            assert all(map(prog_exists, breaker.values())), "the breaker left with its executor"
+        with running(lab, pin=True) as run:
+            run.until("armed")
+            assert breaker.items() <= program_ids(lab).items()
+            with Client(lab.state / "run" / f"{Role.OPERATOR.value}.sock") as client:
+                client.call("Control/Disarm", reason="enough")
+            assert not pins.folder.exists()
+    finally:
+        pins.drop()
+        remove_empty(f"pointcall-run-{os.getpid()}/clients/keep")
+
+
 @pytest.mark.kernel
 def test_programs_are_gone_when_the_executor_was_killed(real_kernel: None, lab: Lab) -> None:
     put(lab, 1)
     with running(lab) as run:
         run.until("armed")
-        with contextlib.closing(JournalReader.open(lab.state / "journal.db")) as journal:
-            loaded = [e.body["detail"] for e in journal.entries(kind="config") if e.body["what"] == "kernel programs"]
-        numbers = [int(str(v).split()[0]) for v in loaded[-1].values()]
+        numbers = list(program_ids(lab).values())
         assert numbers
         run.process.kill()
         run.process.wait()

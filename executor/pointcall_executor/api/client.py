@@ -13,6 +13,7 @@ from typing import Any, Final, Self
 import grpc
 from google.protobuf import message_factory
 
+from pointcall_executor.api.endpoint import endpoint
 from pointcall_executor.api.messages import pb
 from pointcall_runbook.errors import PointcallError
 
@@ -35,12 +36,12 @@ class UnreachableError(PointcallError):
 
 
 class Client:
-    """One connection. Use it in a `with` block."""
+    """One connection. Use it in a `with` block. SocketPathError where the socket's path is too long."""
 
     def __init__(self, socket: Path, timeout_s: float = TIMEOUT_S) -> None:
         self._socket, self._timeout_s = socket, timeout_s
         self._channel = grpc.insecure_channel(
-            f"unix:{socket.absolute()}",
+            endpoint(socket),
             options=[("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", MAX_RESPONSE_BYTES)],
         )
 

@@ -87,8 +87,10 @@ class Interceptor:
         caller = self._caller_of(context)
         if caller is None or not permitted(caller.role, method):
             self._accesses.add(caller.name if caller else "unknown", method, denied=True)
+            if caller is None or not self._may_spend(caller, 1):
+                time.sleep(PENALTY_S)
             raise _denied(caller, method)
-        if not self._bucket(caller).take(METHODS[method].cost, self._clock_ns()):
+        if not self._may_spend(caller, METHODS[method].cost):
             time.sleep(PENALTY_S)
             raise _too_fast(caller.role)
         self._accesses.add(caller.name, method, denied=False)
@@ -96,12 +98,13 @@ class Interceptor:
         if left is not None and left <= 0:
             raise LateError("the deadline has passed")
 
-    def _bucket(self, caller: Caller) -> Bucket:
+    def _may_spend(self, caller: Caller, cost: int) -> bool:
         with self._making:
             if caller.name not in self._buckets:
                 rate, burst = RATES[caller.role]
                 self._buckets[caller.name] = Bucket(burst, 1_000_000_000 // rate, self._clock_ns())
-            return self._buckets[caller.name]
+            bucket = self._buckets[caller.name]
+        return bucket.take(cost, self._clock_ns())
 
 
 class DeniedError(PointcallError):

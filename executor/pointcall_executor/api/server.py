@@ -26,6 +26,7 @@ from grpc_reflection.v1alpha import reflection
 from pointcall_executor.api.accesses import Accesses
 from pointcall_executor.api.backend import Backend
 from pointcall_executor.api.caller import REMOTE_ROLES, CallerOf, Mtls, of_socket
+from pointcall_executor.api.endpoint import endpoint
 from pointcall_executor.api.interceptor import Interceptor
 from pointcall_executor.api.messages import pb
 from pointcall_executor.api.roles import SOCKET_MODES, Role, max_message_bytes
@@ -37,7 +38,6 @@ MAX_CALLS: Final = 32  # at once and for each role; more are refused at once
 MAX_STREAMS: Final = 32  # of one connection
 MAX_METADATA_BYTES: Final = 8 * 1024
 MAX_RESPONSE_BYTES: Final = 8 * 1024 * 1024  # a page of 100 runs is below 1 MiB
-MAX_SOCKET_PATH_BYTES: Final = 107  # sun_path without its final zero: unix(7)
 
 
 class ServeError(PointcallError):
@@ -105,7 +105,7 @@ class Server:
 
     def _listen(self, role: Role, server: Any, staging: Path, group: int | None) -> None:
         staged = staging / self.socket(role).name
-        _bind(server, staged)
+        server.add_insecure_port(endpoint(staged))
         server.start()
         staged.chmod(SOCKET_MODES[role])
         if group is not None:
@@ -142,8 +142,8 @@ def serve(
     `groups` gives the group id that owns a role's socket (default: the process's own). With `mtls`, auditors and
     relying parties may also call over the network.
 
-    Raises ServeError `api.socket-in-use` when another executor listens there, `api.socket-path` when the path is too
-    long, `api.mtls` when the port or the certificate is not usable.
+    Raises ServeError `api.socket-in-use` when another executor listens there, `api.mtls` when the port or the
+    certificate is not usable; SocketPathError when a path is too long.
     """
     server = Server(backend, run_dir, clock_ns, mtls)
     server.start(groups or {})
@@ -177,18 +177,6 @@ def _options(max_request_bytes: int) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", 0),  # nobody else listens on our port
         ("grpc.http2.max_ping_strikes", 2),
     ]
-
-
-def _bind(server: Any, path: Path) -> None:
-    if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
-        raise ServeError(
-            "the path of the socket is too long",
-            id="api.socket-path",
-            want=f"at most {MAX_SOCKET_PATH_BYTES} bytes",
-            got=str(path),
-            hint="choose a shorter --state-dir",
-        )
-    server.add_insecure_port(f"unix:{path}")
 
 
 def _bind_mtls(server: Any, mtls: Mtls) -> int:

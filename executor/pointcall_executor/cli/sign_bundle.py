@@ -18,7 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", metavar="FILE", type=Path, required=True, help="where to write the bundle")
     parser.add_argument("--identity-token", metavar="TOKEN", help="OpenID Connect token (default: that of the CI job)")
     parser.add_argument("--in-toto", action="store_true", help="sign a statement about the file, in DSSE")
-    parser.add_argument("--staging", action="store_true", help="the public staging instance")
+    parser.add_argument("--staging", action="store_true", help="the public staging instance, unless files name one")
     parser.add_argument("--trusted-root", metavar="FILE", type=Path, help="with --signing-config: a private instance")
     parser.add_argument("--signing-config", metavar="FILE", type=Path, help="with --trusted-root: a private instance")
     parser.add_argument("--trust-config", metavar="FILE", type=Path, help="both in one file: a ClientTrustConfig")
@@ -48,7 +48,7 @@ def _trust_config(args: argparse.Namespace) -> TrustConfig:
     from pointcall_keys.signer import public_trust_config, trust_config
 
     apart = (args.trusted_root, args.signing_config)
-    if sum((args.staging, args.trust_config is not None, any(apart))) > 1 or (any(apart) and not all(apart)):
+    if (any(apart) and not all(apart)) or (args.trust_config is not None and (args.staging or any(apart))):
         raise UsageRefusal(
             "these name different instances", want="--staging, --trust-config, or --trusted-root with --signing-config"
         )

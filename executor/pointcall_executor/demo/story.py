@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import json
 import os
 import queue
@@ -215,8 +216,7 @@ class Story:
 
     def sign(self) -> Step:
         """Sign the manifest against the private Sigstore, and verify it with the unmodified library."""
-        import sigstore
-
+        library = importlib.metadata.version("sigstore")
         begin = time.perf_counter_ns()
         self.bundle = self._signed(self.assembled)
         signed = time.perf_counter_ns()
@@ -237,12 +237,12 @@ class Story:
             "identity": signer.identity,
             "issuer": signer.issuer,
             "log_size": int(entry["inclusionProof"]["treeSize"]),
-            "library": f"sigstore {sigstore.__version__}",
+            "library": f"sigstore {library}",
         }
         lines = (
             f"signed by: {signer.identity}",
             (
-                f"certificate, log entry and checkpoint verified by: sigstore {sigstore.__version__}, unmodified, "
+                f"certificate, log entry and checkpoint verified by: sigstore {library}, unmodified, "
                 f"in {figures['verify_ms']} ms"
             ),
         )

@@ -89,10 +89,10 @@ class Diagnostics:
         start, end = getattr(node, "col_offset", 0), getattr(node, "end_col_offset", None)
         text = self._lines[line - 1] if 0 < line <= len(self._lines) else ""
         if end is None or getattr(node, "end_lineno", line) != line:
-            end = len(text.encode())
+            end = len(text.encode(errors="replace"))
         return line, _characters(text, start) + 1, _characters(text, end) + 1
 
 
 def _characters(text: str, offset: int) -> int:
     """A UTF-8 offset, as `ast` gives it, in characters."""
-    return len(text.encode()[:offset].decode(errors="ignore"))
+    return len(text.encode(errors="replace")[:offset].decode(errors="ignore"))

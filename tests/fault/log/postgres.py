@@ -8,6 +8,7 @@ import random
 import shutil
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
 USER = "postgres"
+START_S = 60.0
 
 
 def missing() -> str | None:
@@ -35,34 +37,39 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def server(folder: Path) -> Iterator[int]:
-    """The port of a new, empty server with default durability; gone at the end."""
-    binary, data, port = BINARIES[-1], folder / "data", free_port()
+def server() -> Iterator[int]:
+    """The port of a new, empty server with default durability; gone at the end, with its data."""
+    binary, port = BINARIES[-1], free_port()
     as_user = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"] if os.geteuid() == 0 else []
-    folder.mkdir(parents=True, exist_ok=True)
-    if as_user:
-        shutil.chown(folder, USER, USER)
-        for parent in folder.parents:
-            if parent.stat().st_mode & 0o077 == 0 and parent.stat().st_uid == 0:
-                parent.chmod(parent.stat().st_mode | 0o011)
-    initdb = [*as_user, str(binary.with_name("initdb")), "-D", str(data), "-A", "trust", "-U", USER]
-    subprocess.run(initdb, check=True, stdout=subprocess.DEVNULL)
-    options = ["-D", str(data), "-p", str(port), "-k", str(folder), "-c", "listen_addresses=127.0.0.1"]
-    with (folder / "server.txt").open("wb") as log:
-        process = subprocess.Popen([*as_user, str(binary), *options], stderr=log, stdout=log)
-    try:
-        end = time.monotonic() + 20
-        while time.monotonic() < end and not _listens(port):
-            time.sleep(0.05)
-        yield port
-    finally:
-        process.terminate()
-        process.wait()
+    with tempfile.TemporaryDirectory(prefix="pointcall-test-pg-") as name:  # not below pytest's folder: that is private
+        folder = Path(name)
+        if as_user:
+            shutil.chown(folder, USER, USER)
+        data, log = folder / "data", folder / "server.txt"
+        initdb = [*as_user, str(binary.with_name("initdb")), "-D", str(data), "-A", "trust", "-U", USER]
+        subprocess.run(initdb, check=True, stdout=subprocess.DEVNULL)
+        options = ["-D", str(data), "-p", str(port), "-k", str(folder), "-c", "listen_addresses=127.0.0.1"]
+        with log.open("wb") as out:
+            process = subprocess.Popen([*as_user, str(binary), *options], stderr=out, stdout=out)
+        try:
+            _wait(process, port, log)
+            yield port
+        finally:
+            process.terminate()
+            process.wait()
 
 
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    end = time.monotonic() + START_S
+    while not _is_ready(port):
+        assert process.poll() is None and time.monotonic() < end, log.read_text()[-1000:]
+        time.sleep(0.05)
+
+
+def _is_ready(port: int) -> bool:
+    """It accepts connections and has finished its own recovery."""
+    command = [str(BINARIES[-1].with_name("pg_isready")), "-q", "-h", "127.0.0.1", "-p", str(port)]
+    return subprocess.run(command, check=False).returncode == 0
 
 
 class BadLink:

@@ -44,11 +44,11 @@ def test_another_form_of_a_frontier_is_refused(raw: bytes) -> None:
 
 
 @pytest.fixture(scope="module")
-def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+def port() -> Iterator[int]:
     lack = postgres.missing()
     if lack is not None:
         pytest.skip(f"{lack} is missing")
-    with postgres.server(tmp_path_factory.mktemp("pg")) as port:
+    with postgres.server() as port:
         yield port
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.fault.log import syscalls
 
-EVERY = 40
+EVERY = 80
 
 
 def test_a_log_survives_every_kind_of_failed_call(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Mutation testing of the code that verifies evidence: does a test fail when a line of it is wrong?
 
-`python -m tests.fuzz.attest.mutation [--module NAME ...] [--sample N]` runs cosmic-ray on a copy of the tree and prints one
-JSON object a module. Never in place: other people work in this tree. Annotations are not mutated: they change nothing.
+`python -m tests.fuzz.attest.mutation [--module NAME ...] [--sample N]` runs cosmic-ray on a copy of the tree and prints
+one JSON object a module. Never in place. Annotations are not mutated: they change nothing.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ ROOT: Final = Path(__file__).resolve().parents[3]
 COPIED: Final = ("attest", "runbooks", "executor", "keys", "tests", "docs", "pyproject.toml")
 TESTS: Final = {
     "snp": ("snp_report", "snp_appraisal"),
-    "snp_chain": ("snp_appraisal", "certificates"),
-    "snp_rules": ("snp_appraisal",),
+    "snp_chain": ("snp_appraisal", "words", "certificates"),
+    "snp_rules": ("snp_appraisal", "words"),
     "tdx": ("intel_forms", "tdx_appraisal"),
-    "tdx_chain": ("tdx_appraisal", "intel_forms"),
-    "tdx_rules": ("tdx_appraisal",),
+    "tdx_chain": ("tdx_appraisal", "words", "intel_forms"),
+    "tdx_rules": ("tdx_appraisal", "words"),
     "tdx_tcb": ("tdx_appraisal",),
-    "tee_rules": ("snp_appraisal", "tdx_appraisal"),
+    "tee_rules": ("snp_appraisal", "tdx_appraisal", "words"),
     "certs": ("certificates", "snp_appraisal"),
     "der": ("certificates",),
     "pck": ("intel_forms", "tdx_appraisal"),
@@ -90,10 +90,17 @@ def _run(copy: Path, module: str, sample: int | None) -> dict[str, int]:
     subprocess.run((tools / "cosmic-ray", "exec", config, session), cwd=copy, check=True, capture_output=True)
     with sqlite3.connect(session) as database:
         outcomes = [str(row[0]) for row in database.execute("SELECT test_outcome FROM work_results")]
+        survivors = [
+            f"{operator} at line {line}"
+            for operator, line in database.execute(
+                "SELECT operator_name, start_pos_row FROM mutation_specs JOIN work_results USING (job_id)"
+                " WHERE test_outcome LIKE '%SURVIVED%'"
+            )
+        ]
     killed = sum("KILLED" in outcome or "INCOMPETENT" in outcome for outcome in outcomes)
-    survived = sum("SURVIVED" in outcome for outcome in outcomes)
-    print(json.dumps({"module": module, "mutants": killed + survived, "killed": killed}), flush=True)
-    return {"mutants": killed + survived, "killed": killed}
+    total = killed + len(survivors)
+    print(json.dumps({"module": module, "mutants": total, "killed": killed, "survivors": survivors}), flush=True)
+    return {"mutants": total, "killed": killed}
 
 
 def _keep(session: Path, sample: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from pointcall_runbook import ModuleInfo
+from pointcall_runbook import ModuleInfo, Parameter, Slot
 from pointcall_runbook.vocabulary import EVENTS, Action, Event, Field, Kind, fields, from_slots
 
 
@@ -31,5 +31,6 @@ def typed(cls: type[Event] | type[Action]) -> st.SearchStrategy[Event | Action]:
 
 def arguments(info: ModuleInfo, event: str) -> st.SearchStrategy[tuple[int, ...]]:
     """Everything that a handler takes: event, parameters, remembered slots."""
-    settings = st.tuples(*[integers(row.lo, row.hi) for row in (*info.parameters, *info.slots)])
+    rows: tuple[Parameter | Slot, ...] = (*info.parameters, *info.slots)
+    settings = st.tuples(*[integers(row.lo, row.hi) for row in rows])
     return st.tuples(raws(EVENTS[event]), settings).map(lambda pair: (*pair[0], *pair[1]))

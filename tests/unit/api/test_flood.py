@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pointcall_attest.printable import hides
 from pointcall_executor.agent_api.errors import QuotaError
 from pointcall_executor.agent_api.examination import Examination
-from pointcall_executor.api import services
+from pointcall_executor.api import interceptor, services
 from pointcall_executor.api.client import ApiError, Client
 from pointcall_executor.api.messages import pb
 from pointcall_executor.api.quota import Bucket
@@ -68,7 +68,8 @@ def test_a_message_beyond_the_role_s_cap_never_reaches_a_handler(api: Api) -> No
     assert api.backend.proposals == []
 
 
-def test_a_flood_of_one_role_is_cut_and_leaves_the_others_alone(api: Api) -> None:
+def test_a_flood_of_one_role_is_cut_and_leaves_the_others_alone(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interceptor, "PENALTY_S", 0.001)
     seen: dict[str, int] = {}
     lock = threading.Lock()
 
@@ -157,7 +158,27 @@ REFUSED = (
 )
 
 
-def test_evidence_costs_more_than_reading(api: Api) -> None:
+def test_a_call_too_many_waits_before_it_is_refused(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(interceptor.time, "sleep", slept.append)
+    with api.client(Role.RELYING_PARTY) as client:
+        errors = [_refused(client) for _ in range(20)]
+    assert slept == [interceptor.PENALTY_S] * errors.count("api.rate")
+    assert slept
+
+
+def test_asking_for_what_is_denied_costs_as_well(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(interceptor.time, "sleep", slept.append)
+    _, burst = RATES[Role.AGENT]
+    with grpc.insecure_channel(f"unix:{api.server.socket(Role.AGENT)}") as channel:
+        seen = {status(channel, "/pointcall.v1.Control/Disarm", b"") for _ in range(2 * burst)}
+    assert seen == {"PERMISSION_DENIED"}
+    assert slept
+
+
+def test_evidence_costs_more_than_reading(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interceptor, "PENALTY_S", 0.001)
     _, burst = RATES[Role.RELYING_PARTY]
     with api.client(Role.RELYING_PARTY) as client:
         errors = [_refused(client) for _ in range(burst)]

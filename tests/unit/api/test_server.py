@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from pointcall_attest.log.proof import Proof
 from pointcall_executor.api.client import ApiError, Client, UnreachableError
+from pointcall_executor.api.endpoint import SocketPathError
 from pointcall_executor.api.roles import SOCKET_MODES, Role
 from pointcall_executor.api.server import ServeError, serve
 from tests.unit.api.conftest import Api
@@ -67,10 +68,22 @@ def test_a_socket_of_a_living_executor_is_not_taken(api: Api) -> None:
 
 def test_a_path_that_is_too_long_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     folder = tmp_path / ("d" * 100)
-    with pytest.raises(ServeError) as refusal:
-        serve(FakeBackend(tmp_path), folder)
-    assert refusal.value.id == "api.socket-path"
+    for make in (lambda: serve(FakeBackend(tmp_path), folder), lambda: Client(folder / "agent.sock")):
+        with pytest.raises(SocketPathError) as refusal:
+            make()
+        assert refusal.value.id == "api.socket-path"
     assert list(folder.iterdir()) == []
+
+
+def test_a_long_path_that_is_short_from_here_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / ("d" * 100)
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    server = serve(FakeBackend(folder), Path("run"))
+    with Client(folder / "run" / "agent.sock") as client:
+        assert client.call("Status/GetStatus").node == "node-7"
+    server.stop(0)
+    assert list((folder / "run").iterdir()) == []
 
 
 def test_nobody_listens(tmp_path: Path) -> None:

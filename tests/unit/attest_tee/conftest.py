@@ -15,7 +15,7 @@ from pointcall_attest.emulated_tdx import EmulatedTdx
 from pointcall_attest.emulated_tdx import Keys as TdxKeys
 from pointcall_attest.tee_policy import Line
 
-NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+NOW = datetime(2026, 11, 20, tzinfo=UTC)
 Machine = Callable[..., EmulatedSnp]
 TdxMachine = Callable[..., EmulatedTdx]
 

@@ -444,6 +444,8 @@ def test_crls_that_we_do_not_know(machine: Machine, td: TdxMachine, now: datetim
     assert not crl.signed_by_amd(crl.parse(good), ark.issuer + b"x", ark.spki)
     ecdsa = crl.parse(builder.sign(td().keys.ca, hashes.SHA256()).public_bytes(Encoding.DER))
     assert not crl.signed_by_amd(ecdsa, ecdsa.issuer, ark.spki)
+    head, algorithm, tail = ecdsa.raw.rpartition(bytes.fromhex("06082a8648ce3d040302"))
+    assert "do not match" in refused(lambda: crl.parse(head + algorithm[:-1] + b"\x03" + tail)).message.lower()
     intel = pck.parse(tdx.pck_certificates(td().chain_pem)[1])
     assert not crl.signed_by_intel(crl.parse(good), intel)
     assert not crl.signed_by_intel(ecdsa, intel)

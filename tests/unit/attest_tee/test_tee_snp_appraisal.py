@@ -222,5 +222,14 @@ def test_a_crl_of_another_root_is_no_crl(machine: Machine, now: datetime) -> Non
     assert failed(judged(machine(), now, ALLOW, (other,))) == ["snp.crl"]
 
 
+def test_the_claims_are_readable(machine: Machine, now: datetime) -> None:
+    claims = judged(machine(), now, policy=0x13_0000 | 1 << 8 | 55, platform_info=0xA5).claims
+    wanted = {"smt": True, "debug": False, "single_socket": True, "abi": "1.55"}
+    assert {key: claims["policy"][key] for key in wanted} == wanted
+    bits = ("smt_en", "tsme_en", "ecc_en", "rapl_dis", "ciphertext_hiding_dram", "alias_check_complete", "sev_tio")
+    assert [claims["platform_info"][bit] for bit in bits] == [True, False, True, False, False, True, True]
+    assert (claims["signing_key"], claims["line"], claims["reported_tcb"]["ucode"]) == ("VCEK", "Milan", 219)
+
+
 def test_tcb_names_read_well() -> None:
     assert str(Tcb(1, 2, 3, 4, 5)) == "fmc=1 bl=2 tee=3 snp=4 ucode=5"

@@ -16,9 +16,9 @@ RESERVED = [row.offset + i for row in snp.LAYOUT.rows if not row.name for i in r
 
 def test_layout_refuses_a_gap() -> None:
     with pytest.raises(AssertionError, match="gap or overlap"):
-        Layout("x", "x", 8, (Field(0, 4, "a"), Field(5, 3, "b")))
+        Layout("x", 8, (Field(0, 4, "a"), Field(5, 3, "b")), length_id="", reserved_id="")
     with pytest.raises(AssertionError, match="rows end"):
-        Layout("x", "x", 9, (Field(0, 4, "a"), Field(4, 4, "b")))
+        Layout("x", 9, (Field(0, 4, "a"), Field(4, 4, "b")), length_id="", reserved_id="")
 
 
 def test_reserved_rows_are_those_of_the_specification() -> None:

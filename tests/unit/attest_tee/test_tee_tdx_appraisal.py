@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -142,6 +143,9 @@ WITH_OLD = (PlatformRow("UpToDate"), PlatformRow("OutOfDate", tdx=OLD_LOADER[:1]
         ),
         # newer than every level is as good as the newest
         ({"qe_svn": 900, "sgx": 6, "pcesvn": 14, "svn": bytes((9, 1, 9)).ljust(16, b"\1")}, Tables(), "UpToDate"),
+        # components 0 and 1 belong to the module's own table
+        ({}, Tables((PlatformRow("UpToDate", tdx=bytes((9, 9, 5)).ljust(16, b"\0")),)), "UpToDate"),
+        ({}, Tables((PlatformRow("UpToDate", tdx=bytes((0, 0, 6)).ljust(16, b"\0")),)), "TCBNotSupported"),
         ({"sgx": 4}, Tables(), "TCBNotSupported"),
         ({"pcesvn": 12}, Tables(), "TCBNotSupported"),
         ({"svn": OLD_LOADER, "svn2": OLD_LOADER}, Tables(), "TCBNotSupported"),
@@ -313,6 +317,26 @@ def test_one_bit_of_every_byte_flipped_is_refused(td: TdxMachine, now: datetime)
         raw[at] ^= 1 << at % 8
         with pytest.raises((MalformedError, UnverifiedError)):
             tdx_chain.verify(tdx.parse(bytes(raw)), parts, roots=roots, at=now)
+
+
+@pytest.mark.parametrize(
+    ("fields", "outcome", "words"),
+    [
+        ({}, "pass", "0 events; all four agree"),
+        ({"rtmr1": b"\1" * 48, "rtmr3": b"\1" * 48}, "fail", "0 events; differs in RTMR [1, 3]"),
+    ],
+)
+def test_an_event_log_must_explain_the_registers(
+    td: TdxMachine, now: datetime, fields: dict[str, Any], outcome: str, words: str
+) -> None:
+    spec = struct.pack("<16sIBBBBIHH", b"Spec ID Event03\0", 0, 0, 2, 0, 2, 1, 0x0C, 48) + b"\0"
+    log = struct.pack("<II20sI", 1, 3, bytes(20), len(spec)) + spec
+    one = td()
+    bundle = replace(one.bundle(one.quote(DATA, MRTD, **fields)), event_log=log)
+    roots = Roots.of([one.root])
+    verdict = appraise_bundle(bundle, policy=policy(), roots=roots, at=now, report_data=None, measurements=None)
+    (check,) = (check for check in verdict.checks if check.id == "tdx.event_log")
+    assert (check.outcome, check.observed) == (outcome, words)
 
 
 def test_the_claims_are_json(td: TdxMachine, now: datetime) -> None:

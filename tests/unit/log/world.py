@@ -6,10 +6,12 @@ missing. Keys are made when the tests run.
 
 from __future__ import annotations
 
+import atexit
 import base64
 import functools
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,6 +92,7 @@ def signing_key() -> ec.EllipticCurvePrivateKey:
 def platform() -> EmulatedPlatform:
     """One emulated machine for the whole session: its RSA keys take half a second."""
     folder = Path(tempfile.mkdtemp(prefix="pointcall-test-tee-"))
+    atexit.register(shutil.rmtree, folder)
     return EmulatedPlatform.open(folder, clock=lambda: NOW)
 
 

@@ -48,7 +48,7 @@ def compare(plain: Plain, chance: Random, inputs: int) -> int:
     return most
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.integers(0, 2**32))
 def test_generated_programs_mean_the_same_everywhere(seed: int) -> None:
     chance = Random(seed)
@@ -59,7 +59,7 @@ def test_generated_programs_mean_the_same_everywhere(seed: int) -> None:
 
 def test_most_generated_programs_are_accepted() -> None:
     """Otherwise the test above proves little."""
-    assert sum(accepted(program(Random(seed))) is not None for seed in range(40)) >= 10
+    assert sum(accepted(program(Random(seed))) is not None for seed in range(24)) >= 5
 
 
 def test_the_bound_is_reached_where_no_condition_hides_a_path() -> None:

@@ -100,7 +100,7 @@ def test_the_good_one_is_good() -> None:
         ("return [Remember(slot=1, value=0)]", "language.range"),
         ("return [Remember(slot=TRIES.slot, value=11)]", "language.range"),
         ("return [" + "Recreate(service=e.service), " * 9 + "]", "language.decision"),
-        ("y = " + "(" * 40 + "x" + " + 1)" * 40 + " + " + "-" * 40 + "x", "language.size"),
+        ("y = " + "(" * 70 + "x" + " + 1)" * 70, "language.size"),
     ],
 )
 def test_one_wrong_statement_is_one_complaint(statement: str, id: str) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pointcall_runbook import vocabulary as v
 from tests.fuzz.runbook.values import typed
 
-EVERYTHING = (*v.EVENTS.values(), *v.ACTIONS.values())
+EVERYTHING: tuple[type[v.Event] | type[v.Action], ...] = (*v.EVENTS.values(), *v.ACTIONS.values())
 
 
 @given(st.sampled_from(EVERYTHING).flatmap(typed))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime as dt
 import json
 from collections.abc import Callable
 from typing import Any
@@ -279,6 +281,43 @@ def test_the_chain_to_the_manifest_before(world: World) -> None:
         bundle = world.sign(statement(previous=previous))
         candidate = world.check([bundle], highest_sequence=6, highest_digest="11" * 32)
         assert failed(candidate.verdict) == wrong
+
+
+def test_the_first_and_the_last_moment(world: World) -> None:
+    payload = statement(not_before=z(NOW), expires=z(NOW + DAY))
+    for at, wrong in (
+        (NOW, []),
+        (NOW - dt.timedelta(seconds=1), ["manifest.not_before"]),
+        (NOW + DAY - dt.timedelta(seconds=1), []),
+        (NOW + DAY, ["manifest.expires"]),
+    ):
+        assert failed(world.check([world.sign(payload)], at=at).verdict) == wrong
+
+
+def test_the_last_moment_of_a_signature(world: World) -> None:
+    bundle = world.sign(statement())
+    signed_at = world.check([bundle]).signed.signed_at
+    assert signed_at is not None
+    for later, wrong in ((30 * DAY, []), (30 * DAY + dt.timedelta(seconds=1), ["manifest.age"])):
+        candidate = world.check([bundle], policy=world.policy(max_age_days=30), at=signed_at + later)
+        assert failed(candidate.verdict) == wrong
+
+
+def test_the_digest_of_the_newest_may_be_unknown(world: World) -> None:
+    assert failed(world.check([world.sign(statement())], highest_sequence=7).verdict) == []
+    assert failed(world.check([world.sign(statement())], highest_sequence=6).verdict) == []
+
+
+def test_what_was_admitted_does_not_change(world: World) -> None:
+    candidate = world.check([world.sign(statement())])
+    admitted = admit(candidate, TEE)
+    for value in (candidate, admitted):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            value.files = {}  # type: ignore[misc]
+        with pytest.raises(TypeError):
+            value.files["modules/restart.wasm"] = b""  # type: ignore[index]
+    with pytest.raises(AssertionError, match="made by admit"):
+        dataclasses.replace(admitted, files={})
 
 
 def test_the_first_manifest_of_a_node(world: World) -> None:

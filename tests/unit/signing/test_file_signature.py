@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import copy
+import datetime as dt
 import hashlib
 import json
 import urllib.request
@@ -68,6 +70,15 @@ def test_sign_and_verify(folder: Path, world: World, in_toto: list[str], apart: 
     assert verify(folder, world, issuer="https://elsewhere.example") != 0
     (folder / "a.txt").write_bytes(ARTIFACT + b"x")
     assert verify(folder, world) != 0
+
+
+def test_files_win_over_staging(folder: Path, world: World) -> None:
+    """The conformance suite gives both: the flag for the suite as a whole, the files for one test."""
+    halves = ["--trusted-root", str(folder / "root.json"), "--signing-config", str(folder / "signing.json")]
+    assert sign(folder, world, "--staging", *halves) == 0
+    words = ["verify-bundle", "--staging", "--bundle", str(folder / "b.json"), "--certificate-identity", ALICE]
+    words += ["--certificate-oidc-issuer", world.sigstore.issuer, "--trusted-root", str(folder / "root.json")]
+    assert cli.main([*words, str(folder / "a.txt")]) == 0
 
 
 def test_a_file_that_is_called_like_a_digest(folder: Path, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,6 +357,12 @@ def test_a_promise_is_verified_where_there_is_one() -> None:
     stated = {"body": logged["canonicalizedBody"], "integratedTime": 1790000000, "logID": LOG_ID.hex(), "logIndex": 0}
     logged["inclusionPromise"] = {"signedEntryTimestamp": b64(LOG.sign(rfc8785.dumps(stated), SHA256))}
     by_key(good)
+    at = dt.datetime.fromtimestamp(1790000000, dt.UTC)
+    root = copy.deepcopy(ROOT)
+    for end, refused in ((at, False), (at - dt.timedelta(seconds=1), True)):
+        root["tlogs"][0]["publicKey"]["validFor"]["end"] = end.strftime("%Y-%m-%dT%H:%M:%SZ")
+        with pytest.raises(VerifyError) if refused else contextlib.nullcontext():
+            by_key(good, root=root)
     logged["integratedTime"] = "1790000001"
     with pytest.raises(VerifyError, match="promise"):
         by_key(good)

@@ -64,6 +64,13 @@ def test_a_pointer_to_something_else(world: World, over: dict[str, Any]) -> None
     assert failed(world, pointer=pointer(world, **over)) == ["manifest.newest"]
 
 
+def test_the_first_and_the_last_moment_of_a_pointer(world: World) -> None:
+    soon = pointer(world, issued=NOW + dt.timedelta(minutes=5), expires=NOW + HOUR)
+    assert failed(world, pointer=soon) == []  # clocks differ a little
+    assert failed(world, pointer=soon, at=NOW - dt.timedelta(seconds=1)) == ["manifest.newest"]
+    assert failed(world, pointer=soon, at=NOW + HOUR - dt.timedelta(seconds=1)) == []
+
+
 def test_a_pointer_of_another_ring(world: World) -> None:
     assert failed(world, policy=world.policy(ring="fleet"), pointer=pointer(world)) == ["manifest.newest"]
 

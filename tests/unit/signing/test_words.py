@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,21 @@ def test_every_field_is_in_the_spec_of_the_policy(model: type[BaseModel]) -> Non
 def test_every_check_is_in_the_specs() -> None:
     assert [i for i in CHECKS if f"`{i}`" not in (ROOT / "docs/spec/manifest.md").read_text()] == []
     assert [i for i in SIGNATURE_CHECKS if f"`{i}`" not in (ROOT / "docs/spec/trust-policy.md").read_text()] == []
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "pointcall_attest.admission",
+        "pointcall_attest.file_signature",
+        "pointcall_keys.signer",
+        "pointcall_keys.assemble",
+    ],
+)
+def test_the_library_is_imported_when_it_is_needed(module: str) -> None:
+    program = f"import sys; sys.path[:] = {sys.path!r}; import {module}; print('sigstore' in sys.modules)"
+    done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, check=True, timeout=60)
+    assert done.stdout == b"False\n"
 
 
 def test_the_verification_raises_no_other_id() -> None:

@@ -21,7 +21,8 @@ from tests.unit.signing.rb1 import module
 
 ALICE = "https://ci.example/acme/runbooks/sign.yml@refs/heads/main"
 BOB = "https://ci.example/acme/runbooks/approve.yml@refs/heads/main"
-NOW = dt.datetime.now(dt.UTC).replace(microsecond=0)
+# When verifiers in these tests look: after every signature that the run makes, however long it takes to get there.
+NOW = dt.datetime.now(dt.UTC).replace(microsecond=0) + dt.timedelta(hours=1)
 DAY = dt.timedelta(days=1)
 
 

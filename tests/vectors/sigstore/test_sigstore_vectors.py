@@ -15,8 +15,10 @@ from cryptography import x509
 
 from pointcall_attest.errors import AttestError, MalformedError, VerifyError
 from pointcall_attest.file_signature import verify_file, verify_file_with_key
+from pointcall_attest.log_entry import in_log
 from pointcall_attest.policy import Signer
 from pointcall_attest.signature import exactly, open_bundle, refused_by
+from pointcall_attest.trusted_root import Root
 from pointcall_keys.public_roots import public_root
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -203,3 +205,16 @@ def test_the_managed_key_bundle() -> None:
 def test_the_pinned_roots_are_those_of_the_vectors(staging: bool) -> None:
     name = "staging" if staging else "public-good"
     assert public_root(staging=staging) == (VECTORS / f"trust-roots/{name}.trusted_root.json").read_bytes()
+
+
+@pytest.mark.parametrize("case", [c for c in cases() if c.good], ids=lambda c: c.bundle.split("/")[-1])
+def test_our_own_reading_of_real_log_entries(case: Case) -> None:
+    """What `log_entry` checks for long-lived keys (tree, checkpoint, promise) holds for every real entry."""
+    entry = bundle_of(case.bundle)["verificationMaterial"]["tlogEntries"][0]
+    rows = Root.load((VECTORS / case.root).read_bytes()).rows
+    in_log(entry, rows)
+    with pytest.raises(VerifyError):
+        in_log(entry, {"tlogs": []})
+    other = public_root(staging="public-good" in case.root)
+    with pytest.raises(VerifyError):
+        in_log(entry, Root.load(other).rows)
