@@ -559,11 +559,19 @@ class Executor:
         if now_ns >= self._recheck_due_ns:
             self._recheck_due_ns = now_ns + RECHECK_NS
             self._recheck()
-        if now_ns >= self._epoch_due_ns and self._session is not None:
-            self._open_epoch(self._session.admitted, self._session_bundles(), reason="lifetime")
+        if now_ns >= self._epoch_due_ns:
+            self._roll()
         if now_ns >= self._checkpoint_due_ns:
             self._checkpoint_due_ns = now_ns + int(self.config.checkpoint_seconds * 1e9)
             self._pool.submit(self._checkpoint, self.keys)
+
+    def roll_epoch(self) -> None:
+        """A new key and fresh evidence now, for the same manifest; the old key vouches for it and is wiped."""
+        self._call(self._roll)
+
+    def _roll(self) -> None:
+        if self._session is not None:
+            self._open_epoch(self._session.admitted, self._session_bundles(), reason="lifetime")
 
     def _session_bundles(self) -> tuple[bytes, ...]:
         opened = self.journal.entries(kind="epoch-open")[-1].body

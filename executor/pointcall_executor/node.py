@@ -105,6 +105,7 @@ class KernelSensors:
         self._pins, self._kept = pins, False
         self._identities: dict[str, Identity] = {}
         self._destinations = destinations_of(admitted.manifest, netns_cookie())
+        self._places = {(d.address, d.port): d for d in self._destinations}
         self.breaker: BreakerSensor | None = None
         self.lifecycle: LifecycleSensor | None = None
         with contextlib.ExitStack() as undo:
@@ -162,10 +163,10 @@ class KernelSensors:
             self.lifecycle.unwatch(cgroup_id)
 
     def _armed(self, address: Address, port: int) -> tuple[BreakerSensor, Destination]:
-        for destination in self._destinations:
-            if self.breaker is not None and (destination.address, destination.port) == (address, port):
-                return self.breaker, destination
-        raise ServiceError("no circuit is armed there", id="circuit.unknown", got=f"{address}:{port}")
+        destination = self._places.get((address, port))
+        if self.breaker is None or destination is None:
+            raise ServiceError("no circuit is armed there", id="circuit.unknown", got=f"{address}:{port}")
+        return self.breaker, destination
 
     def force(self, address: Address, port: int, until_ns: int) -> None:
         breaker, destination = self._armed(address, port)

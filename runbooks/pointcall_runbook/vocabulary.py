@@ -156,13 +156,19 @@ class Network:
     @property
     def bits(self) -> tuple[Address, int]:
         """First address and prefix length over 128 bits."""
-        net = ipaddress.ip_network(self.text)
-        return Address.from_bytes(net.network_address.packed), net.prefixlen + (96 if net.version == 4 else 0)
+        return _network_bits(self.text)
 
     def __contains__(self, address: Address) -> bool:
         first, prefix = self.bits
         shift = 128 - prefix
         return ((address.hi << 64 | address.lo) >> shift) == ((first.hi << 64 | first.lo) >> shift)
+
+
+@functools.lru_cache(maxsize=4096)
+def _network_bits(text: str) -> tuple[Address, int]:
+    """Cached: the guard asks for the same few networks on every action."""
+    net = ipaddress.ip_network(text)
+    return Address.from_bytes(net.network_address.packed), net.prefixlen + (96 if net.version == 4 else 0)
 
 
 def _number(kind: str, name: str) -> int:

@@ -372,3 +372,14 @@ def test_a_failed_journal_stops_the_executor_and_detaches(watched: Watched, monk
     assert watched.node.current_services.starts == ["api"]
     with pytest.raises((StoppedError, AttestError)):
         watched.executor.pause("too late", 1)
+
+
+def test_a_key_lives_as_long_as_its_epoch_and_vouches_for_the_next(watched: Watched) -> None:
+    watched.arm()
+    first = watched.executor.keys
+    watched.executor.roll_epoch()
+    assert first.wiped
+    receipt = watched.happen(opened())
+    assert receipt.run.epoch == watched.executor.keys.id != first.id
+    proven, trust = proof(watched)
+    assert verify_pack(proven, trust=trust, in_process=True).failed == ()

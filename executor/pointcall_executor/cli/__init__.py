@@ -16,6 +16,9 @@ from pointcall_executor import VERSION
 
 VERBS: Final[Mapping[str, str]] = {
     "demo": "run the whole loop for real on this machine",
+    "new": "scaffold a runbook with its cases",
+    "test": "run a runbook's cases, with the coverage of its source",
+    "simulate": "show what a runbook would have done on recorded events",
     "build": "compile runbooks and assemble a manifest",
     "sign": "sign a manifest with Sigstore",
     "manifest": "compare manifests: what an update grants, revokes or changes",

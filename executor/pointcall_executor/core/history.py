@@ -38,8 +38,8 @@ class History:
         kept = self.times.get(key, ())
         if kept and at_ns < kept[-1]:
             at_ns = kept[-1]  # two CPUs' clock readings may arrive out of order; the order of the record is kept
-        if kept and (len(kept) >= KEEP_MAX or kept[0] <= at_ns - HOUR_NS):
-            kept = tuple(at for at in kept if at_ns - HOUR_NS < at)[-(KEEP_MAX - 1) :]
+        first = max(bisect_right(kept, at_ns - HOUR_NS), len(kept) - (KEEP_MAX - 1))
+        kept = kept[first:] if first > 0 else kept
         times = {**self.times, key: (*kept, at_ns)}
         if len(times) > KEYS_MAX:
             del times[min(times, key=lambda k: times[k][-1])]

@@ -41,6 +41,8 @@ def read(tree: ast.Module, context: Context) -> None:
         except Refusal as refusal:
             context.unit.diagnostics.add(refusal)
     _check_imported(tree, context.unit)
+    for function in (*context.unit.helpers.values(), *context.unit.handlers.values()):
+        _check_arguments(function, context.unit)
     if not context.unit.handlers and not context.unit.diagnostics.any():
         hint = "@runbook above def decide(e: CircuitOpened) -> Decision:"
         context.unit.diagnostics.add(Refusal(tree, "language.handler", "no function is a handler", hint=hint))
@@ -160,8 +162,6 @@ def _function(node: ast.FunctionDef, unit: Unit, context: Context) -> None:
     check_new(node, node.name, unit.names)
     _check_signature(node)
     names = [a.arg for a in node.args.args]
-    for argument in node.args.args:
-        check_new(argument, argument.arg, unit.names | {node.name}, local=True)
     if len(set(names)) != len(names):
         raise Refusal(node, "language.name", "two arguments have one name")
     if not node.decorator_list:
@@ -169,6 +169,15 @@ def _function(node: ast.FunctionDef, unit: Unit, context: Context) -> None:
         unit.helpers[node.name] = node
         return
     _handler(node, unit, context)
+
+
+def _check_arguments(node: ast.FunctionDef, unit: Unit) -> None:
+    """Arguments against all names of the file, also those that come later."""
+    for argument in node.args.args:
+        try:
+            check_new(argument, argument.arg, unit.names, local=True)
+        except Refusal as refusal:
+            unit.diagnostics.add(refusal)
 
 
 def _check_signature(node: ast.FunctionDef) -> None:

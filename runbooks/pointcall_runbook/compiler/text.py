@@ -80,14 +80,14 @@ def _tree(source: str, filename: str) -> ast.Module:
 
 def _check_tokens(source: str) -> None:
     """Letters outside ASCII may only stand in comments and strings: Python would fold look-alikes into one name."""
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+    try:
+        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+    except (tokenize.TokenError, SyntaxError):
+        raise Refusal(ast.Pass(), "language.syntax", "Python cannot split this text into tokens") from None
+    for token in tokens:
         if token.type not in _TEXT_TOKENS and not token.string.isascii():
-            raise Refusal(
-                _place(token.start[0], token.line, token.start[1]),
-                "language.text",
-                "names are plain ASCII",
-                got=token.string[:20],
-            )
+            place = _place(token.start[0], token.line, token.start[1])
+            raise Refusal(place, "language.text", "names are plain ASCII", got=token.string[:20])
 
 
 def _check_depth(tree: ast.Module) -> None:

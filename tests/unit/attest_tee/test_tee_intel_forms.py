@@ -284,6 +284,9 @@ def test_chains_with_other_roles_are_refused(td: TdxMachine) -> None:
     assert refused(lambda: tdx_chain.verify(wrong_quote, parts, **arguments)).id == "tdx.chain.malformed"
     wrong = replace(parts, qe_identity_chain=(root, root))
     assert refused(lambda: tdx_chain.verify(quote, wrong, **arguments)).id == "collateral.malformed"
+    signer = parts.tcb_info_chain[0]
+    twice = replace(parts, tcb_info_chain=(signer, signer))
+    assert refused(lambda: tdx_chain.verify(quote, twice, **arguments)).id == "collateral.malformed"
     short = replace(parts, tcb_info_chain=(root,))
     assert refused(lambda: tdx_chain.verify(quote, short, **arguments)).id == "collateral.malformed"
     fine = tdx_chain.verify(quote, parts, **arguments)

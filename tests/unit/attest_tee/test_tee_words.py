@@ -80,7 +80,7 @@ SOFT |= {"tdx": {"out_of_date_grace_days": 3, "allow_smt": True}}
 
 
 def bundles(one: EmulatedSnp, td: EmulatedTdx) -> dict[str, EvidenceBundle]:
-    bad = {"policy": 0xF_0000, "report_data": bytes(64), "measurement": bytes(48), "vmpl": 2, "current_tcb": bytes(8)}
+    bad = {"policy": 0xF_0136, "report_data": bytes(64), "measurement": bytes(48), "vmpl": 2, "current_tcb": bytes(8)}
     values = {"report_data": DATA, "measurement": MEASUREMENT, "report_id": bytes(32)}
     old = Tables((PlatformRow("OutOfDate", advisories=("INTEL-SA-00001",)),))
     debug = td.quote(bytes(64), bytes(48), td_attributes=1, mrservicetd=b"\1" * 48)

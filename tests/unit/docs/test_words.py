@@ -53,7 +53,7 @@ def test_every_id_in_the_code_is_explained() -> None:
 
 def test_every_explained_id_is_in_the_code() -> None:
     text = "\n".join(p.read_text() for p in SOURCES)
-    assert [name for name in sorted(headings()) if f'"{name}"' not in text] == []
+    assert [name for name in sorted(headings()) if name not in text] == []
 
 
 def test_every_rule_of_the_guard_is_in_its_table_in_the_spec() -> None:
@@ -72,7 +72,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 def test_every_verb_has_a_module_and_every_module_a_verb() -> None:
     folder = ROOT / "executor/pointcall_executor/cli"
-    modules = {p.stem.replace("_", "-") for p in folder.glob("*.py")} - {"--init--", "--main--", "output"}
+    modules = {p.stem.replace("_", "-") for p in folder.glob("*.py") if "\ndef configure(" in p.read_text()}
     assert modules == set(VERBS)
 
 

@@ -127,6 +127,7 @@ def test_one_wrong_statement_is_one_complaint(statement: str, id: str) -> None:
         ("def helper", "def Notify", "language.name"),
         ("def helper(n", "def helper(len", "language.name"),
         ("def helper(n", "def helper(MAX", "language.name"),
+        ("@runbook\n", "e = 5\n\n\n@runbook\n", "language.name"),
         ("lo=0, hi=10", "lo=5, hi=10", "language.range"),
         ("remembered(0,", "remembered(9,", "language.range"),
         ("return min(n, 5)", "return helper(n)", "language.recursion"),

@@ -1,0 +1,57 @@
+"""Settings: precedence, and errors that name the setting."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pointcall_executor.config import Config, ConfigError, load
+
+SPEC = Path(__file__).resolve().parents[3] / "docs/spec/config.md"
+
+
+def test_every_setting_has_a_default() -> None:
+    assert load(None, {}) == Config()
+
+
+def test_drop_ins_override_the_file_and_the_environment_overrides_both(tmp_path: Path) -> None:
+    path = tmp_path / "pointcall.toml"
+    path.write_text('node = "a"\nepoch_minutes = 5\ncgroup = "x"\n')
+    (tmp_path / "pointcall.toml.d").mkdir()
+    (tmp_path / "pointcall.toml.d/20.toml").write_text('node = "c"\n')
+    (tmp_path / "pointcall.toml.d/10.toml").write_text('node = "b"\nepoch_minutes = 6\n')
+    config = load(path, {"POINTCALL_CGROUP": "y", "POINTCALL_UNKNOWN": "z", "HOME": "/"})
+    assert (config.node, config.epoch_minutes, config.cgroup) == ("c", 6, "y")
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("speed = 1", "speed"),
+        ("epoch_minutes = 0", "epoch_minutes"),
+        ('node = "two words"', "node"),
+        ('cgroup = "../outside"', "cgroup"),
+        ('cgroup = "/absolute"', "cgroup"),
+        ('tee = "auto"', "tee"),
+        ('groups = { operator = "adm" }', "groups"),
+        ("node = ", "pointcall.toml"),
+    ],
+)
+def test_a_wrong_setting_is_named(tmp_path: Path, text: str, word: str) -> None:
+    path = tmp_path / "pointcall.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as refusal:
+        load(path, {})
+    assert word in str(refusal.value)
+    assert refusal.value.hint
+
+
+def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        load(tmp_path / "none.toml", {})
+
+
+def test_the_page_lists_every_setting() -> None:
+    assert set(re.findall(r"^\| `([a-z_]+)`", SPEC.read_text(), re.MULTILINE)) == set(Config.model_fields)
