@@ -40,6 +40,22 @@ test-power: setup-dev ## power cuts, kill -9 and failed system calls against the
 	$(BIN)/python -m tests.fault.log.power fuse shutdown --rounds 100
 	$(BIN)/python -m tests.fault.log.syscalls
 
+fuzz: setup-dev ## fuzz the parsers for long
+	$(BIN)/python -m tests.fuzz.attest.mutants --inputs 1000000
+	$(BIN)/python -m tests.fuzz.runbook.test_source_fuzz --sources 20000 --seed 7
+	$(BIN)/python -m tests.unit.runbook.test_differential --pairs 100000
+
+coverage: setup-dev ## branch coverage of the evidence verifier
+	$(BIN)/python -m pytest tests/unit/attest_tee tests/vectors/tee tests/fuzz/attest -q --cov=pointcall_attest --cov-branch --cov-report=term-missing:skip-covered
+
+mutation: setup-dev ## mutate the evidence verifier and see whether its tests notice (long)
+	$(BIN)/pip install -q 'cosmic-ray>=8.3'
+	$(BIN)/python -m tests.fuzz.attest.mutation
+
+# KERNELS: folders of unpacked linux-image packages (apt-get download, dpkg -x). Needs qemu-system-x86 busybox-static kmod cpio.
+test-kernels: setup-dev ## the kernel tests on other kernels under QEMU: make test-kernels KERNELS="build/k61 build/k612"
+	tests/kernel/vm/suite.sh $(CURDIR)/$(BIN)/python $(KERNELS)
+
 format: setup-dev ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -97,4 +113,4 @@ clean: ## remove everything made
 	rm -rf build dist $(BLOBS) executor/pointcall_executor/api/generated
 	$(MAKE) -s -C bpf clean
 
-.PHONY: help demo test test-power lint check bench format setup setup-dev apt apt-dev bpf bpf-dev js generated lock clean
+.PHONY: help demo test test-power fuzz coverage mutation test-kernels lint check bench format setup setup-dev apt apt-dev bpf bpf-dev js generated lock clean

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pointcall_executor.api.roles import Role
 from pointcall_executor.api.server import Server, serve
@@ -25,10 +25,12 @@ from pointcall_executor.daemon import Bundle, Executor
 from pointcall_executor.kernel.probe import probe
 from pointcall_executor.node import KernelNode
 from pointcall_executor.tee.emulated import EmulatedPlatform
-from pointcall_executor.tee.platform import Platform
+from pointcall_executor.tee.hardware import open_hardware
+from pointcall_executor.tee.platform import Platform, PlatformError
 from pointcall_runbook.errors import PointcallError
 
 FLUSH_SECONDS: Final = 1.0
+HARDWARE: Final[Mapping[str, Literal["snp", "tdx"]]] = {"sev-snp": "snp", "tdx": "tdx"}
 
 
 def say(text: str, **facts: object) -> None:
@@ -47,13 +49,16 @@ def platform_of(config: Config, state: Path) -> Platform:
         platform = EmulatedPlatform.open(state / "tee", clock=_clock)
         say("EMULATED TEE: no confidentiality or integrity claim")
         return platform
-    raise EnvironmentRefusal(
-        f"there is no {config.tee} here",
-        id="tee.absent",
-        want=config.tee,
-        got="no such platform",
-        hint='`pointcall attest probe` says what the machine offers; emulation must be asked for: tee = "emulated"',
-    )
+    try:
+        return open_hardware(HARDWARE[config.tee])
+    except PlatformError as error:
+        raise EnvironmentRefusal(
+            f"there is no {config.tee} here",
+            id="tee.absent",
+            want=config.tee,
+            got=f"{error.message}: {error.got}" if error.got else error.message,
+            hint='`pointcall attest probe` says what the machine offers; emulation must be asked for: tee = "emulated"',
+        ) from error
 
 
 def check_kernel() -> None:

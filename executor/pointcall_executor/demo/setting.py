@@ -21,6 +21,7 @@ from pointcall_keys.recovery_manifest import RecoveryManifest
 SERVICE: Final = "api"
 IDENTITY: Final = "https://git.example/acme/runbooks/.ci/sign.yml@refs/heads/main"
 RUNBOOKS: Final = ("refusing-dependency", "oom-recreate")
+SENSORS: Final = ("breaker", "lifecycle")
 PORTS: Final = range(18000, 28000)  # below the ephemeral range: a probe there could connect to itself
 MEMORY_BYTES: Final = 64 << 20
 THRESHOLD: Final = 5
@@ -120,6 +121,16 @@ class Sources:
             shutil.copytree(library() / name, folder / "library" / name, ignore=shutil.ignore_patterns("__pycache__"))
         (folder / f"{SERVICE}.json").write_text(json.dumps(declaration(port), indent=2))
         return cls(folder)
+
+
+def stand_ins(folder: Path, blobs: Path) -> Path:
+    """Where the demo takes its BPF blobs from when nothing is loaded: the built ones, or stand-ins that say so."""
+    if all((blobs / f"{name}.blob").exists() for name in SENSORS):
+        return blobs
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in SENSORS:
+        (folder / f"{name}.blob").write_bytes(f"no BPF object {name} was built on this machine\n".encode())
+    return folder
 
 
 def trust_policy(issuer: str, trusted_root: bytes) -> bytes:

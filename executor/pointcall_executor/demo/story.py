@@ -168,6 +168,7 @@ class Story:
         self.platform.register(trust)
         self.policy = TrustPolicy.parse((trust / "policy.json").read_bytes())
         self.sources = setting.Sources.write(self.state / "build", self.port)
+        self.blobs = BLOBS if self.real else setting.stand_ins(self.state / "blobs", BLOBS)
         self.sequence = self._next_sequence()
         begin = time.perf_counter_ns()
         self.assembled = self._assemble(self.sequence)
@@ -206,7 +207,7 @@ class Story:
         now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
         manifest = setting.recovery_manifest(self.port, self.platform.measurement, self.policy.sha256)
         return assemble(
-            manifest, self.sources.folder, BLOBS, sequence=sequence, not_before=now, expires=now + timedelta(days=1)
+            manifest, self.sources.folder, self.blobs, sequence=sequence, not_before=now, expires=now + timedelta(days=1)
         )
 
     def _signed(self, assembled: Assembled) -> Bundle:

@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-import argparse
 import base64
-import importlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pointcall_executor.cli import output
+from pointcall_executor import cli
 from pointcall_runbook import compile_source, sdk
 from pointcall_runbook.vocabulary import ACTIONS, EVENTS, fields
 from tests.unit.signing.world import statement
 
 LIBRARY = Path(__file__).resolve().parents[3] / "runbooks" / "library"
-BLOBS = Path(output.__file__).resolve().parents[1] / "blobs"
+BLOBS = Path(cli.__file__).resolve().parents[1] / "blobs"
 
 
 class Shell:
-    """Runs a verb; what it printed."""
+    """Runs a verb: exit code, output, errors."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self.capsys = capsys
 
     def __call__(self, verb: str, *words: str | Path) -> tuple[int, str, str]:
-        module = importlib.import_module(f"pointcall_executor.cli.{verb}")
-        parser = argparse.ArgumentParser(prog=verb)
-        parser.add_argument("--json", action="store_true")
-        parser.add_argument("--state-dir")
-        module.configure(parser)
-        args = parser.parse_args([str(w) for w in words])
-        try:
-            code = int(module.run(args))
-        except Exception as error:
-            code = output.failed(error, as_json=args.json)
+        code = cli.main([verb, *map(str, words)])
         said = self.capsys.readouterr()
         return code, said.out, said.err
 
