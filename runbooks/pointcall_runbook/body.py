@@ -20,10 +20,14 @@ _UNKNOWN: Final = 0  # the type of an operand that code behind a branch never ha
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """`bound`: worst-case fuel with all callees. `calls`: indices of every function named in the body."""
+    """`bound`: worst-case fuel with all callees. `calls`: indices of every function named in the body.
+
+    `slots`: values that can be alive at once, locals and operands. They may all lie on the machine's stack.
+    """
 
     bound: int
     calls: frozenset[int]
+    slots: int
 
 
 @dataclass(slots=True)
@@ -49,7 +53,7 @@ def measure(module: Sections, type_: FunctionType, body: Body, bound_of: Callabl
         checker.step(at)
     if checker.blocks:
         raise ModuleError("a function body does not end with its last instruction", id="module.nesting")
-    return Measured(checker.finished, frozenset(checker.calls))
+    return Measured(checker.finished, frozenset(checker.calls), len(checker.locals) + checker.highest)
 
 
 @dataclass(slots=True)
@@ -64,6 +68,7 @@ class _Checker:
     cost: int | None = o.FUEL_PER_ENTRY  # None where control cannot be
     calls: set[int] = field(default_factory=set)
     finished: int = 0
+    highest: int = 0  # the operand stack
 
     def __post_init__(self) -> None:
         self.locals = self.type_.params + self.body.locals
@@ -74,6 +79,7 @@ class _Checker:
             raise ModuleError("code behind the end of a function", id="module.nesting", got=f"offset {at.offset}")
         if self.cost is not None:
             self.cost += at.op.fuel
+        self.highest = max(self.highest, len(self.stack))
         special = _SPECIAL.get(at.op.code)
         if special is not None:
             special(self, at)

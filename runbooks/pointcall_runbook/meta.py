@@ -85,6 +85,9 @@ class Meta:
         except (ValueError, RecursionError):
             raise _bad("ASCII JSON", "something else") from None
         meta = _meta(body)
+        names = [p.name for p in meta.parameters] + [s.name for s in meta.slots]
+        if len(set(names)) != len(names):
+            raise _bad("each parameter and slot under its own name", repr(names))
         if meta.encode() != raw:
             raise _bad("canonical JSON: sorted keys, no blanks", "another spelling")
         return meta

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from pointcall_runbook.binary import ModuleError
@@ -20,6 +20,7 @@ from pointcall_runbook.sections import FunctionType, Sections, take_apart
 from pointcall_runbook.vocabulary import ACTIONS, EVENTS, arity, digest
 
 MAX_FUEL: Final = 20_000  # about 15 us of CPU
+MAX_STACK_SLOTS: Final = 1024  # 8 bytes each, twice where they are passed on: a quarter of the engine's 64 KiB
 NAMESPACE: Final = "rb1"
 EXPORT: Final = "decide_"
 
@@ -142,11 +143,12 @@ def _check_exports(module: Sections, meta: Meta) -> dict[str, int]:
 
 @dataclass(slots=True)
 class _Bounds:
-    """Bounds of functions, each measured once, callees first."""
+    """Bounds of functions, each measured once, callees first. `slots` are those of a function and what it calls."""
 
     module: Sections
-    done: dict[int, Measured]
-    active: set[int]
+    done: dict[int, Measured] = field(default_factory=dict)
+    slots: dict[int, int] = field(default_factory=dict)
+    active: set[int] = field(default_factory=set)
 
     def of(self, index: int) -> int:
         own = index - len(self.module.imports)
@@ -158,11 +160,26 @@ class _Bounds:
             self.active.add(index)
             self.done[index] = measure(self.module, self.module.functions[own], self.module.bodies[own], self.of)
             self.active.discard(index)
+            self._add_slots(index)
         return self.done[index].bound
+
+    def _add_slots(self, index: int) -> None:
+        """Wasmtime would trap in the middle of a decision where the interpreter does not."""
+        measured = self.done[index]
+        total = measured.slots + max((self.slots.get(callee, 0) for callee in measured.calls), default=0)
+        if total > MAX_STACK_SLOTS:
+            raise ModuleError(
+                "the functions that call each other hold too many values at once",
+                id="module.depth",
+                want=f"at most {MAX_STACK_SLOTS}",
+                got=f"{total} at function {index}",
+                hint="fewer locals or parameters, or one function instead of a chain",
+            )
+        self.slots[index] = total
 
 
 def _reachable(module: Sections, index: int) -> tuple[_Bounds, set[int]]:
-    bounds = _Bounds(module, {}, set())
+    bounds = _Bounds(module)
     bounds.of(index)
     return bounds, {callee for m in bounds.done.values() for callee in m.calls} | {index}
 

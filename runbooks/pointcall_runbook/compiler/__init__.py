@@ -30,7 +30,7 @@ from pointcall_runbook.vocabulary import EVENTS, digest, fields
 __all__ = ["COMPILER", "CompileError", "Compiled", "Diagnostic", "compile_source"]
 
 COMPILER: Final = "pointcall-0.1.0"
-_TOO_LARGE: Final = ("module.fuel", "module.size", "module.locals", "module.nesting", "module.meta")
+_TOO_LARGE: Final = ("module.fuel", "module.size", "module.locals", "module.nesting", "module.meta", "module.depth")
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,13 +188,22 @@ def address_value(address: Address) -> Value:
 def _in_tuple(left: ast.expr, right: ast.Tuple, environment: Environment, context: Context) -> Value:
     if not right.elts:
         raise Refusal(right, "language.form", "an empty tuple has no members")
-    value = context.evaluate(left, environment, context)
+    setup, value = _held(context.evaluate(left, environment, context), context)
     out: Value | None = None
     for item in right.elts:
         part = _compare_values(item, value, ast.Eq, context.evaluate(item, environment, context))
         out = part if out is None else _connect(out, part, is_and=False)
     assert out is not None
-    return out
+    return settled(replace(out, codes=(setup + out.code,)))
+
+
+def _held(value: Value, context: Context) -> tuple[Code, Value]:
+    """Code that keeps a value, and the kept one: repeated for each member, nested tuples would grow without limit."""
+    if all(len(code) == 1 for code in value.codes):
+        return (), value
+    places = context.locals_for(value.type)
+    puts = tuple(s for at in reversed(places) for s in c.put(at))
+    return value.code + puts, replace(value, codes=tuple(c.get(at) for at in places))
 
 
 def refined(node: ast.expr, known: Environment | None, truth: bool, context: Context) -> Environment | None:

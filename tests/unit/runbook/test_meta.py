@@ -66,6 +66,8 @@ def changed(change: Callable[[dict[str, Any]], object]) -> bytes:
         lambda m: m.update(parameters=m["parameters"] * (MAX_PARAMETERS + 1)),
         lambda m: m.update(slots=m["slots"] * (MAX_SLOTS + 1)),
         lambda m: m.update(slots=[[]]),
+        lambda m: m.update(parameters=m["parameters"] * 2),
+        lambda m: m["slots"][0].update(name="MAX"),
         lambda m: m["slots"][0].update(initial=str(-1)),
     ],
 )

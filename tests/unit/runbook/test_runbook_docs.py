@@ -107,6 +107,7 @@ def test_every_id_of_the_verifier_is_on_its_page() -> None:
         (ABI, f"at most {sections.MAX_LOCALS} in a function"),
         (ABI, f"at most {MAX_NESTING} blocks deep"),
         (ABI, f"at most {module.MAX_FUEL:,} fuel"),
+        (ABI, f"at most {module.MAX_STACK_SLOTS} values"),
         (LANGUAGE, f"at most {text.MAX_SOURCE_BYTES // 1024} KiB and {text.MAX_LINES:,} lines"),
         (LANGUAGE, f"at most {text.MAX_DEPTH} levels deep"),
         (LANGUAGE, f"at most {context.MAX_ITERATIONS} rounds"),
