@@ -24,9 +24,10 @@ from pointcall_executor.api.backend import (
     NodeStatus,
     ServiceState,
 )
-from pointcall_executor.daemon import Bundle, Executor
+from pointcall_executor.daemon import Executor
 from pointcall_executor.epoch import NOTHING
 from pointcall_executor.journal import Journal
+from pointcall_executor.session import Bundle
 from pointcall_runbook.vocabulary import Address, service
 
 
@@ -116,16 +117,16 @@ class ExecutorBackend:
 
     def evidence(self, nonce: bytes) -> Evidence:
         executor = self._executor
-        bundle, keys = executor.fresh_evidence(nonce)
-        manifest = executor.admitted.manifest if executor.admitted else None
+        bundle, attested, trust, admitted = executor.fresh_evidence(nonce)
+        manifest = admitted.manifest if admitted else None
         head = executor.journal.head()
         return Evidence(
             bundle=bundle.encode(),
             nonce=nonce,
-            epoch_spki=keys.spki,
+            epoch_spki=attested.keys.spki,
             manifest_sha256=bytes.fromhex(manifest.sha256 if manifest else NOTHING),
-            policy_sha256=bytes.fromhex(executor.trust.policy.sha256),
-            tier=executor.verdict.tier,
+            policy_sha256=bytes.fromhex(trust.policy.sha256),
+            tier=attested.verdict.tier,
             sequence=manifest.sequence if manifest else 0,
             checkpoint=head.text.decode() if head else "",
         )

@@ -4,13 +4,15 @@ One loop thread owns the core's state and every decision. Kernel leases are appl
 durable intent run on a small pool, one at a time for each target (the guard sees to that). Everything that happened
 goes into the journal; if the journal fails, the executor disarms and stops: what cannot be recorded must not be done.
 
+A run belongs to the session and the epoch in which it was decided; both change only while no run is in flight. Until
+then decisions wait in the ring, and the breaker in the kernel goes on by itself.
+
 Trust: who can write the state folder can stop the node, not forge a receipt; who can write the trust folder can arm.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import heapq
 import itertools
@@ -20,21 +22,22 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, assert_never
+from typing import Final, assert_never
 
 from pydantic import JsonValue
 
 from pointcall_attest import entry
-from pointcall_attest.admission import Admitted, admit, check_manifest
+from pointcall_attest.admission import Admitted, Candidate, admit, check_manifest
 from pointcall_attest.binding import report_data
 from pointcall_attest.errors import RefusedError
 from pointcall_attest.evidence import EvidenceBundle
 from pointcall_attest.log.checkpoint import Checkpoint
+from pointcall_attest.model import instant
 from pointcall_attest.policy import TrustPolicy
 from pointcall_attest.receipt import Engine, Signer
 from pointcall_attest.run_id import run_id
@@ -42,8 +45,8 @@ from pointcall_attest.trust import Roots
 from pointcall_attest.verdict import Verdict
 from pointcall_executor import VERSION, wasm
 from pointcall_executor.actions import KERNEL_LEASES, REGISTRY, WITHOUT_INTENT
-from pointcall_executor.actions.world import Channels, Done, World
-from pointcall_executor.arming import armed_of, names_of, topology_of
+from pointcall_executor.actions.world import Done, World
+from pointcall_executor.arming import ArmingError, armed_of, names_of, topology_of
 from pointcall_executor.config import Config, ConfigError
 from pointcall_executor.core import guard
 from pointcall_executor.core.event import decode
@@ -61,12 +64,14 @@ from pointcall_executor.core.step import (
     Withhold,
     step,
 )
-from pointcall_executor.core.trigger import Topology, notice
+from pointcall_executor.core.trigger import notice
 from pointcall_executor.epoch import NOTHING, Attested, Trust, attest, opening
 from pointcall_executor.journal import Journal
 from pointcall_executor.kernel.breaker import CircuitState
-from pointcall_executor.node import Node, RunningServices, Sensors
+from pointcall_executor.node import Node, Sensors
+from pointcall_executor.recorder import Recorder
 from pointcall_executor.run import Act, Epoch, Run, arguments, grant_of
+from pointcall_executor.session import Bundle, Session
 from pointcall_executor.tee.platform import Platform
 from pointcall_keys.node import EpochKeys
 from pointcall_runbook.decision import Trap
@@ -81,16 +86,20 @@ from pointcall_runbook.vocabulary import (
     CloseCircuit,
     OpenCircuit,
     Outcome,
+    Recreate,
     Remember,
     Service,
     Timer,
     capability,
 )
 
+__all__ = ["ARMED", "Bundle", "Executor", "StoppedError", "load_trust"]
+
 TICK_SECONDS: Final = 0.25
 SWITCH_SECONDS: Final = 0.0002  # how long a thread that signs or writes may keep the loop from deciding
 ACTION_THREADS: Final = 4  # actions on different targets at once; more would only hide a storm
 RECHECK_NS: Final = 10_000_000_000  # between two looks at whether the kernel still runs what was armed
+QUIET_SECONDS: Final = 120.0  # how long arming waits for the runs in flight
 TIMERS_MAX: Final = 1024  # pending `Again`s; a module that asks for more is refused
 ARMED: Final = "armed"  # the node has one sequence, whatever the manifest is called
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -110,72 +119,65 @@ def load_trust(folder: Path) -> Trust:
 
 
 @dataclass(frozen=True, slots=True)
-class Bundle:
-    """A manifest as it travels: its signature bundles and the files that it names."""
+class _Now:
+    """The running epoch: its keys with their evidence, under which trust, for which manifest. Replaced whole."""
 
-    signatures: tuple[bytes, ...]
-    files: Mapping[str, bytes]
-
-    @classmethod
-    def read(cls, folder: Path) -> Bundle:
-        """`*.sigstore.json` beside a folder `files` that mirrors the subjects' names."""
-        signatures = tuple(p.read_bytes() for p in sorted(folder.glob("*.sigstore.json")))
-        base = folder / "files"
-        files = {str(p.relative_to(base)): p.read_bytes() for p in sorted(base.rglob("*")) if p.is_file()}
-        return cls(signatures, files)
+    attested: Attested
+    trust: Trust
+    admitted: Admitted | None
+    epoch: Epoch | None
 
 
-@dataclass(slots=True)
-class _Session:
-    """What is armed now, as running things. Replaced whole when another manifest is armed."""
-
-    admitted: Admitted
-    sensors: Sensors
-    services: RunningServices
-    channels: Channels
-    runners: dict[str, wasm.Runner]
+@dataclass(frozen=True, slots=True, order=True)
+class _TimerDue:
+    due_ns: int
+    tag: int
+    runbook: str
+    subject: str
+    service: int
 
 
 class Executor:
-    """One executor on one node. Methods may be called from any thread; `close` ends it."""
+    """One executor on one node. Methods may be called from any thread but the loop's; `close` ends it."""
 
     def __init__(self, state_dir: Path, config: Config, platform: Platform, node: Node) -> None:
         self.state_dir, self.config, self._platform, self._node = state_dir, config, platform, node
         self.origin = f"pointcall.dev/log/{config.node}"
         self.trust = load_trust(state_dir / "trust")
-        self.journal = Journal.open(state_dir / "journal.db", origin=self.origin)
-        self.state = State()
-        self._topology = Topology()
-        self._session: _Session | None = None
-        self._attested: Attested | None = None
-        self._epoch: Epoch | None = None
+        self.boot_id = BOOT_ID.read_text().strip() if BOOT_ID.exists() else "unknown"
         self._engine = Engine(
             name="wasmtime", version=str(wasm.engine_settings()["wasmtime"]), config=wasm.engine_digest()
         )
-        self.boot_id = BOOT_ID.read_text().strip() if BOOT_ID.exists() else "unknown"
+        self.journal = Journal.open(state_dir / "journal.db", origin=self.origin)
+        self._recorder = Recorder(self.journal)
+        self.state = State()
+        self.failure: BaseException | None = None
+        self.on_receipt: Callable[[Run], None] = lambda _run: None
+        self._now: _Now
+        self._session: Session | None = None
+        self._stopped: Session | None = None  # disarmed, but its services run
+        self._runs: dict[str, Run] = {}
         self._numbers = itertools.count()
-        self._timers: list[tuple[int, int, str, str, int]] = []
+        self._timers: list[_TimerDue] = []
         self._lost: dict[str, int] = {}
-        self._unobserved: list[Future[int]] = []
+        self._random = b""
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._epoll = select.epoll()
-        self._epoll.register(self._wake, select.EPOLLIN)
+        self._epoll, self._woken = select.epoll(), select.epoll()
+        for waiting in (self._epoll, self._woken):
+            waiting.register(self._wake, select.EPOLLIN)
         self._pool = ThreadPoolExecutor(ACTION_THREADS, thread_name_prefix="action")
         self._arming = threading.Lock()
-        self._stopping = False
-        self._epoch_due_ns = 0
-        self.failure: BaseException | None = None
-        self._runs: dict[str, Run] = {}
-        self._preparing: _Session | None = None
-        self._stopped: _Session | None = None
-        self._moving = threading.Lock()
-        self._closed = False
-        self._random = b""
-        self._tick_due_ns = self._checkpoint_due_ns = self._paused_until_ns = self._recheck_due_ns = 0
-        self.on_receipt: Callable[[Run], None] = lambda _run: None
+        self._idle = threading.Condition()
+        self._flying = 0  # runs decided whose receipt is not yet durable
+        self._held = False  # decisions wait
+        self._generation = 0  # of disarming: what was decided before one is not done after it
+        self._stopping = self._closed = self._renewing = False
+        self._tick_due_ns = self._checkpoint_due_ns = self._recheck_due_ns = self._epoch_due_ns = 0
+        self._paused_until_ns = 0
         sys.setswitchinterval(SWITCH_SECONDS)
-        self._open_epoch(None, (), reason="boot")
+        self._open_epoch(self._attest(None, self.trust), self.trust, None, (), "boot")
+        self._recorder.reconcile()
         self._thread = threading.Thread(target=self._loop, name="core", daemon=True)
         self._thread.start()
 
@@ -184,55 +186,48 @@ class Executor:
     @property
     def keys(self) -> EpochKeys:
         """The keys of the running epoch."""
-        assert self._attested is not None
-        return self._attested.keys
+        return self._recorder.keys
+
+    @property
+    def attested(self) -> Attested:
+        """The evidence of the running epoch."""
+        return self._now.attested
 
     @property
     def verdict(self) -> Verdict:
         """What the node's own evidence is worth."""
-        assert self._attested is not None
-        return self._attested.verdict
-
-    @property
-    def attested(self) -> Attested:
-        assert self._attested is not None
-        return self._attested
+        return self._now.attested.verdict
 
     @property
     def admitted(self) -> Admitted | None:
-        return self._session.admitted if self._session else None
+        """What is armed, None if nothing is."""
+        session = self._session
+        return session.admitted if session else None
 
-    def _attest(self, manifest: Any) -> Attested:
-        return attest(self._platform, self.trust, manifest, nonce=os.urandom(32), at=datetime.now(UTC))
+    def _attest(self, admitted: Candidate | Admitted | None, trust: Trust) -> Attested:
+        manifest = admitted.manifest if admitted else None
+        return attest(self._platform, trust, manifest, nonce=os.urandom(32), at=datetime.now(UTC))
 
     def _open_epoch(
-        self, admitted: Admitted | None, bundles: Sequence[bytes], *, reason: str, attested: Attested | None = None
+        self, attested: Attested, trust: Trust, admitted: Admitted | None, signatures: tuple[bytes, ...], reason: str
     ) -> None:
-        """Close the running epoch, open the next: the old key names the new one and is wiped."""
+        """New keys from now on. Only while no run is in flight."""
         manifest = admitted.manifest if admitted else None
-        new = attested or self._attest(manifest)
-        old = self._attested
-        stored = tuple(self.journal.put_blob(b) for b in bundles)
-        self.journal.put_blob(new.evidence.encode())
-        self.journal.put_blob(self.trust.policy.raw)
-        self.journal.put_blob(self.trust.trusted_root)
-        if old is not None:
-            at = datetime.now(UTC)
-            self.journal.append(old.keys.certify_next(new.keys, reason=reason, at=at, ktime_ns=time.monotonic_ns()))
-            self.journal.checkpoint(old.keys.sign_checkpoint, time.monotonic(), force=True)
-        self.journal.append(
-            opening(
-                new, self.trust, manifest, stored,
+        stored = tuple(self.journal.put_blob(b) for b in signatures)
+        for content in (attested.evidence.encode(), trust.policy.raw, trust.trusted_root):
+            self.journal.put_blob(content)
+
+        def leaf(previous: str | None) -> bytes:
+            return opening(
+                attested, trust, manifest, stored,
                 node=self.config.node, origin=self.origin, engine=self._engine,
-                previous=old.keys.id if old else None, at=datetime.now(UTC), ktime_ns=time.monotonic_ns(),
-            )
-        )  # fmt: skip
-        self._attested = new
-        self._epoch = self._context(new, admitted)
+                previous=previous, at=datetime.now(UTC), ktime_ns=time.monotonic_ns(),
+            )  # fmt: skip
+
+        self._recorder.roll(attested.keys, leaf, reason)
+        self._now = _Now(attested, trust, admitted, self._context(attested, admitted))
         self._numbers = itertools.count()
         self._epoch_due_ns = time.monotonic_ns() + self.config.epoch_minutes * 60_000_000_000
-        if old is not None:
-            old.keys.wipe()
 
     def _context(self, attested: Attested, admitted: Admitted | None) -> Epoch | None:
         if admitted is None:
@@ -247,19 +242,59 @@ class Executor:
             platform=attested.evidence.platform,
             evidence=attested.evidence.sha256,
             engine=self._engine,
-            blobs={s.name: manifest.subjects[s.blob] for s in manifest.sensors}
-            | {"timer": "0" * 64, "action": "0" * 64},
+            blobs={s.name: manifest.subjects[s.blob] for s in manifest.sensors} | {"timer": NOTHING, "action": NOTHING},
             boot_id=self.boot_id,
             names=names_of(manifest),
         )
 
-    def _entry(self, body: entry.Body, run: str | None = None) -> bytes:
-        now = datetime.now(UTC)
-        return self.keys.sign(entry.payload(body, at=now, ktime_ns=time.monotonic_ns(), epoch=self.keys.id, run=run))
+    def roll_epoch(self) -> None:
+        """A new key and fresh evidence now; the armed manifest is judged again under the trust of now.
 
-    def _checkpoint(self, keys: EpochKeys) -> None:
-        if not keys.wiped:
-            self.journal.checkpoint(keys.sign_checkpoint, time.monotonic())
+        RefusedError where it would not be admitted any more: then it is disarmed.
+        """
+        with self._arming:
+            self._renew("asked for")
+
+    def _renew(self, reason: str) -> None:
+        session = self._session
+        if session is None:
+            attested, trust = self._attest(None, self.trust), self.trust
+            with self._quiet():
+                self._call(lambda: self._open_epoch(attested, trust, None, (), reason))
+            return
+        try:
+            admitted, attested = self._admit(session.bundle, self.trust)
+        except RefusedError as refusal:
+            self._record_refusal(refusal)
+            self.disarm("the armed manifest is not admitted any more")
+            raise
+        with self._quiet():
+            self._call(lambda: self._continue(session, admitted, attested, reason))
+
+    def _continue(self, session: Session, admitted: Admitted, attested: Attested, reason: str) -> None:
+        """On the loop thread: the same session under a new epoch."""
+        if self._session is not session:
+            return
+        self._open_epoch(attested, self.trust, admitted, session.bundle.signatures, reason)
+        session.admitted, session.trust = admitted, self.trust
+
+    def _renew_in_background(self) -> None:
+        """At the end of an epoch's life, from the loop: the pool does it, and the loop goes on."""
+        if self._renewing or self._closed:
+            return
+        self._renewing = True
+        self._epoch_due_ns = time.monotonic_ns() + self.config.epoch_minutes * 60_000_000_000
+
+        def renew() -> None:
+            try:
+                with self._arming, contextlib.suppress(RefusedError, ArmingError, StoppedError):
+                    self._renew("lifetime")
+            except BaseException as error:
+                self._post(lambda error=error: self._fail(error))  # type: ignore[misc]
+            finally:
+                self._renewing = False
+
+        threading.Thread(target=renew, name="renewal", daemon=True).start()
 
     # ---- arming ----------------------------------------------------------------------------------------------------
 
@@ -272,81 +307,100 @@ class Executor:
             try:
                 return self._arm(bundle)
             except RefusedError as refusal:
-                for check in refusal.verdict.failed:
-                    self.record(_refusal(check.id, "manifest", check.expected, check.observed, check.hint))
+                self._record_refusal(refusal)
                 raise
             except PointcallError as refusal:
-                self.record(_refusal(refusal.id, "manifest", refusal.want, refusal.got, refusal.hint))
+                if self.failure is None:
+                    self._recorder.record(_refusal(refusal.id, "manifest", refusal.want, refusal.got, refusal.hint))
                 raise
+            except OSError as error:
+                got = ArmingError("the node cannot do what the manifest needs", id="arm.environment", got=str(error))
+                self._recorder.record(_refusal(got.id, "manifest", "", got.got, ""))
+                raise got from error
 
-    def _refused(self, run: str, check: str, what: str, want: str, got: str, hint: str) -> None:
-        self._submit(self._entry(_refusal(check, what, want, got, hint), run))
+    def _record_refusal(self, refusal: RefusedError) -> None:
+        for check in refusal.verdict.failed:
+            self._recorder.record(_refusal(check.id, "manifest", check.expected, check.observed, check.hint))
 
-    def _arm(self, bundle: Bundle) -> Admitted:
+    def _admit(self, bundle: Bundle, trust: Trust) -> tuple[Admitted, Attested]:
         candidate = check_manifest(
             bundle.signatures,
             bundle.files,
-            policy=self.trust.policy,
-            trusted_root=self.trust.trusted_root,
+            policy=trust.policy,
+            trusted_root=trust.trusted_root,
             at=datetime.now(UTC),
             highest_sequence=self.journal.highest_sequence(ARMED),
             highest_digest=self.journal.sequence_digest(ARMED),
             executor_version=VERSION,
         )
-        attested = self._attest(candidate.manifest)
-        admitted = admit(candidate, attested.verdict)
-        armed = armed_of(admitted)
-        session = self._prepare(admitted, armed)
-        try:
-            for content in (*admitted.files.values(), admitted.manifest.payload):
-                self.journal.put_blob(content)
-            self.journal.raise_sequence(ARMED, admitted.manifest.sequence, admitted.manifest.sha256)
-            self._call(lambda: self._switch(session, armed, bundle, attested))
-        except BaseException:
-            session.sensors.detach()
-            raise
-        return admitted
+        attested = self._attest(candidate, trust)
+        return admit(candidate, attested.verdict), attested
 
-    def _prepare(self, admitted: Admitted, armed: Armed) -> _Session:
-        """Everything that can fail, before anything is replaced. Leaves nothing behind when it fails."""
-        old = self._session
+    def _arm(self, bundle: Bundle) -> Admitted:
+        generation, trust = self._generation, self.trust
+        admitted, attested = self._admit(bundle, trust)
+        armed = armed_of(admitted)
         runners = {
             b.name: wasm.Runner(admitted.module(b.name), admitted.modules[b.name]) for b in admitted.manifest.runbooks
         }
         for name, runner in runners.items():
             _warm(runner, admitted.modules[name])
-        with self._moving:
-            cgroups = self._topology.cgroups
-            self._topology = replace(topology_of(admitted.manifest), cgroups=cgroups)
-        sensors = self._node.sensors(admitted, armed.rules)
-        services = self._node.services(admitted, old.services if old else None, self._moved)
-        session = _Session(admitted, sensors, services, self._node.channels(admitted), runners)
-        self._preparing = session
-        try:
-            services.start_all()
-        except BaseException:
-            sensors.detach()
-            if old is None:
-                services.stop_all()
-            raise
-        finally:
-            self._preparing = None
-        return session
+        for content in (*admitted.files.values(), admitted.manifest.payload):
+            self.journal.put_blob(content)
+        with contextlib.ExitStack() as undo:
+            sensors = self._node.sensors(admitted, armed.rules)
+            undo.callback(sensors.detach)
+            channels = self._node.channels(admitted)
+            topology = topology_of(admitted.manifest)
+            session = Session(bundle, trust, admitted, armed, runners, sensors, channels, topology)
+            with self._quiet():
+                self._start_services(session, undo)
+                self._call(lambda: self._switch(session, attested, generation))
+            undo.pop_all()
+        session.services.commit()
+        return admitted
 
-    def _switch(self, session: _Session, armed: Armed, bundle: Bundle, attested: Attested) -> None:
-        """On the loop thread: the new session is whole before the old one ends."""
-        old = self._session
-        self._open_epoch(session.admitted, bundle.signatures, reason="another manifest is armed", attested=attested)
+    def _start_services(self, session: Session, undo: contextlib.ExitStack) -> None:
+        """Start what the manifest declares and what does not run yet, each start recorded like an action."""
+        before = self._session or self._stopped
+        session.services = self._node.services(session.admitted, before.services if before else None, session.moved)
+        undo.callback(session.services.undo)
+        for number in session.services.adopt():
+            action = Recreate(Service(number))
+            act = Act(0, Call.of(action), action, target=session.services.name(number))
+            self._recorder.record(_intent(act, names_of(session.admitted.manifest), grant="manifest"))
+            act.outcome = Outcome.FAILED
+            try:
+                act.detail = {"pid": session.services.start(number).pid}
+                act.outcome = Outcome.APPLIED
+            finally:
+                self._recorder.record(_outcome(act))
+
+    def _switch(self, session: Session, attested: Attested, generation: int) -> None:
+        """On the loop thread, with no run in flight: first what can fail, then the assignment."""
+        if self._generation != generation:
+            raise ArmingError("it was disarmed meanwhile", id="arm.interrupted", hint="arm again if that is meant")
+        manifest, old = session.admitted.manifest, self._session
+        session.sensors.keep()
+        detail: dict[str, JsonValue] = {name: f"{number} {tag}" for name, number, tag in session.sensors.programs()}
+        self.journal.raise_sequence(ARMED, manifest.sequence, manifest.sha256)
+        reason = "another manifest is armed" if old else "armed"
+        self._open_epoch(attested, session.trust, session.admitted, session.bundle.signatures, reason)
+        self._recorder.record(entry.Config(what="kernel programs", detail=detail))
         for fd in session.sensors.fds():
             self._epoll.register(fd, select.EPOLLIN)
-        self._session, self._lost = session, {}
-        self.state = replace(self.state, armed=armed)
-        detail: dict[str, JsonValue] = {name: f"{number} {tag}" for name, number, tag in session.sensors.programs()}
-        self.record(entry.Config(what="kernel programs", detail=detail))
-        session.sensors.keep()
+        same = {b.name for b in session.armed.runbooks} & self._unchanged(session.armed)
+        memory = {key: value for key, value in self.state.memory.items() if key[0] in same}
+        self._timers = sorted(t for t in self._timers if t.runbook in same)
+        self.state = replace(self.state, armed=session.armed, memory=memory)
+        self._session, self._stopped, self._lost = session, None, {}
         if old is not None:
             self._drop(old.sensors, leave=True)
-            old.services.stop_others(session.services)
+
+    def _unchanged(self, armed: Armed) -> set[str]:
+        """Names of runbooks whose module is the one that is armed now: only they keep what they remember."""
+        now = {b.name: b.module for b in self.state.armed.runbooks} if self.state.armed else {}
+        return {b.name for b in armed.runbooks if now.get(b.name) == b.module}
 
     def _drop(self, sensors: Sensors, *, leave: bool = False) -> None:
         """Out of the loop and out of the kernel; `leave` keeps what is pinned."""
@@ -357,42 +411,25 @@ class Executor:
         else:
             sensors.detach()
 
-    def _recheck(self) -> None:
-        """A program that was swapped or a link that was taken off: what is left cannot be trusted to protect."""
-        if self._session is None:
-            return
-        changed = self._session.sensors.changed()
-        if changed:
-            want, hint = "the programs that were armed", "find out who did it; arm again"
-            self._submit(self._entry(_refusal("kernel.changed", "kernel programs", want, changed[0], hint)))
-            self._disarm("kernel programs changed")
-
-    def _moved(self, number: int, cgroup_id: int) -> None:
-        """A service got a new cgroup, or lost its old one. Called before anything runs in it, from any thread."""
-        with self._moving:
-            for old, owner in self._topology.cgroups.items():
-                if owner == number:
-                    self._each_sensor(functools.partial(_unwatch, old))
-            self._topology = self._topology.moved(number, cgroup_id)
-            if cgroup_id:
-                self._each_sensor(functools.partial(_watch, cgroup_id))
-
-    def _each_sensor(self, do: Callable[[Sensors], None]) -> None:
-        for session in (self._session, self._preparing):
-            if session is not None:
-                do(session.sensors)
-
     def disarm(self, reason: str) -> None:
-        """Stop acting: everything out of the kernel, nothing armed. The services go on running."""
+        """Stop acting: everything out of the kernel, nothing armed, what waits is not done. Services go on running."""
+        self._generation += 1
         self._call(lambda: self._disarm(reason))
 
     def _disarm(self, reason: str, *, leave: bool = False) -> None:
         if self._session is None:
             return
-        self._drop(self._session.sensors, leave=leave)
         self.state = replace(self.state, armed=None)
-        self.record(entry.Config(what="disarmed", detail={"reason": reason}))
+        self._timers = []
+        self._drop(self._session.sensors, leave=leave)
         self._stopped, self._session = self._session, None
+        self._recorder.record(entry.Config(what="disarmed", detail={"reason": reason}))
+
+    def _disarm_by_itself(self, check: str, want: str, got: str, hint: str) -> None:
+        """On the loop thread: what is armed may not be any more."""
+        self._generation += 1
+        self._recorder.record(_refusal(check, "the armed manifest", want, got, hint))
+        self._disarm(check)
 
     def pause(self, reason: str, seconds: int) -> None:
         """Refuse every action for so long; the breaker in the kernel goes on."""
@@ -406,58 +443,65 @@ class Executor:
     def _set_paused(self, paused: str, until_ns: int, what: str, reason: str) -> None:
         self.state = replace(self.state, guard=replace(self.state.guard, paused=paused))
         self._paused_until_ns = until_ns
-        self.record(entry.Config(what=what, detail={"reason": reason}))
+        self._recorder.record(entry.Config(what=what, detail={"reason": reason}))
 
     def reload(self, config: Config) -> None:
         """Take over settings that can change while running, and read the trust folder again.
 
-        ConfigError `config.restart` where a setting needs a new process; MalformedError for a wrong trust policy.
+        Another trust policy means a new epoch, and judging the armed manifest again: RefusedError if it is disarmed
+        by that. ConfigError `config.restart` where a setting needs a new process; OSError or MalformedError for the
+        trust folder. Then everything stays as it was.
         """
-        fixed = ("node", "cgroup", "gate", "tee", "api", "pin")
+        fixed = ("node", "cgroup", "gate", "tee", "api", "pin", "groups")
         changed = [name for name in fixed if getattr(config, name) != getattr(self.config, name)]
         if changed:
             raise ConfigError("a setting needs a restart", id="config.restart", got=", ".join(changed))
         trust = load_trust(self.state_dir / "trust")
         with self._arming:
-            self.config, self.trust = config, trust
-            self.record(entry.Config(what="settings", detail={"policy": trust.policy.sha256}))
+            self.config, before, self.trust = config, self.trust, trust
+            self._recorder.record(entry.Config(what="settings", detail={"policy": trust.policy.sha256}))
+            if trust != before:
+                self._renew("the trust changed")
 
     # ---- what an operator does by hand, and what others may look at ------------------------------------------------
 
     def trip(self, address: Address, port: int, hold_ns: int, reason: str) -> None:
         """Force a circuit open for `hold_ns`. ServiceError `circuit.unknown` where none is armed."""
-        self._by_hand(OpenCircuit(address, port, hold_ns), reason)
+        self._call(lambda: self._by_hand(OpenCircuit(address, port, hold_ns), reason))
 
     def release(self, address: Address, port: int, reason: str) -> None:
         """Close a circuit now. ServiceError `circuit.unknown` where none is armed."""
-        self._by_hand(CloseCircuit(address, port), reason)
+        self._call(lambda: self._by_hand(CloseCircuit(address, port), reason))
 
     def _by_hand(self, action: OpenCircuit | CloseCircuit, reason: str) -> None:
-        if self._session is None:
+        session = self._session
+        if session is None:
             raise StoppedError("nothing is armed", id="executor.disarmed", hint="pointcall arm")
-        act = Act(0, Call.of(action), action, target=self._target(action))
-        self.journal.append(self._entry(_intent(act, self._names(), grant="operator")))
-        act.started_ns = time.monotonic_ns()
-        done = REGISTRY[act.call.action](action, self._world())
-        act.outcome, act.detail = done.outcome, {**done.detail, "reason": reason}
-        self.journal.append(self._entry(_outcome(act)))
+        act = Act(0, Call.of(action), action, target=self._target(session, action))
+        self._recorder.record(_intent(act, {}, grant="operator"))
+        act.outcome, act.detail = Outcome.FAILED, {"reason": reason}
+        try:
+            done = REGISTRY[act.call.action](action, self._world(session))
+            act.outcome, act.detail = done.outcome, {**done.detail, "reason": reason}
+        finally:
+            self._recorder.record(_outcome(act))
 
     def record(self, body: entry.Body) -> int:
         """Append an entry of the running epoch; its index, once it is durable."""
-        return self.journal.append(self._entry(body))
+        return self._recorder.record(body)
 
-    def fresh_evidence(self, nonce: bytes) -> tuple[EvidenceBundle, EpochKeys]:
-        """Evidence over the caller's nonce (32 bytes), and the keys of the running epoch that it binds."""
-        manifest, keys = self.admitted.manifest if self.admitted else None, self.keys
-        digest = bytes.fromhex(manifest.sha256 if manifest else NOTHING)
-        bound = report_data(digest, bytes.fromhex(self.trust.policy.sha256), keys.spki, nonce)
-        return self._platform.evidence(bound), keys
+    def fresh_evidence(self, nonce: bytes) -> tuple[EvidenceBundle, Attested, Trust, Admitted | None]:
+        """Evidence over the caller's nonce (32 bytes), and what it binds: the epoch, its trust, its manifest."""
+        now = self._now
+        digest = bytes.fromhex(now.admitted.manifest.sha256 if now.admitted else NOTHING)
+        bound = report_data(digest, bytes.fromhex(now.trust.policy.sha256), now.attested.keys.spki, nonce)
+        return self._platform.evidence(bound), now.attested, now.trust, now.admitted
 
     def checkpoint_now(self) -> Checkpoint:
         """A checkpoint that covers everything that is in the log now."""
-        note = self.journal.checkpoint(self.keys.sign_checkpoint, time.monotonic(), force=True)
-        assert note is not None, "the log has its first entry since the executor started"
-        return Checkpoint.parse(note)
+        found = self._recorder.checkpoint(force=True)
+        assert found is not None, "the log has its first entry since the executor started"
+        return found
 
     def programs(self) -> tuple[tuple[str, int, str], ...]:
         """(name, kernel id, tag) of every BPF program that is loaded for the armed manifest."""
@@ -476,6 +520,7 @@ class Executor:
 
     @property
     def lost_events(self) -> int:
+        """Events that the sensors of this session could not deliver."""
         return sum(self._lost.values())
 
     @staticmethod
@@ -490,28 +535,32 @@ class Executor:
             while not self._stopping:
                 self._turn()
         except BaseException as error:  # the one broad except: whatever it was, nothing may act any more
+            self._generation += 1
             self.failure = error
-            self._stopping = True
+            self.state = replace(self.state, armed=None)
             if self._session is not None:
                 with contextlib.suppress(Exception):
                     self._session.sensors.detach()
-            self._drain_commands()
+            with self._idle:
+                self._idle.notify_all()
+        self._drain_commands()
 
     def _turn(self) -> None:
-        ready = self._epoll.poll(self._pause())
+        waiting = self._woken if self._held else self._epoll
+        ready = waiting.poll(self._pause())
         received_ns = time.monotonic_ns()
         if any(fd == self._wake for fd, _ in ready):
             os.eventfd_read(self._wake)
-        if self._session is not None and len(ready) > 0:
+        if self._session is not None and ready and not self._held:
             for record in self._session.sensors.drain():
                 self._record(record, received_ns)
         self._drain_commands()
         self._tick(received_ns)
 
     def _pause(self) -> float:
-        if not self._timers:
+        if not self._timers or self._held:
             return TICK_SECONDS
-        return max(0.0, min(TICK_SECONDS, (self._timers[0][0] - time.monotonic_ns()) / 1e9))
+        return max(0.0, min(TICK_SECONDS, (self._timers[0].due_ns - time.monotonic_ns()) / 1e9))
 
     def _drain_commands(self) -> None:
         with contextlib.suppress(queue.Empty):
@@ -519,12 +568,13 @@ class Executor:
                 self._commands.get_nowait()()
 
     def _post(self, command: Callable[[], None]) -> None:
-        """Run this on the loop thread soon."""
-        self._commands.put(command)
+        """Run this on the loop thread soon, unless the executor failed meanwhile."""
+        self._commands.put(lambda: command() if self.failure is None else None)
         os.eventfd_write(self._wake, 1)
 
     def _call(self, command: Callable[[], None]) -> None:
-        """Run this on the loop thread and wait for it."""
+        """Run this on the loop thread and wait for it. StoppedError where the loop has ended."""
+        assert threading.current_thread() is not self._thread, "the loop would wait for itself"
         done: Future[None] = Future()
 
         def run() -> None:
@@ -538,44 +588,71 @@ class Executor:
             else:
                 done.set_result(None)
 
-        self._post(run)
-        while not done.done():
+        self._commands.put(run)
+        os.eventfd_write(self._wake, 1)
+        while True:
             with contextlib.suppress(TimeoutError):
-                done.exception(timeout=1)
+                done.result(timeout=1)
+                return
             if not self._thread.is_alive():
                 self._drain_commands()
-        done.result()
+
+    @contextlib.contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """No decision begins, and none is in flight. ArmingError `arm.busy` if the runs in flight do not end."""
+        self._call(lambda: self._hold(True))
+        try:
+            with self._idle:
+                ended = self._idle.wait_for(lambda: self._flying == 0 or self.failure is not None, QUIET_SECONDS)
+            if not ended:
+                raise ArmingError("runs in flight do not end", id="arm.busy", got=f"{self._flying} runs")
+            yield
+        finally:
+            with contextlib.suppress(StoppedError):
+                self._call(lambda: self._hold(False))
+
+    def _hold(self, held: bool) -> None:
+        self._held = held
 
     def _tick(self, now_ns: int) -> None:
-        while self._timers and self._timers[0][0] <= now_ns:
+        while self._timers and self._timers[0].due_ns <= now_ns and not self._held:
             self._fire(heapq.heappop(self._timers))
         if self._paused_until_ns and now_ns >= self._paused_until_ns:
             self._set_paused("", 0, "resumed", "the pause is over")
         if now_ns < self._tick_due_ns:
             return
         self._tick_due_ns = now_ns + int(TICK_SECONDS * 1e9)
+        self._recorder.watch()
         self._count_lost()
-        self._watch_journal()
-        if now_ns >= self._recheck_due_ns:
-            self._recheck_due_ns = now_ns + RECHECK_NS
-            self._recheck()
+        self._check_armed(now_ns)
         if now_ns >= self._epoch_due_ns:
-            self._roll()
-        if now_ns >= self._checkpoint_due_ns:
+            self._renew_in_background()
+        if now_ns >= self._checkpoint_due_ns and not self._closed:
             self._checkpoint_due_ns = now_ns + int(self.config.checkpoint_seconds * 1e9)
-            self._pool.submit(self._checkpoint, self.keys)
+            self._pool.submit(self._checkpoint)
 
-    def roll_epoch(self) -> None:
-        """A new key and fresh evidence now, for the same manifest; the old key vouches for it and is wiped."""
-        self._call(self._roll)
+    def _checkpoint(self) -> None:
+        try:
+            self._recorder.checkpoint()
+        except BaseException as error:
+            self._post(lambda error=error: self._fail(error))  # type: ignore[misc]
 
-    def _roll(self) -> None:
-        if self._session is not None:
-            self._open_epoch(self._session.admitted, self._session_bundles(), reason="lifetime")
-
-    def _session_bundles(self) -> tuple[bytes, ...]:
-        opened = self.journal.entries(kind="epoch-open")[-1].body
-        return tuple(self.journal.blob(digest) for digest in opened["bundles"])
+    def _check_armed(self, now_ns: int) -> None:
+        """Whether what is armed may still be: in time, and in the kernel as it was armed."""
+        session = self._session
+        if session is None:
+            return
+        expires = session.admitted.manifest.predicate.expires
+        if datetime.now(UTC) >= expires:
+            self._disarm_by_itself("manifest.expires", "still valid", instant(expires), "arm a newer manifest")
+            return
+        if now_ns < self._recheck_due_ns:
+            return
+        self._recheck_due_ns = now_ns + RECHECK_NS
+        changed = session.sensors.changed()
+        if changed:
+            hint = "find out who did it, then arm again"
+            self._disarm_by_itself("kernel.changed", "the programs that were armed", changed[0], hint)
 
     def _count_lost(self) -> None:
         if self._session is None:
@@ -584,23 +661,16 @@ class Executor:
             new = count - self._lost.get(sensor, 0)
             if new > 0:
                 self._lost[sensor] = count
-                self._submit(self._entry(entry.Lost(sensor=sensor, count=new)))
-
-    def _submit(self, leaf: bytes) -> None:
-        """Write without waiting; a failure is noticed at the next tick and stops the executor."""
-        self._unobserved.append(self.journal.submit(leaf))
-
-    def _watch_journal(self) -> None:
-        done = [f for f in self._unobserved if f.done()]
-        self._unobserved = [f for f in self._unobserved if not f.done()]
-        for future in done:
-            future.result()
+                self._recorder.submit(entry.Lost(sensor=sensor, count=new))
 
     # ---- one record through to its actions -------------------------------------------------------------------------
 
     def _record(self, raw: bytes, received_ns: int) -> None:
+        session = self._session
+        if session is None:  # a record before it disarmed the executor
+            return
         record = decode(raw)
-        history, noticed = notice(record, self._topology, self.state.guard.history)
+        history, noticed = notice(record, session.topology, self.state.guard.history)
         self.state = replace(self.state, guard=replace(self.state.guard, history=history))
         if noticed.event is not None:
             happening = Happened(noticed.event, noticed.subject, received_ns)
@@ -620,7 +690,8 @@ class Executor:
                 self._perform(run, run.acts[index], action)
             case Withhold(id, index, action):
                 run = self._runs[id]
-                self._withhold(run.acts[index], action)
+                act = run.acts[index]
+                act.action, act.target, act.outcome = action, self._target(run.session, action), Outcome.MONITORED
             case Refuse(id, index, action, refusal):
                 run = self._runs[id]
                 self._refuse(run, run.acts[index], action, refusal)
@@ -629,9 +700,10 @@ class Executor:
 
     def _decide(self, effect: Decide, sensor: str, received_ns: int) -> None:
         """Run the handler and let the core judge what it wants."""
-        assert self._session is not None
+        session, epoch = self._session, self._now.epoch
+        assert session is not None
+        assert epoch is not None
         book, name = effect.runbook, type(effect.event).__name__
-        runner = self._session.runners[book.name]
         run = Run(
             id=run_id(time.time_ns() // 1_000_000, self._chance()),
             number=next(self._numbers),
@@ -640,13 +712,17 @@ class Executor:
             subject=effect.subject,
             sensor=sensor,
             args=effect.args,
-            fuel_limit=self._session.admitted.modules[book.name].handlers[name].fuel_bound + 1,
+            fuel_limit=session.admitted.modules[book.name].handlers[name].fuel_bound + 1,
             started=datetime.now(UTC),
             event_ns=effect.event.at,  # type: ignore[attr-defined]
             received_ns=received_ns,
+            session=session,
+            epoch=epoch,
+            generation=self._generation,
         )
+        self._take_off(run)
         try:
-            decided = runner.decide(name, effect.args)
+            decided = session.runners[book.name].decide(name, effect.args)
         except Trap as trap:
             run.decided_ns = time.monotonic_ns()
             self._quarantine(run, trap.kind, str(trap))
@@ -657,10 +733,19 @@ class Executor:
             self._quarantine(run, "too many actions", f"{len(run.calls)} calls, at most {MAX_ACTIONS}")
             return
         run.acts = [Act(i, call) for i, call in enumerate(run.calls)]
-        self._runs[run.id] = run
         now_ns = time.monotonic_ns()
         self._advance(Decided(run.id, book, effect.subject, run.calls, now_ns), sensor, received_ns)
         self._maybe_finish(run)
+
+    def _take_off(self, run: Run) -> None:
+        self._runs[run.id] = run
+        with self._idle:
+            self._flying += 1
+
+    def _land(self) -> None:
+        with self._idle:
+            self._flying -= 1
+            self._idle.notify_all()
 
     def _chance(self) -> bytes:
         """10 random bytes, drawn in advance: a system call here would give up the interpreter lock at a bad time."""
@@ -678,29 +763,27 @@ class Executor:
             self.state = replace(self.state, armed=replace(armed, runbooks=kept))
         want = "a decision within its proven bound"
         hint = "arm a manifest with a fixed module"
-        self._refused(run.id, "runbook.quarantined", run.runbook.name, want, got, hint)
+        self._recorder.submit(_refusal("runbook.quarantined", run.runbook.name, want, got, hint), run.id)
         self._maybe_finish(run)
-
-    def _withhold(self, act: Act, action: Action) -> None:
-        act.action, act.target, act.outcome = action, self._target(action), Outcome.MONITORED
 
     def _refuse(self, run: Run, act: Act, action: Action | None, refusal: guard.Refusal) -> None:
         act.action, act.refusal, act.outcome = action, refusal, Outcome.REFUSED
-        act.target = self._target(action) if action else ""
+        act.target = self._target(run.session, action) if action else ""
         what = f"{act.call.action} {act.target}"
-        self._refused(run.id, refusal.rule, what, refusal.want, refusal.got, refusal.hint)
+        self._recorder.submit(_refusal(refusal.rule, what, refusal.want, refusal.got, refusal.hint), run.id)
 
-    def _target(self, action: Action) -> str:
+    @staticmethod
+    def _target(session: Session, action: Action) -> str:
         """What an action is about, in words."""
         target = guard.target_of(action)
         if target[0] == "service":
-            return self._topology.names.get(int(target[1]), str(target[1]))
+            return session.topology.names.get(int(target[1]), str(target[1]))
         return ":".join(str(part) for part in target[1:]) or str(target[0])
 
     # ---- actions ---------------------------------------------------------------------------------------------------
 
     def _perform(self, run: Run, act: Act, action: Action) -> None:
-        act.action, act.target = action, self._target(action)
+        act.action, act.target = action, self._target(run.session, action)
         name = capability(type(action))
         if isinstance(action, Remember | Again):
             self._built_in(run, act, action)
@@ -719,29 +802,24 @@ class Executor:
                 act.outcome, act.detail = Outcome.FAILED, {"error": f"more than {TIMERS_MAX} timers"}
                 return
             number = getattr(run.event, "service", Service(0)).number
-            due = act.started_ns + action.after
-            heapq.heappush(self._timers, (due, action.tag, run.runbook.name, run.subject, number))
+            due_ns = act.started_ns + action.after
+            heapq.heappush(self._timers, _TimerDue(due_ns, action.tag, run.runbook.name, run.subject, number))
 
-    def _fire(self, timer: tuple[int, int, str, str, int]) -> None:
-        due_ns, tag, book, subject, number = timer
-        restarts = self.state.guard.history.count(("restart", number), due_ns)
-        event = Timer(due_ns, tag, Service(number), restarts)
+    def _fire(self, timer: _TimerDue) -> None:
+        restarts = self.state.guard.history.count(("restart", timer.service), timer.due_ns)
+        event = Timer(timer.due_ns, timer.tag, Service(timer.service), restarts)
         now_ns = time.monotonic_ns()
-        self._advance(Happened(event, subject, now_ns, only=book), "timer", now_ns)
+        self._advance(Happened(event, timer.subject, now_ns, only=timer.runbook), "timer", now_ns)
 
-    def _names(self) -> Mapping[int, str]:
-        return self._epoch.names if self._epoch else {}
-
-    def _world(self) -> World:
-        session = self._session or self._stopped
-        assert session is not None
+    @staticmethod
+    def _world(session: Session) -> World:
         return World(session.services, session.sensors, session.channels, time.monotonic_ns())
 
     def _apply(self, run: Run, act: Act, action: Action) -> None:
         """Do it, and keep what became of it. What the system refuses is an outcome, not an exception."""
         act.started_ns = time.monotonic_ns()
         try:
-            done = REGISTRY[act.call.action](action, self._world())
+            done = REGISTRY[act.call.action](action, self._world(run.session))
         except (PointcallError, OSError) as error:
             detail = error.as_dict() if isinstance(error, PointcallError) else {"message": str(error)}
             done = Done(Outcome.FAILED, act.target, {"error": detail})
@@ -752,9 +830,13 @@ class Executor:
     def _durable(self, run: Run, act: Act, action: Action) -> None:
         """On the pool: the intent is on disk before anything is done."""
         try:
-            act.intent = self.journal.append(self._entry(_intent(act, self._names()), run.id))
-            act.intent_ns = time.monotonic_ns()
-            self._apply(run, act, action)
+            if run.generation != self._generation or self.failure is not None:
+                act.refusal = guard.Refusal("guard.disarmed", "armed", "disarmed before it began", "arm a manifest")
+                act.outcome = Outcome.REFUSED
+            else:
+                act.intent = self._recorder.record(_intent(act, run.epoch.names), run.id)
+                act.intent_ns = time.monotonic_ns()
+                self._apply(run, act, action)
         except BaseException as error:
             self._post(lambda error=error: self._fail(error))  # type: ignore[misc]
             return
@@ -775,22 +857,23 @@ class Executor:
         if run.finished and not run.closing:
             run.closing = True
             self._runs.pop(run.id, None)
-            self._pool.submit(self._finish, run, self._epoch, self.keys)
+            self._pool.submit(self._finish, run)
 
-    def _finish(self, run: Run, epoch: Epoch | None, keys: EpochKeys) -> None:
+    def _finish(self, run: Run) -> None:
         """On the pool: what is not yet recorded of the run, then its receipt."""
         try:
-            assert epoch is not None, "a run without an armed epoch"
             for act in run.acts:
                 if act.action is None or act.outcome in (Outcome.REFUSED, Outcome.MONITORED):
                     continue
                 if act.intent is None and act.call.action in KERNEL_LEASES:
-                    act.intent = self.journal.append(self._entry(_intent(act, self._names()), run.id))
-                self.journal.submit(self._entry(_outcome(act), run.id))
-            run.receipt_index = self.journal.append(keys.sign(run.receipt(epoch).payload()))
+                    act.intent = self._recorder.record(_intent(act, run.epoch.names), run.id)
+                self._recorder.submit(_outcome(act), run.id)
+            run.receipt_index = self._recorder.receipt(run.receipt().payload())
         except BaseException as error:
             self._post(lambda error=error: self._fail(error))  # type: ignore[misc]
             return
+        finally:
+            self._land()
         self.on_receipt(run)
 
     # ---- the end ---------------------------------------------------------------------------------------------------
@@ -800,9 +883,11 @@ class Executor:
         if self._closed:
             return
         self._closed = True
-        if self._thread.is_alive():
-            with contextlib.suppress(PointcallError):
-                self._call(lambda: self._disarm(reason, leave=self.config.pin))
+        self._generation += 1
+        with self._arming, contextlib.suppress(PointcallError):
+            self._call(lambda: self._disarm(reason, leave=self.config.pin))
+            with self._idle:
+                self._idle.wait_for(lambda: self._flying == 0 or self.failure is not None, QUIET_SECONDS)
         self._pool.shutdown(wait=True)
         self._stopping = True
         os.eventfd_write(self._wake, 1)
@@ -811,18 +896,12 @@ class Executor:
         if stop_services and session is not None:
             session.services.stop_all()
         self._node.shutdown()
-        self._close_epoch(reason)
+        if self.failure is None:
+            self._recorder.close(reason)
         self.journal.close()
-        self._epoll.close()
+        for waiting in (self._epoll, self._woken):
+            waiting.close()
         os.close(self._wake)
-
-    def _close_epoch(self, reason: str) -> None:
-        if self.failure is not None:
-            return
-        leaf = self.keys.certify_next(None, reason=reason, at=datetime.now(UTC), ktime_ns=time.monotonic_ns())
-        self.journal.append(leaf)
-        self.journal.checkpoint(self.keys.sign_checkpoint, time.monotonic(), force=True)
-        self.keys.wipe()
 
 
 def _warm(runner: wasm.Runner, info: ModuleInfo) -> None:
@@ -830,14 +909,6 @@ def _warm(runner: wasm.Runner, info: ModuleInfo) -> None:
     for handler in info.handlers.values():
         with contextlib.suppress(Trap):
             runner.decide(handler.event, (0,) * handler.arity)
-
-
-def _watch(cgroup_id: int, sensors: Sensors) -> None:
-    sensors.watch(cgroup_id)
-
-
-def _unwatch(cgroup_id: int, sensors: Sensors) -> None:
-    sensors.unwatch(cgroup_id)
 
 
 def _refusal(check: str, what: str, want: str, got: str, hint: str) -> entry.Refusal:

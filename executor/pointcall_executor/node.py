@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -21,14 +21,14 @@ from pointcall_executor.config import Config
 from pointcall_executor.core.event import Destination
 from pointcall_executor.core.guard import Rules
 from pointcall_executor.kernel.blob import Blob
-from pointcall_executor.kernel.breaker import BreakerSensor, CircuitState, netns_cookie
+from pointcall_executor.kernel.breaker import BreakerSensor, CircuitState, netns_cookie, normalised
 from pointcall_executor.kernel.cgroup import Cgroup, find_root
 from pointcall_executor.kernel.errors import KernelError
 from pointcall_executor.kernel.identity import Identity
 from pointcall_executor.kernel.lifecycle import LifecycleSensor
 from pointcall_executor.kernel.pins import Pinned, unpin
 from pointcall_executor.kernel.ring import Ring
-from pointcall_executor.services.groups import remove_empty
+from pointcall_executor.services.groups import destroy_leftovers, remove_empty
 from pointcall_executor.services.process import Process, ServiceError, Spawner, Started
 from pointcall_runbook.vocabulary import Address, Level, Network, channel, service
 
@@ -52,11 +52,16 @@ class Sensors(Circuits, Protocol):
 
 
 class RunningServices(Services, Protocol):
-    """Services that can be started and stopped together."""
+    """Services that take over from those of the session before.
 
-    def start_all(self) -> None: ...
+    `adopt` says which must be started, and takes over those that run already as they are declared now. `undo` puts
+    back what was there before; `commit` makes it final: what was not taken over is destroyed.
+    """
+
+    def adopt(self) -> Iterable[int]: ...
+    def undo(self) -> None: ...
+    def commit(self) -> None: ...
     def stop_all(self) -> None: ...
-    def stop_others(self, kept: RunningServices) -> None: ...
     def pids(self) -> Mapping[str, int]: ...
 
 
@@ -77,14 +82,13 @@ class Pins:
         self.folder = bpffs / f"pointcall_{hashlib.sha256(str(state_dir).encode()).hexdigest()[:12]}"
 
     def adopt(self, make: Callable[[Pinned | None], BreakerSensor]) -> BreakerSensor:
-        """The pinned breaker if it is exactly what was recorded and wanted, else a new one; the pins are gone then."""
+        """The pinned breaker if it is exactly what was recorded and wanted, else a new one. The pins stay as they are:
+        what they hold protects until something else is kept, or until it is detached."""
         try:
             identity = Identity.from_dict(json.loads(self._record.read_bytes()))
-            found = make(Pinned(self.folder, identity))
+            return make(Pinned(self.folder, identity))
         except (OSError, ValueError, KeyError, TypeError, KernelError):
-            found = make(None)
-        self.drop()
-        return found
+            return make(None)
 
     def keep(self, breaker: BreakerSensor) -> None:
         """Let the breaker outlive this process. KernelError where bpffs is not mounted."""
@@ -104,7 +108,8 @@ class KernelSensors:
     def __init__(self, admitted: Admitted, rules: Rules, gate: Path, pins: Pins | None = None) -> None:
         self._pins, self._kept = pins, False
         self._identities: dict[str, Identity] = {}
-        self._destinations = destinations_of(admitted.manifest, netns_cookie())
+        declared = destinations_of(admitted.manifest, netns_cookie())
+        self._destinations = {d: n for d, n in declared.items() if not _never(d, n, rules)}
         self._places = {(d.address, d.port): d for d in self._destinations}
         self.breaker: BreakerSensor | None = None
         self.lifecycle: LifecycleSensor | None = None
@@ -188,8 +193,16 @@ class KernelSensors:
     def keep(self) -> None:
         """Pin the breaker if the settings say so: it protects also when this process is gone."""
         if self._pins is not None and self.breaker is not None:
+            self._disarm_undeclared(self.breaker)
             self._pins.keep(self.breaker)
             self._kept = True
+
+    def _disarm_undeclared(self, breaker: BreakerSensor) -> None:
+        """A breaker that was taken up again may still watch what an older manifest declared."""
+        armed = {normalised(d) for d in self._destinations}
+        for circuit in list(breaker.circuits()):
+            if circuit.destination not in armed:
+                breaker.disarm(circuit.destination)
 
     def leave(self) -> None:
         """This process lets go: what is pinned stays in the kernel, everything else is gone."""
@@ -203,6 +216,15 @@ class KernelSensors:
             self._pins.drop()
             self._kept = False
         self.leave()
+
+
+def _never(destination: Destination, number: int, rules: Rules) -> bool:
+    """Whether the never-touch list forbids a circuit there, by any of its three kinds."""
+    return (
+        number in rules.never_touch_services
+        or (str(destination.address), destination.port) in rules.never_touch_destinations
+        or any(destination.address in network for network in rules.never_touch_networks)
+    )
 
 
 def _breaker(
@@ -220,15 +242,17 @@ class ProcessServices:
         parent: str,
         folder: Path,
         spawner: Spawner,
-        before: RunningServices | None,
+        before: ProcessServices | None,
         on_moved: OnMoved,
     ) -> None:
-        self._on_moved = on_moved
-        running = before.processes() if isinstance(before, ProcessServices) else {}
+        self._on_moved, self._parent, self._before = on_moved, parent, before
         self._by_number: dict[int, Process] = {}
+        self._final = False
+        self._stopped: list[int] = []  # of those before: what had to make room
+        self._started: list[int] = []
         for name, declaration in admitted.declarations.items():
             number = service(name).number
-            old = running.get(number)
+            old = before.processes().get(number) if before else None
             same = old is not None and old.declaration.sha256 == declaration.sha256
             self._by_number[number] = old if old and same else Process(declaration, parent, folder, spawner)
 
@@ -253,25 +277,60 @@ class ProcessServices:
 
     def start(self, number: int) -> Started:
         process = self._process(number)
+        if not self._final:
+            self._make_room(number)
+            self._started.append(number)
         return process.start(on_cgroup=lambda cgroup_id: self._on_moved(number, cgroup_id))
 
-    def start_all(self) -> None:
+    def _make_room(self, number: int) -> None:
+        """Two of one name would want the same address."""
+        old = self._before.processes().get(number) if self._before else None
+        if self._before is not None and old is not None and old is not self._by_number[number] and old.running:
+            self._stopped.append(number)
+            self._before.destroy(number, _grace_ns(old))
+
+    def adopt(self) -> list[int]:
+        """Take over what runs as declared; the numbers of the others. Leftovers of an earlier executor end here."""
+        missing = []
         for number, process in self._by_number.items():
             if process.running:
                 self._on_moved(number, process.cgroup_id)
             else:
-                self.start(number)
+                missing.append(number)
+            if self._before is None:
+                destroy_leftovers(self._parent, process.name)
+        return missing
+
+    def _end(self) -> tuple[ProcessServices | None, list[int], list[int]]:
+        """The takeover is over: what it took over from, what it started and what it stopped."""
+        found = self._before, self._started, self._stopped
+        self._before, self._started, self._stopped, self._final = None, [], [], True
+        return found
+
+    def undo(self) -> None:
+        """Destroy what this one started, start again what it stopped. ServiceError where that fails."""
+        before, started, stopped = self._end()
+        for number in started:
+            self._by_number[number].destroy(0)
+        if before is not None:
+            for number in stopped:
+                before.start(number)
+
+    def commit(self) -> None:
+        """Destroy the processes of before that were not taken over."""
+        before, _, _ = self._end()
+        staying = self._by_number.values()
+        for process in before.processes().values() if before else ():
+            if process not in staying:
+                process.destroy(_grace_ns(process))
 
     def stop_all(self) -> None:
         for number, process in self._by_number.items():
-            self.destroy(number, process.declaration.process.stop.grace_ms * 1_000_000)
+            self.destroy(number, _grace_ns(process))
 
-    def stop_others(self, kept: RunningServices) -> None:
-        """Destroy the processes that `kept` did not take over."""
-        staying = kept.processes().values() if isinstance(kept, ProcessServices) else ()
-        for process in self._by_number.values():
-            if process not in staying:
-                process.destroy(process.declaration.process.stop.grace_ms * 1_000_000)
+
+def _grace_ns(process: Process) -> int:
+    return process.declaration.process.stop.grace_ms * 1_000_000
 
 
 def _to_stderr(line: str) -> None:
@@ -312,7 +371,8 @@ class KernelNode:
     def services(self, admitted: Admitted, before: RunningServices | None, on_moved: OnMoved) -> ProcessServices:
         if self._spawner is None:
             self._spawner = Spawner()
-        return ProcessServices(admitted, self._config.cgroup, self._folder, self._spawner, before, on_moved)
+        taken = before if isinstance(before, ProcessServices) else None
+        return ProcessServices(admitted, self._config.cgroup, self._folder, self._spawner, taken, on_moved)
 
     def channels(self, admitted: Admitted) -> Channels:
         return LogChannels(admitted, self._say)

@@ -11,6 +11,7 @@ import itertools
 import os
 import time
 from collections.abc import Mapping
+from typing import Final
 
 from pointcall_attest.admission import Admitted
 from pointcall_executor.actions.world import Channels
@@ -21,6 +22,8 @@ from pointcall_executor.kernel.breaker import CircuitState
 from pointcall_executor.node import LogChannels, OnMoved, RunningServices
 from pointcall_executor.services.process import ServiceError, Started
 from pointcall_runbook.vocabulary import Address, service
+
+_CGROUPS: Final = itertools.count(1)  # ids that no two recorded services share
 
 
 class RecordedSensors:
@@ -98,10 +101,10 @@ class RecordedSensors:
 class RecordedServices:
     """Services that start at once and do nothing."""
 
-    def __init__(self, admitted: Admitted, on_moved: OnMoved) -> None:
+    def __init__(self, admitted: Admitted, before: RunningServices | None, on_moved: OnMoved) -> None:
+        self._running = dict(before.running) if isinstance(before, RecordedServices) else {}
         self._names = {service(s.name).number: s.name for s in admitted.manifest.services}
         self._on_moved = on_moved
-        self._cgroups = itertools.count(1)
         self.starts: list[str] = []
 
     def name(self, number: int) -> str:
@@ -111,24 +114,35 @@ class RecordedServices:
 
     def destroy(self, number: int, grace_ns: int) -> int:
         self.name(number)
+        self._running.pop(number, None)
         self._on_moved(number, 0)
         return 0
 
     def start(self, number: int) -> Started:
         begin = time.monotonic_ns()
         self.starts.append(self.name(number))
-        cgroup_id = next(self._cgroups)
+        cgroup_id = self._running[number] = next(_CGROUPS)
         self._on_moved(number, cgroup_id)
-        return Started(0, cgroup_id, 0, 0, 0, time.monotonic_ns() - begin)
+        return Started(0, cgroup_id, 0, 0, 0, time.monotonic_ns() - begin, "recorded")
 
-    def start_all(self) -> None:
-        for number in self._names:
-            self.start(number)
+    @property
+    def running(self) -> Mapping[int, int]:
+        """Service number -> made-up cgroup id."""
+        return self._running
 
-    def stop_all(self) -> None:
+    def adopt(self) -> list[int]:
+        """What was started before counts as running."""
+        for number, cgroup_id in self._running.items():
+            self._on_moved(number, cgroup_id)
+        return [number for number in self._names if number not in self._running]
+
+    def undo(self) -> None:
         """Nothing runs."""
 
-    def stop_others(self, kept: RunningServices) -> None:
+    def commit(self) -> None:
+        """Nothing runs."""
+
+    def stop_all(self) -> None:
         """Nothing runs."""
 
     def pids(self) -> Mapping[str, int]:
@@ -148,7 +162,7 @@ class RecordedNode:
         return self.current_sensors
 
     def services(self, admitted: Admitted, before: RunningServices | None, on_moved: OnMoved) -> RecordedServices:
-        self.current_services = RecordedServices(admitted, on_moved)
+        self.current_services = RecordedServices(admitted, before, on_moved)
         return self.current_services
 
     def channels(self, admitted: Admitted) -> Channels:

@@ -10,7 +10,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pointcall_attest.receipt import (
     Acted,
@@ -43,6 +43,9 @@ from pointcall_runbook.vocabulary import (
     capability,
     fields,
 )
+
+if TYPE_CHECKING:
+    from pointcall_executor.session import Session
 
 ReceiptOutcome = Literal["applied", "refused", "failed", "unconfirmed", "monitored"]
 
@@ -85,7 +88,11 @@ class Act:
 
 @dataclass(slots=True)
 class Run:
-    """One run. Filled in by the daemon as it goes; times are CLOCK_MONOTONIC ns."""
+    """One run. Filled in by the daemon as it goes; times are CLOCK_MONOTONIC ns.
+
+    It belongs to the session and the epoch in which it was decided, and to a generation: what was decided before a
+    disarming is not begun after it.
+    """
 
     id: str
     number: int
@@ -98,6 +105,9 @@ class Run:
     started: datetime
     event_ns: int
     received_ns: int
+    session: Session
+    epoch: Epoch
+    generation: int
     decided_ns: int = 0
     calls: tuple[Call, ...] = ()
     fuel_used: int = 0
@@ -110,8 +120,9 @@ class Run:
     def finished(self) -> bool:
         return all(act.outcome is not None for act in self.acts)
 
-    def receipt(self, epoch: Epoch) -> Receipt:
+    def receipt(self) -> Receipt:
         """The receipt of the finished run."""
+        epoch = self.epoch
         assert self.finished, f"run {self.id} has actions in flight"
         name = type(self.event).__name__
         return Receipt(

@@ -6,6 +6,7 @@ over the API or by SIGHUP. A failed journal is: what cannot be recorded must not
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import os
 import signal
@@ -16,14 +17,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from pointcall_attest.errors import RefusedError
 from pointcall_executor.api.roles import Role
 from pointcall_executor.api.server import Server, serve
 from pointcall_executor.backend import ExecutorBackend
 from pointcall_executor.cli.output import EnvironmentRefusal, Exit
 from pointcall_executor.config import Config, ConfigError, load
-from pointcall_executor.daemon import Bundle, Executor
+from pointcall_executor.daemon import Executor
 from pointcall_executor.kernel.probe import probe
 from pointcall_executor.node import KernelNode
+from pointcall_executor.session import Bundle
 from pointcall_executor.tee.emulated import EmulatedPlatform
 from pointcall_executor.tee.hardware import open_hardware
 from pointcall_executor.tee.platform import Platform, PlatformError
@@ -108,14 +111,13 @@ class Serving:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
         executor = Executor(self._state, config, platform_of(config, self._state), KernelNode(config, self._state))
-        server = _serve(executor, config, self._state / "run")
-        try:
+        with contextlib.ExitStack() as ending:
+            ending.callback(lambda: executor.close(reason=self._stop or "failure"))
+            server = _serve(executor, config, self._state / "run")
+            if server is not None:
+                ending.callback(server.stop)
             self._arm(executor, server)
             self._wait(executor, server)
-        finally:
-            if server is not None:
-                server.stop()
-            executor.close(reason=self._stop or "failure")
         if executor.failure is not None:
             say("stopped by a failure", error=repr(str(executor.failure)))
             return Exit.ENVIRONMENT
@@ -123,14 +125,17 @@ class Serving:
         return Exit.OK
 
     def _arm(self, executor: Executor, server: Server | None) -> None:
-        bundle = Bundle.read(self._manifest)
-        if not bundle.signatures:
-            say("nothing to arm", folder=self._manifest)
-            return
         try:
+            bundle = Bundle.read(self._manifest)
+            if not bundle.signatures:
+                say("nothing to arm", folder=self._manifest)
+                return
             admitted = executor.arm(bundle)
         except PointcallError as refusal:
             say("refused", check=refusal.id, want=repr(refusal.want), got=repr(refusal.got))
+            return
+        except OSError as error:
+            say("the manifest's folder cannot be read", error=repr(str(error)))
             return
         manifest = admitted.manifest
         say("armed", manifest=manifest.name, sequence=manifest.sequence, tier=admitted.verdict.tier)
@@ -151,8 +156,14 @@ class Serving:
         """SIGHUP: settings that can change while running, the trust folder, and the manifest folder."""
         try:
             executor.reload(load(self._config_path))
+        except RefusedError as refusal:
+            say("the armed manifest is not admitted any more", check=refusal.id, got=repr(refusal.got))
         except PointcallError as refusal:
             say("settings refused, the old ones stay", error=refusal.id, got=repr(refusal.got))
             return
-        say("read again")
+        except OSError as error:
+            say("settings cannot be read, the old ones stay", error=repr(str(error)))
+            return
+        else:
+            say("read again")
         self._arm(executor, server)

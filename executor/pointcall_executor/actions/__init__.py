@@ -22,6 +22,6 @@ REGISTRY: Final[Mapping[str, Perform]] = {
 }
 
 # Leases that live in the kernel end by themselves, so their effect need not wait for the disk.
-KERNEL_LEASES: Final = frozenset({"open_circuit", "close_circuit"})
+KERNEL_LEASES: Final = frozenset({"open_circuit"})
 # Nothing outside the executor changes: no intent is needed.
 WITHOUT_INTENT: Final = frozenset({"notify", "escalate", "remember", "again"})

@@ -1,6 +1,6 @@
 """recreate: destroy a declared service and start it from its declared, hashed state. Never patches, never a shell.
 
-Post-condition: the service accepts on every address that it declares. Circuits to it then let one probe through.
+Post-condition: what its declaration calls ready, and nothing more. Circuits to it then let one probe through.
 """
 
 from __future__ import annotations
@@ -29,4 +29,4 @@ def perform(action: Recreate, world: World) -> Done:
         "ready_ns": str(started.ready_ns),
         "circuits_half_open": probes,
     }
-    return Done(Outcome.APPLIED, name, detail, postcondition="accepts on every declared address")
+    return Done(Outcome.APPLIED, name, detail, postcondition=started.ready_for)

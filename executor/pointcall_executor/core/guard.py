@@ -114,6 +114,7 @@ class GuardState:
     events: int = 0
     busy: Mapping[Target, str] = field(default_factory=dict)
     buckets: Mapping[tuple[str, Target], Bucket] = field(default_factory=dict)
+    leases: Mapping[Target, int] = field(default_factory=dict)  # circuits held open, until when
     history: History = field(default_factory=History)
 
 
@@ -249,8 +250,13 @@ def _storm(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
     return Refusal("guard.storm", "no storm", f"cool-down for another {left} s", "look before it acts again")
 
 
-def _in_flight(state: GuardState, kind: str) -> int:
-    return sum(1 for target in state.busy if target[0] == kind)
+def _touched(state: GuardState, request: Request) -> int:
+    """How many targets of the same kind are touched besides this one: actions in flight, and circuits held open."""
+    target = target_of(request.action)
+    touched = set(state.busy)
+    if isinstance(request.action, OpenCircuit):
+        touched |= {held for held, until_ns in state.leases.items() if until_ns > request.now_ns}
+    return sum(1 for other in touched if other[0] == target[0] and other != target)
 
 
 def services_limit(rules: Rules) -> int:
@@ -264,12 +270,10 @@ def services_limit(rules: Rules) -> int:
 def _blast_radius(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
     kind = str(target_of(request.action)[0])
     limit = {"service": services_limit(rules), "circuit": rules.circuits_at_once}.get(kind)
-    used = _in_flight(state, kind)
+    used = _touched(state, request)
     if limit is None or used < limit:
         return None
-    return Refusal(
-        "guard.blast-radius", f"at most {limit} at once", f"{used} {kind}s in flight", "wait for them to end"
-    )
+    return Refusal("guard.blast-radius", f"at most {limit} at once", f"{used} other {kind}s", "wait for them to end")
 
 
 def flap_ns(state: GuardState, number: int, now_ns: int, rules: Rules) -> int:
@@ -335,12 +339,23 @@ def permitted(state: GuardState, request: Request, rules: Rules) -> GuardState:
     if capability(type(request.action)) in HARMLESS:
         return state
     now, target = request.now_ns, target_of(request.action)
-    history = state.history.noted(("actions",), now).noted(("target", request.runbook, *target), now)
+    history = state.history.noted(("actions",), now, keep=rules.actions_per_minute)
+    history = history.noted(("target", request.runbook, *target), now)
     if isinstance(request.action, Recreate):
         history = history.noted(("restart", request.action.service.number), now)
     bucket = Bucket(_tokens(state, request) - TOKEN_MICRO, now)
     buckets = {**state.buckets, (request.runbook, target): bucket}
-    return replace(state, busy={**state.busy, target: request.run}, buckets=buckets, history=history)
+    busy, leases = {**state.busy, target: request.run}, _leased(state, request.action, now)
+    return replace(state, busy=busy, buckets=buckets, leases=leases, history=history)
+
+
+def _leased(state: GuardState, action: Action, now_ns: int) -> Mapping[Target, int]:
+    """The circuits that are held open after this action; those whose time is over are forgotten."""
+    if not isinstance(action, OpenCircuit | CloseCircuit):
+        return state.leases
+    target = target_of(action)
+    kept = {held: until for held, until in state.leases.items() if until > now_ns and held != target}
+    return kept | {target: now_ns + action.hold} if isinstance(action, OpenCircuit) else kept
 
 
 def counted(state: GuardState, now_ns: int, rules: Rules) -> GuardState:

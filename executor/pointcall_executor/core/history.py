@@ -1,7 +1,8 @@
 """What happened lately, as counts: the facts that the host adds to an event. Pure and immutable.
 
 A key is a short tuple such as ("restart", service number). Only the last hour counts, and only the last
-`KEEP_MAX` times a key are kept: a fact saturates there, which no sensible threshold can tell apart.
+`KEEP_MAX` times a key are kept (more where a limit counts further): a fact saturates there, which no sensible threshold
+can tell apart.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ class History:
         times = self.times.get(key)
         return times[-1] if times else None
 
-    def noted(self, key: Key, at_ns: int) -> History:
-        """This history with one more happening."""
+    def noted(self, key: Key, at_ns: int, *, keep: int = KEEP_MAX) -> History:
+        """This history with one more happening; at least the last `keep` times of the key are counted."""
         kept = self.times.get(key, ())
         if kept and at_ns < kept[-1]:
             at_ns = kept[-1]  # two CPUs' clock readings may arrive out of order; the order of the record is kept
-        first = max(bisect_right(kept, at_ns - HOUR_NS), len(kept) - (KEEP_MAX - 1))
+        first = max(bisect_right(kept, at_ns - HOUR_NS), len(kept) - (max(keep, KEEP_MAX) - 1))
         kept = kept[first:] if first > 0 else kept
         times = {**self.times, key: (*kept, at_ns)}
         if len(times) > KEYS_MAX:

@@ -222,10 +222,12 @@ def decided(state: State, decision: Decided) -> tuple[State, tuple[Effect, ...]]
 
 
 def ended(state: State, end: Ended) -> tuple[State, tuple[Effect, ...]]:
-    """Free the target; where the runbook has an `ActionDone` handler, let it go on."""
+    """Free the target; where the runbook is still armed as it was and has an `ActionDone` handler, let it go on."""
     state = replace(state, guard=guard.ended(state.guard, end.run, end.action))
     name = capability(type(end.action))
-    if state.armed is None or name in SILENT or "ActionDone" not in end.runbook.events:
+    if state.armed is None or end.runbook not in state.armed.runbooks:
+        return state, ()
+    if name in SILENT or "ActionDone" not in end.runbook.events:
         return state, ()
     service = getattr(end.action, "service", Service(0))
     restarts = state.guard.history.count(("restart", service.number), end.now_ns)

@@ -207,7 +207,12 @@ class Story:
         now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
         manifest = setting.recovery_manifest(self.port, self.platform.measurement, self.policy.sha256)
         return assemble(
-            manifest, self.sources.folder, self.blobs, sequence=sequence, not_before=now, expires=now + timedelta(days=1)
+            manifest,
+            self.sources.folder,
+            self.blobs,
+            sequence=sequence,
+            not_before=now,
+            expires=now + timedelta(days=1),
         )
 
     def _signed(self, assembled: Assembled) -> Bundle:

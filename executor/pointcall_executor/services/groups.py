@@ -76,6 +76,15 @@ class ServiceGroups:
             self._memory = None
 
 
+def destroy_leftovers(parent: str, name: str) -> None:
+    """Kill and remove what an earlier executor left of a service: every folder `<name>.<n>` below `parent`."""
+    for root in filter(None, (find_root(), v1_mount("memory"))):
+        for folder in sorted((root / parent).glob(f"{name}.*")):
+            if folder.name.removeprefix(f"{name}.").isdecimal() and folder.is_dir():
+                Cgroup(folder).kill()
+                _remove(folder)
+
+
 def remove_empty(relative: str) -> None:
     """Remove a folder and its parents from both hierarchies as far as nothing lives in them."""
     for root in filter(None, (find_root(), v1_mount("memory"))):

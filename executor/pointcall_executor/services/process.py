@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import grp
 import hashlib
+import itertools
 import json
 import os
 import pwd
@@ -21,6 +22,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +38,7 @@ from pointcall_runbook.vocabulary import Address
 MAX_OUTPUT_BYTES: Final = 1 << 20  # of a service's captured output; older output is cut at each start
 POLL_SECONDS: Final = (0.0002, 0.002)  # between two looks at the port: short at first
 POLL_SHORT_FOR_SECONDS: Final = 0.05
+SPAWN_SECONDS: Final = 10.0  # for the spawner's answer
 
 
 class ServiceError(PointcallError):
@@ -54,38 +57,68 @@ class Started:
     verified_ns: int
     spawned_ns: int
     ready_ns: int
+    ready_for: str  # what was checked before it counted as ready
 
 
 class Spawner:
-    """The executor's end of the spawner process."""
+    """The executor's end of the spawner process. Thread-safe; a spawner that died is replaced at the next request."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._channel, self._process = self._begin()
+
+    @staticmethod
+    def _begin() -> tuple[socket.socket, subprocess.Popen[bytes]]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.settimeout(SPAWN_SECONDS)
         command = [sys.executable, "-m", "pointcall_executor.services.spawner", str(theirs.fileno())]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        self._process = subprocess.Popen(
-            command, pass_fds=(theirs.fileno(),), env=environment, stdin=subprocess.DEVNULL
-        )
+        process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), env=environment, stdin=subprocess.DEVNULL)
         theirs.close()
-        self._channel = ours
+        return ours, process
 
-    def spawn(self, request: dict[str, Any], descriptors: Sequence[int]) -> int:
-        """The pid of the new process. ServiceError names the step that failed."""
-        try:
-            socket.send_fds(self._channel, [json.dumps(request).encode()], list(descriptors))
-            answer = json.loads(self._channel.recv(65536) or b'{"step":"spawner","errno":0}')
-        except OSError as error:
-            raise ServiceError("the spawner is gone", id="service.spawner", got=str(error)) from error
-        if "pid" not in answer:
-            got = f"{answer['step']}: {os.strerror(answer['errno'])}"
+    def spawn(self, request: dict[str, Any], descriptors: Sequence[int]) -> tuple[int, int]:
+        """(pid, pidfd) of the new process. ServiceError names the step that failed."""
+        with self._lock:
+            answer, found = self._ask(request, descriptors)
+        if "pid" not in answer or len(found) != 1:
+            got = f"{answer.get('step', 'pidfd')}: {os.strerror(answer.get('errno', 0))}"
             raise ServiceError(
                 f"cannot start {request['argv'][0]}", id="service.spawn", want="a running process", got=got
             )
-        return int(answer["pid"])
+        return int(answer["pid"]), found[0]
+
+    def _ask(self, request: dict[str, Any], descriptors: Sequence[int]) -> tuple[dict[str, Any], list[int]]:
+        try:
+            if self._process.poll() is not None:
+                self._end()
+                self._channel, self._process = self._begin()
+            socket.send_fds(self._channel, [json.dumps(request).encode()], list(descriptors))
+            data, found, _, _ = socket.recv_fds(self._channel, 65536, 1, socket.MSG_CMSG_CLOEXEC)
+        except OSError as error:
+            self._end()  # a late answer would be taken for the next request's
+            raise ServiceError("the spawner does not answer", id="service.spawner", got=str(error)) from error
+        return dict(json.loads(data or b'{"step":"spawner","errno":0}')), list(found)
+
+    def _end(self) -> None:
+        self._channel.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=1)
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait(timeout=5)
 
     def close(self) -> None:
-        self._channel.close()
-        self._process.wait(timeout=5)
+        """End the spawner; the services that it started go on."""
+        with self._lock:
+            self._end()
+
+
+def _readable(fd: int, seconds: float) -> bool:
+    """Whether `fd` becomes readable in time. Not select: its descriptors end at 1023."""
+    waiting = select.poll()
+    waiting.register(fd, select.POLLIN)
+    return bool(waiting.poll(seconds * 1000))
 
 
 def _open_verified(path: str, sha256: str) -> int:
@@ -136,13 +169,19 @@ def _gid(group: str | None, user: str | None) -> int | None:
 
 
 class Process:
-    """One declared service. Not thread-safe: the guard lets one action at a time through for each service."""
+    """One declared service as started by one executor. Thread-safe: one start or stop at a time.
+
+    Its cgroup's name is its own (`<name>.<n>`), so that nothing that replaces it can touch it by name.
+    """
+
+    _instances: Final = itertools.count(1)
 
     def __init__(self, declaration: ServiceDeclaration, parent: str, folder: Path, spawner: Spawner) -> None:
         self.declaration, self.spawner = declaration, spawner
         self.name = declaration.name
         self.folder = folder / declaration.name
-        self._groups = ServiceGroups(f"{parent}/{declaration.name}")
+        self._groups = ServiceGroups(f"{parent}/{declaration.name}.{next(self._instances)}")
+        self._lock = threading.RLock()
         self.pid = 0
         self.pidfd = -1
         self.cgroup_id = 0
@@ -150,7 +189,8 @@ class Process:
     @property
     def running(self) -> bool:
         """Whether the main process lives."""
-        return self.pidfd >= 0 and not select.select([self.pidfd], [], [], 0)[0]
+        pidfd = self.pidfd
+        return pidfd >= 0 and not _readable(pidfd, 0)
 
     def start(self, on_cgroup: Callable[[int], None] = lambda _id: None) -> Started:
         """Verify, start, wait until it accepts. ServiceError leaves nothing behind.
@@ -158,7 +198,7 @@ class Process:
         `on_cgroup` hears the id of the new cgroup before anything runs in it.
         """
         begin = time.monotonic_ns()
-        with _verified(self.declaration) as program:
+        with self._lock, _verified(self.declaration) as program:
             verified = time.monotonic_ns()
             try:
                 self._spawn(program, on_cgroup)
@@ -167,9 +207,22 @@ class Process:
             except BaseException:
                 self.destroy(0)
                 raise
-        ready = time.monotonic_ns()
-        files = len(self.declaration.process.files)
-        return Started(self.pid, self.cgroup_id, files, verified - begin, spawned - verified, ready - spawned)
+            ready = time.monotonic_ns()
+            return Started(
+                pid=self.pid,
+                cgroup_id=self.cgroup_id,
+                files=len(self.declaration.process.files),
+                verified_ns=verified - begin,
+                spawned_ns=spawned - verified,
+                ready_ns=ready - spawned,
+                ready_for=self._ready_for(),
+            )
+
+    def _ready_for(self) -> str:
+        ready = self.declaration.process.ready
+        found = [f"accepts on {ready.tcp}"] if ready.tcp is not None else []
+        found += [f"{ready.file} exists"] if ready.file is not None else []
+        return " and ".join(found) or "its program was executed"
 
     def _spawn(self, program: int, on_cgroup: Callable[[int], None]) -> None:
         self.cgroup_id = self._groups.create(memory_bytes=self.declaration.process.limits.memory_bytes)
@@ -180,11 +233,20 @@ class Process:
         try:
             if os.fstat(output).st_size > MAX_OUTPUT_BYTES:
                 os.ftruncate(output, 0)
-            self.pid = self.spawner.spawn(self._request(), [output, program, *joins])
-            self.pidfd = os.pidfd_open(self.pid)
+            self._forget_ready()
+            self.pid, self.pidfd = self.spawner.spawn(self._request(), [output, program, *joins])
         finally:
             for fd in (output, *joins):
                 os.close(fd)
+
+    def _forget_ready(self) -> None:
+        """The file by which an earlier instance said that it is ready says nothing about this one."""
+        file = self.declaration.process.ready.file
+        try:
+            if file is not None:
+                Path(file).unlink(missing_ok=True)
+        except OSError as error:
+            raise ServiceError(f"{file} is left over", id="service.file", want="no file", got=str(error)) from error
 
     def _request(self) -> dict[str, Any]:
         process = self.declaration.process
@@ -205,7 +267,7 @@ class Process:
         while not self._accepts():
             age = time.monotonic() - begin
             pause = POLL_SECONDS[age > POLL_SHORT_FOR_SECONDS]
-            if select.select([self.pidfd], [], [], pause)[0]:
+            if _readable(self.pidfd, pause):
                 raise ServiceError(
                     f"{self.name} ended at once", id="service.ended", hint=f"see {self.folder}/output.log"
                 )
@@ -223,13 +285,14 @@ class Process:
 
     def destroy(self, grace_ns: int) -> int:
         """Stop the service and remove its cgroup; ns that it took. Destroying what is not there is no error."""
-        begin = time.monotonic_ns()
-        if self.pidfd >= 0:
-            self._stop(grace_ns)
-            os.close(self.pidfd)
-        self.pidfd, self.pid = -1, 0
-        self._groups.destroy()
-        return time.monotonic_ns() - begin
+        with self._lock:
+            begin = time.monotonic_ns()
+            if self.pidfd >= 0:
+                self._stop(grace_ns)
+                pidfd, self.pidfd, self.pid = self.pidfd, -1, 0
+                os.close(pidfd)
+            self._groups.destroy()
+            return time.monotonic_ns() - begin
 
     def _stop(self, grace_ns: int) -> None:
         if not self.running:
@@ -237,7 +300,7 @@ class Process:
         if grace_ns > 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.Signals[f"SIG{self.declaration.process.stop.signal}"])
-            if select.select([self.pidfd], [], [], grace_ns / 1e9)[0]:
+            if _readable(self.pidfd, grace_ns / 1e9):
                 return
         self._groups.kill()
-        select.select([self.pidfd], [], [], 5)
+        _readable(self.pidfd, 5)

@@ -2,8 +2,9 @@
 
 A fork in a process with threads, JIT code and a ring buffer is slow and fragile; here it is neither. Requests come as
 one JSON datagram with the descriptors of stdout, of the verified program and of the cgroups attached; the answer is the
-pid, or the step that failed with its errno. A child joins its cgroups before it executes, so nothing of it ever runs
-outside them. Services outlive the spawner; it ends when the executor's end of the socket closes.
+pid with its pidfd (opened before it can be reaped), or the step that failed with its errno. A child joins its cgroups
+before it executes, so nothing of it ever runs outside them. Services outlive the spawner; it ends when the executor's
+end of the socket closes.
 
 Run as `python -m pointcall_executor.services.spawner FD`. Imports nothing but the standard library.
 """
@@ -122,15 +123,19 @@ def serve(channel: socket.socket) -> None:
             return
         # The child's end must not be reaped by the handler between fork and the answer's waitpid.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        found: list[int] = []
         try:
             answer = spawn(json.loads(data), descriptors, libc)
+            found += [os.pidfd_open(answer["pid"])] if "pid" in answer else []
         except OSError as error:
             answer = {"step": "fork", "errno": error.errno or 0}
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
             for fd in descriptors:
                 os.close(fd)
-        channel.send(json.dumps(answer).encode())
+        socket.send_fds(channel, [json.dumps(answer).encode()], found)
+        for fd in found:
+            os.close(fd)
 
 
 def main() -> None:

@@ -1,0 +1,118 @@
+"""The recorder: the one hand that writes the log. Signs entries with the keys of the running epoch, and changes epochs.
+
+Signing and queueing an entry is one step against a change of epoch: no entry names one epoch and is signed by another,
+and none of an epoch comes after its close. Time and randomness of the process are read here, at the shell.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from datetime import UTC, datetime
+from typing import Final
+
+from pydantic import JsonValue
+
+from pointcall_attest import entry
+from pointcall_attest.log.checkpoint import Checkpoint
+from pointcall_executor.journal import Journal
+from pointcall_keys.node import EpochKeys
+
+RECONCILED_MAX: Final = 4096  # entries that are looked through for open ends at start
+
+
+class Recorder:
+    """Thread-safe. Any failure of the journal reaches the caller, or `watch` for what nobody waited for."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        self._keys: EpochKeys | None = None
+        self._lock = threading.RLock()
+        self._unobserved: list[Future[int]] = []
+
+    @property
+    def keys(self) -> EpochKeys:
+        """The keys of the running epoch."""
+        assert self._keys is not None, "no epoch is open"
+        return self._keys
+
+    def _queue(self, body: entry.Body, run: str | None) -> Future[int]:
+        with self._lock:
+            keys = self.keys
+            at, ktime_ns = datetime.now(UTC), time.monotonic_ns()
+            leaf = keys.sign(entry.payload(body, at=at, ktime_ns=ktime_ns, epoch=keys.id, run=run))
+            return self.journal.submit(leaf)
+
+    def record(self, body: entry.Body, run: str | None = None) -> int:
+        """Append an entry; its index, once it is durable."""
+        return self._queue(body, run).result()
+
+    def submit(self, body: entry.Body, run: str | None = None) -> None:
+        """Append without waiting; a failure is raised by the next `watch`."""
+        self._unobserved.append(self._queue(body, run))
+
+    def receipt(self, payload: bytes) -> int:
+        """Append a receipt's statement; its index, once it is durable."""
+        with self._lock:
+            future = self.journal.submit(self.keys.sign(payload))
+        return future.result()
+
+    def watch(self) -> None:
+        """Raise the failure of any entry that nobody waited for."""
+        pending, self._unobserved = self._unobserved, []
+        for future in pending:
+            if future.done():
+                future.result()
+            else:
+                self._unobserved.append(future)
+
+    def checkpoint(self, *, force: bool = False) -> Checkpoint | None:
+        """A signed checkpoint if one is due; `force`: one that covers everything there is."""
+        with self._lock:
+            note = self.journal.checkpoint(self.keys.sign_checkpoint, time.monotonic(), force=force)
+        return Checkpoint.parse(note) if note else None
+
+    def roll(self, keys: EpochKeys, opening: Callable[[str | None], bytes], reason: str) -> None:
+        """Close the running epoch and open the next: the old key vouches for the new one and is wiped.
+
+        `opening` makes the epoch-open leaf from the id of the epoch before (None: there is none).
+        """
+        with self._lock:
+            old = self._keys
+            if old is not None:
+                self._close(old, keys, reason)
+            self.journal.append(opening(old.id if old else None))
+            self._keys = keys
+            if old is not None:
+                old.wipe()
+
+    def _close(self, old: EpochKeys, following: EpochKeys | None, reason: str) -> None:
+        leaf = old.certify_next(following, reason=reason, at=datetime.now(UTC), ktime_ns=time.monotonic_ns())
+        self.journal.append(leaf)
+        self.journal.checkpoint(old.sign_checkpoint, time.monotonic(), force=True)
+
+    def close(self, reason: str) -> None:
+        """Close the last epoch; its keys are wiped."""
+        with self._lock:
+            self._close(self.keys, None, reason)
+            self.keys.wipe()
+
+    def reconcile(self) -> int:
+        """Give every intent that a crash left without its outcome an `unconfirmed` one; how many there were."""
+        start = max(0, self.journal.size - RECONCILED_MAX)
+        opened: dict[tuple[str | None, str, str], int] = {}
+        for item in self.journal.entries(start=start, limit=RECONCILED_MAX):
+            if item.kind not in ("intent", "outcome"):
+                continue
+            key = (item.run, str(item.body["action"]), str(item.body["target"]))
+            opened[key] = opened.get(key, 0) + (1 if item.kind == "intent" else -1)
+        left = [key for key, count in opened.items() if count > 0]
+        for run, action, target in left:
+            detail: dict[str, JsonValue] = {"reason": "the executor ended before it knew"}
+            body = entry.OutcomeBody(
+                action=action, target=target, outcome="unconfirmed", detail=detail, postcondition="", undo=None
+            )
+            self.record(body, run)
+        return len(left)
