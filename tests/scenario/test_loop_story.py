@@ -6,8 +6,10 @@ import contextlib
 import hashlib
 import queue
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 import pytest
 import wasmtime
 
-from pointcall_attest import pack
+from pointcall_attest import entry, pack
 from pointcall_attest.entry import Entry
 from pointcall_attest.errors import AttestError, RefusedError
 from pointcall_attest.pack_check import Trust, verify_pack
@@ -26,10 +28,11 @@ from pointcall_executor.arming import ArmingError
 from pointcall_executor.core.event import CircuitEvent, Destination, Kind, ProcessEvent
 from pointcall_executor.daemon import Bundle, Executor, StoppedError
 from pointcall_executor.journal import JournalReader
-from pointcall_executor.recorded import RecordedNode
+from pointcall_executor.recorded import RecordedNode, RecordedServices
 from pointcall_executor.run import Run
+from pointcall_executor.services.process import ServiceError, Started
 from pointcall_runbook.vocabulary import Address
-from tests.lab import Lab
+from tests.lab import IDENTITY, Lab
 
 PORT = 8443
 HERE = Destination(Address.parse("127.0.0.1"), PORT)
@@ -92,6 +95,9 @@ class Watched:
         """Let it happen; the receipt of the run that it led to."""
         assert self.node.current_sensors is not None
         self.node.current_sensors.happen(event)
+        return self.next_receipt()
+
+    def next_receipt(self) -> Receipt:
         run = self._runs.get(timeout=10)
         return self.executor.journal.receipt(run.id).receipt()
 
@@ -358,10 +364,10 @@ def test_a_failed_journal_stops_the_executor_and_detaches(watched: Watched, monk
     sensors = watched.node.current_sensors
     assert sensors is not None
 
-    def broken(_leaf: bytes) -> int:
+    def broken(_leaf: bytes) -> Future[int]:
         raise sqlite3.OperationalError("disk I/O error")
 
-    monkeypatch.setattr(watched.executor.journal, "append", broken)
+    monkeypatch.setattr(watched.executor.journal, "submit", broken)
     sensors.happen(opened())
     deadline = time.monotonic() + 5
     while watched.executor.failure is None:
@@ -383,3 +389,177 @@ def test_a_key_lives_as_long_as_its_epoch_and_vouches_for_the_next(watched: Watc
     assert receipt.run.epoch == watched.executor.keys.id != first.id
     proven, trust = proof(watched)
     assert verify_pack(proven, trust=trust, in_process=True).failed == ()
+
+
+# ---- one session after another --------------------------------------------------------------------------------------
+
+
+def eventually(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_an_armed_manifest_that_expires_is_disarmed(watched: Watched) -> None:
+    watched.arm(days=2 / 86400)
+    eventually(lambda: watched.executor.state.armed is None)
+    assert watched.refusals() == ["manifest.expires"]
+    assert watched.executor.admitted is None
+
+
+def test_a_trust_policy_that_no_longer_names_the_signer_disarms(watched: Watched) -> None:
+    watched.arm()
+    signers = [{"issuer": watched.lab.sigstore.issuer, "identity": "https://git.example/else"}]
+    watched.lab.set_policy(signers=signers)
+    with pytest.raises(RefusedError):
+        watched.executor.reload(watched.executor.config)
+    assert watched.executor.state.armed is None
+    assert "manifest.signer" in watched.refusals()
+
+
+def test_settings_that_are_read_again_with_the_same_trust_change_no_epoch(watched: Watched) -> None:
+    watched.arm()
+    before = watched.executor.keys.id
+    watched.executor.reload(watched.executor.config)
+    assert watched.executor.keys.id == before
+    assert watched.executor.state.armed is not None
+
+
+def test_another_trust_policy_that_still_admits_opens_a_new_epoch(watched: Watched) -> None:
+    watched.arm()
+    before = watched.executor.keys.id
+    issuer = watched.lab.sigstore.issuer
+    signers = [{"issuer": issuer, "identity": name} for name in (IDENTITY, "https://git.example/else")]
+    watched.lab.set_policy(signers=signers)
+    watched.executor.reload(watched.executor.config)
+    receipt = watched.happen(opened())
+    assert receipt.run.epoch == watched.executor.keys.id != before
+    proven, trust = proof(watched)
+    assert verify_pack(proven, trust=trust, in_process=True).failed == ()
+
+
+class Slow:
+    """Holds `start` of a recorded service until it is let go."""
+
+    def __init__(self, watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.began, self.go = threading.Event(), threading.Event()
+        services = watched.node.current_services
+        assert services is not None
+        start = services.start
+
+        def slow(number: int) -> Started:
+            self.began.set()
+            assert self.go.wait(10)
+            return start(number)
+
+        monkeypatch.setattr(services, "start", slow)
+        assert watched.node.current_sensors is not None
+        watched.node.current_sensors.happen(opened())
+        assert self.began.wait(10)
+
+
+def test_the_next_manifest_waits_for_the_run_in_flight_which_keeps_its_epoch(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched.arm()
+    assert watched.executor.admitted is not None
+    first, epoch = watched.executor.admitted.manifest.sha256, watched.executor.keys.id
+    slow = Slow(watched, monkeypatch)
+    arming = threading.Thread(target=watched.arm, kwargs={"sequence": 3})
+    arming.start()
+    time.sleep(0.2)
+    assert watched.executor.admitted.manifest.sha256 == first
+    slow.go.set()
+    arming.join(10)
+    receipt = watched.next_receipt()
+    assert (receipt.runbook.manifest, receipt.run.epoch) == (first, epoch)
+    assert watched.executor.admitted.manifest.sha256 != first
+    order = [(e.kind, e.epoch) for e in watched.executor.journal.entries()]
+    assert order.index(("receipt", epoch)) < order.index(("epoch-close", epoch))
+
+
+def test_closing_with_an_action_in_flight_keeps_its_outcome_and_receipt(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = RecordedNode()
+    with lab.executor(node) as executor:
+        watched = Watched(lab, executor, node)
+        watched.arm()
+        slow = Slow(watched, monkeypatch)
+        threading.Timer(0.3, slow.go.set).start()
+        executor.close(reason="shutdown")
+        assert executor.failure is None
+    with contextlib.closing(JournalReader.open(lab.state / "journal.db")) as journal:
+        kinds = [e.kind for e in journal.entries()]
+    after = kinds[kinds.index("intent", 4) :]
+    assert [k for k in after if k in ("outcome", "receipt", "epoch-close")][-3:] == [
+        "outcome",
+        "receipt",
+        "epoch-close",
+    ]
+
+
+def test_what_waits_when_it_is_disarmed_is_not_begun(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched.arm()
+    journal, held, go = watched.executor.journal, threading.Event(), threading.Event()
+    submit = watched.executor._pool.submit
+
+    def later(work: Callable[..., object], *args: Any) -> Future[Any]:
+        def wait() -> object:
+            held.set()
+            assert go.wait(10)
+            return work(*args)
+
+        return submit(wait)
+
+    monkeypatch.setattr(watched.executor._pool, "submit", later)
+    assert watched.node.current_sensors is not None
+    watched.node.current_sensors.happen(opened())
+    assert held.wait(10)
+    watched.executor.disarm("enough")
+    go.set()
+    receipt = watched.next_receipt()
+    assert (receipt.actions[0].outcome, receipt.actions[0].guard.check) == ("refused", "guard.disarmed")
+    assert watched.node.current_services is not None
+    assert watched.node.current_services.starts == ["api"]
+    assert journal.count("receipt") == 1
+
+
+def test_a_manifest_that_cannot_be_armed_leaves_everything_as_it_was(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched.arm()
+    before, services = watched.executor.admitted, watched.node.current_services
+    sensors = watched.node.current_sensors
+    assert before is not None
+    assert services is not None
+
+    def broken(self: RecordedServices, number: int) -> Started:
+        raise ServiceError("no such file", id="service.file")
+
+    body = spec(watched.lab)
+    body["services"].append({"name": "new", "declaration": declare(watched.lab, "new")})
+    with monkeypatch.context() as patched:
+        patched.setattr(RecordedServices, "start", broken)
+        with pytest.raises(ServiceError):
+            watched.arm(body, 3)
+    assert watched.executor.admitted is before
+    assert watched.refusals() == ["service.file"]
+    watched.node.current_sensors, watched.node.current_services = sensors, services
+    receipt = watched.happen(opened())
+    assert receipt.runbook.manifest == before.manifest.sha256
+    assert services.starts == ["api", "api"]
+    watched.arm(body, 3)  # its sequence was not used up
+
+
+def test_an_intent_that_a_crash_left_open_is_closed_as_unconfirmed(lab: Lab) -> None:
+    with lab.executor() as executor:
+        executor.record(entry.Intent(action="recreate", target="api", args={}, grant="recreate:api"))
+    with lab.executor() as executor:
+        (outcome,) = executor.journal.entries(kind="outcome")
+        assert (outcome.body["action"], outcome.body["target"], outcome.body["outcome"]) == (
+            "recreate", "api", "unconfirmed",
+        )  # fmt: skip
+    with lab.executor() as executor:
+        assert executor.journal.count("outcome") == 1

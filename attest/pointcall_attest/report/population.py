@@ -30,6 +30,7 @@ from pointcall_attest.log.tree import Tree, leaf_hash
 from pointcall_attest.verdict import Check, Verdict
 
 MAX_NAMED: Final = 5  # entries that one check names
+WITHOUT_RUN: Final = frozenset({"operator", "manifest"})  # grants of intents that no runbook decided
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,12 @@ def without_receipt(entries: Sequence[Entry]) -> list[int]:
     """The intents of runs without a receipt, of earlier epochs: a run of the epoch that is open may still go on."""
     received = {e.run for e in entries if e.kind == "receipt"}
     current = next((e.epoch for e in reversed(entries) if e.kind == "epoch-open"), None)
-    return [e.index for e in entries if e.kind == "intent" and e.run not in received and e.epoch != current]
+    return [e.index for e in entries if _of_a_run(e) and e.run not in received and e.epoch != current]
+
+
+def _of_a_run(entry: Entry) -> bool:
+    """Whether it is a run's intent; what an operator does, and what arming starts, belongs to none."""
+    return entry.kind == "intent" and not (entry.run is None and entry.body["grant"] in WITHOUT_RUN)
 
 
 def _evidence(opened: Sequence[Entry], appraisals: Mapping[int, Verdict]) -> Check:

@@ -30,7 +30,7 @@ except ImportError as _missing:
         "the gRPC messages are not made yet",
         want="pointcall_executor/api/generated/pointcall_pb2.py",
         got=str(_missing),
-        hint="python -m pointcall_executor.api.generate, or make build",
+        hint="python -m pointcall_executor.api.generate, or make setup",
     ) from None
 
 

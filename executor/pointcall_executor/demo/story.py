@@ -43,6 +43,7 @@ from pointcall_executor.api.client import Client as ApiClient
 from pointcall_executor.api.roles import Role
 from pointcall_executor.api.server import serve
 from pointcall_executor.backend import ExecutorBackend
+from pointcall_executor.cli.output import EnvironmentRefusal
 from pointcall_executor.config import Config
 from pointcall_executor.core.event import CircuitEvent, Destination, Kind
 from pointcall_executor.daemon import Bundle, Executor
@@ -157,6 +158,7 @@ class Story:
 
     def build(self) -> Step:
         """Compile the runbooks and assemble the manifest, twice."""
+        self._own_the_folder()
         clock = lambda: datetime.now(UTC)  # noqa: E731 - a value, given to what must not read a clock itself
         self.sigstore = self.undo.enter_context(PrivateSigstore.start(self.state / "sigstore", clock=clock))
         self.platform = EmulatedPlatform.open(self.state / "tee", clock=clock)
@@ -191,6 +193,20 @@ class Story:
         }
         title = f"{len(infos)} runbooks compiled to pure Wasm, the same bytes twice"
         return Step("build", title, figures, tuple(lines))
+
+    def _own_the_folder(self) -> None:
+        """EnvironmentRefusal where the folder is an installation's: the demo would replace its trust by its own."""
+        mark = self.state / "demo"
+        if (self.state / "trust" / "policy.json").exists() and not mark.exists():
+            raise EnvironmentRefusal(
+                "this folder is not the demo's",
+                id="demo.state",
+                want="an empty folder, or one of an earlier demo",
+                got=str(self.state),
+                hint="pointcall demo --state-dir SOMEWHERE-ELSE",
+            )
+        self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        mark.touch()
 
     def _next_sequence(self) -> int:
         """Above everything that was armed in this state folder before; room for one older manifest to be refused."""

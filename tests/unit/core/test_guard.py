@@ -15,6 +15,7 @@ from pointcall_executor.core.history import KEEP_MAX, History
 from pointcall_runbook.vocabulary import (
     Action,
     Address,
+    CloseCircuit,
     Level,
     Network,
     Notify,
@@ -156,6 +157,33 @@ def test_more_events_in_a_minute_than_a_node_should_see_are_a_storm_until_its_co
 )
 def test_the_blast_radius_is_the_lowest_of_its_limits(over: dict[str, int], limit: int) -> None:
     assert guard.services_limit(dataclasses.replace(RULES, **over)) == limit
+
+
+def test_the_node_rate_counts_further_than_facts_do() -> None:
+    rules, state = dataclasses.replace(RULES, actions_per_minute=KEEP_MAX + 40), GuardState()
+    for n in range(rules.actions_per_minute):
+        assert guard._node_rate(state, request(), rules) is None
+        asked = request(OpenCircuit(HERE, n + 1, 1), now_ns=1000 * SECOND + n)
+        state = guard.permitted(state, asked, rules)
+    refusal = guard._node_rate(state, request(now_ns=1001 * SECOND), rules)
+    assert refusal is not None
+    assert refusal.rule == "guard.node-rate"
+
+
+def test_a_circuit_that_is_held_open_counts_until_its_lease_ends() -> None:
+    rules = dataclasses.replace(RULES, circuits_at_once=2)
+    state = GuardState()
+    for port in (1, 2):
+        asked = request(OpenCircuit(HERE, port, 10 * SECOND))
+        state = guard.ended(guard.permitted(state, asked, rules), "run-1", asked.action)
+    third = OpenCircuit(HERE, 3, SECOND)
+    assert objection(state, request(third), rules) == "guard.blast-radius"
+    assert objection(state, request(OpenCircuit(HERE, 1, SECOND)), rules) is None
+    assert objection(state, request(third, now_ns=1011 * SECOND), rules) is None
+    closing = request(CloseCircuit(HERE, 2), grant=dataclasses.replace(GRANT, actions=frozenset({"close_circuit"})))
+    assert objection(state, closing, rules) is None
+    state = guard.ended(guard.permitted(state, closing, rules), "run-1", closing.action)
+    assert objection(state, request(third), rules) is None
 
 
 def test_a_notification_holds_nothing_and_is_never_too_much() -> None:

@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,8 @@ def serving(make: Callable[..., Process], port: int, *words: str, **over: Any) -
     return make(SERVE, str(port), *words, ready={"tcp": f"127.0.0.1:{port}", "timeout_ms": 5000}, **over)
 
 
-def folder() -> Path:
-    return find_root() / PARENT / "svc"
+def folders() -> list[Path]:
+    return list((find_root() / PARENT).glob("svc.*"))
 
 
 def test_a_started_service_listens_runs_in_its_own_cgroup_and_its_output_is_kept(
@@ -94,8 +95,10 @@ def test_a_started_service_listens_runs_in_its_own_cgroup_and_its_output_is_kept
     started = process.start()
     assert process.running
     assert listening(LOOPBACK, port)
-    assert folder().stat().st_ino == started.cgroup_id
-    assert str(process.pid) in (folder() / "cgroup.procs").read_text().split()
+    (folder,) = folders()
+    assert folder.stat().st_ino == started.cgroup_id
+    assert str(process.pid) in (folder / "cgroup.procs").read_text().split()
+    assert started.ready_for == f"accepts on 127.0.0.1:{port}"
     assert started.files == 2
     assert min(started.verified_ns, started.spawned_ns, started.ready_ns) > 0
     deadline = time.monotonic() + 5
@@ -111,7 +114,7 @@ def test_destroy_leaves_no_process_and_no_cgroup_and_may_be_called_twice(
     process.start()
     process.destroy(0)
     assert not process.running
-    assert not folder().exists()
+    assert folders() == []
     assert not listening(LOOPBACK, port)
     process.destroy(0)
 
@@ -141,7 +144,7 @@ def test_a_changed_file_is_never_executed(make: Callable[..., Process], port: in
     with pytest.raises(ServiceError) as refusal:
         process.start()
     assert refusal.value.id == "service.digest"
-    assert not folder().exists()
+    assert folders() == []
 
 
 def test_a_missing_file_is_named(make: Callable[..., Process], port: int, tmp_path: Path) -> None:
@@ -164,7 +167,7 @@ def test_a_service_that_does_not_come_up_is_an_error_and_leaves_nothing(
     with pytest.raises(ServiceError) as refusal:
         process.start()
     assert refusal.value.id == id
-    assert not folder().exists()
+    assert folders() == []
 
 
 def test_a_program_that_cannot_be_executed_names_the_step(make: Callable[..., Process], tmp_path: Path) -> None:
@@ -222,3 +225,38 @@ def test_nobody_listens_on_a_free_port_and_any_address_counts_as_every_address(p
     with socket.create_server(("::1", port), family=socket.AF_INET6):
         assert listening(Address.parse("::1"), port)
         assert not listening(LOOPBACK, port)
+
+
+def test_services_that_are_started_at_once_get_their_own_process(make: Callable[..., Process], tmp_path: Path) -> None:
+    """Answers of the spawner are not mixed up, and each pidfd is that of its own process."""
+    made = []
+    for _ in range(6):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            made.append(serving(make, int(probe.getsockname()[1])))
+    with ThreadPoolExecutor(6) as pool:
+        started = list(pool.map(Process.start, made))
+    assert len({s.pid for s in started}) == 6
+    for process, one in zip(made, started, strict=True):
+        info = Path(f"/proc/self/fdinfo/{process.pidfd}").read_text()
+        assert f"Pid:\t{one.pid}" in info
+        assert Path(f"/proc/{one.pid}/cgroup").read_text().count(process._groups._relative)
+    made[0].destroy(0)
+    assert [p.running for p in made] == [False] + [True] * 5
+
+
+def test_a_spawner_that_died_is_replaced(make: Callable[..., Process], port: int, spawner: Spawner) -> None:
+    process = serving(make, port)
+    spawner._process.kill()
+    spawner._process.wait()
+    assert process.start().pid
+    assert process.running
+
+
+def test_a_ready_file_of_an_earlier_instance_says_nothing(make: Callable[..., Process], tmp_path: Path) -> None:
+    flag = tmp_path / "ready"
+    flag.touch()
+    process = make("import time; time.sleep(60)", ready={"file": str(flag), "timeout_ms": 300})
+    with pytest.raises(ServiceError) as refusal:
+        process.start()
+    assert refusal.value.id == "service.not-ready"
