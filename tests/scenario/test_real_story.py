@@ -92,6 +92,18 @@ def test_every_verb_works_on_the_state_that_the_demo_left(told: tuple[Path, dict
     assert pointcall("verify", "no-such-run", *state).returncode not in (Exit.OK, Exit.BUG)
 
 
+def test_the_demo_leaves_the_folder_of_an_installation_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "trust").mkdir()
+    policy = tmp_path / "trust" / "policy.json"
+    policy.write_text("{}")
+    assert cli.main(["demo", "--json", "--state-dir", str(tmp_path)]) == 5
+    assert '"demo.state"' in capsys.readouterr().out
+    assert policy.read_text() == "{}"
+    assert [p.name for p in tmp_path.iterdir()] == ["trust"]
+
+
 def test_without_a_kernel_the_demo_runs_on_recorded_events_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,7 +29,7 @@ VERBS: Final[Mapping[str, str]] = {
     "run": "run the executor on this node",
     "status": "show what is armed and what happened last",
     "arm": "load a newer manifest into the running executor",
-    "disarm": "stop acting: detach everything, close the epoch",
+    "disarm": "stop acting: detach everything; services go on",
     "log": "list, show, prove and export log entries",
     "verify": "check a receipt offline, down to the root key",
     "replay": "decide recorded runs again with the second implementation",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-from pathlib import Path
 
 WIDTH = 112  # of the timeline where there is no terminal to ask
 
@@ -15,18 +13,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def folder(args: argparse.Namespace) -> Path:
-    """The demo's own state: never that of an installation, whose trust it would replace by its own."""
-    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(args.state_dir or Path(base) / "pointcall-demo").absolute()
-
-
 def run(args: argparse.Namespace) -> int:
     import time
 
     from rich.console import Console
 
-    from pointcall_executor.cli.output import EnvironmentRefusal, Exit, print_json
+    from pointcall_executor.cli.output import EnvironmentRefusal, Exit, print_json, state_dir
     from pointcall_executor.demo.narration import Narration, duration
     from pointcall_executor.demo.story import Story, missing_features
 
@@ -43,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     terminal = Console(highlight=False)
     narration = Narration(terminal if terminal.is_terminal else Console(highlight=False, width=WIDTH))
     begin = time.perf_counter_ns()
-    story = Story(folder(args), real=not missing, missing=missing)
+    story = Story(state_dir(args).absolute(), real=not missing, missing=missing)
     if not args.json:
         narration.title("Pointcall demo", "point at each signal, call it, then act")
     for step in story.tell():

@@ -158,6 +158,14 @@ def test_a_run_of_an_earlier_epoch_without_receipt_is_found() -> None:
     assert str(intent.index) in made.verdict.failed[0].observed
 
 
+@pytest.mark.parametrize(("grant", "found"), [("operator", []), ("manifest", []), ("recreate:db", ["report.receipts"])])
+def test_only_what_a_runbook_decided_needs_a_receipt(grant: str, found: list[str]) -> None:
+    log = SampleLog()
+    log.append(entry.Intent(action="recreate", target="db", args={}, grant=grant), None)
+    log.next_epoch()
+    assert failed(report(log)) == found
+
+
 def test_the_weakest_tier_is_shown() -> None:
     assert report(SampleLog(tier="hardware"), Known()).tier == "hardware"
     assert report(SampleLog(tier="emulated"), Known()).tier == "emulated"

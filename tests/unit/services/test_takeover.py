@@ -1,0 +1,124 @@
+"""One session's services take over from another's, with real processes: what changed is replaced and can be put back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pointcall_attest.declaration import ServiceDeclaration
+from pointcall_executor.kernel.cgroup import find_root
+from pointcall_executor.node import ProcessServices
+from pointcall_executor.services.groups import remove_empty
+from pointcall_executor.services.process import ServiceError, Spawner
+from pointcall_runbook.vocabulary import service
+
+PARENT = f"pointcall-takeover-{os.getpid()}"
+SLEEP = "import time; time.sleep(600)"
+A, B, C = (service(name).number for name in "abc")
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or not os.access(find_root(), os.W_OK), reason="needs root and a writable cgroup v2 tree"
+)
+
+
+class Stage:
+    """Makes services one after another, and remembers every move that they announce."""
+
+    def __init__(self, folder: Path, spawner: Spawner) -> None:
+        self.folder, self.spawner = folder, spawner
+        self.made: list[ProcessServices] = []
+        self.moves: list[tuple[int, bool]] = []
+
+    def declaration(self, name: str, source: str) -> ServiceDeclaration:
+        script, program = self.folder / f"{name}-{len(source)}.py", Path(sys.executable).resolve()
+        script.write_text(source)
+        files = [{"path": str(p), "sha256": hashlib.sha256(p.read_bytes()).hexdigest()} for p in (program, script)]
+        process = {"argv": [str(program), "-I", "-S", str(script)], "files": files, "directory": str(self.folder)}
+        body = {"format": "pointcall-service/v1", "name": name, "kind": "process", "process": process}
+        return ServiceDeclaration.parse(json.dumps(body).encode())
+
+    def services(self, before: ProcessServices | None = None, **sources: str) -> ProcessServices:
+        admitted: Any = SimpleNamespace(declarations={n: self.declaration(n, s) for n, s in sources.items()})
+        moved = lambda number, cgroup: self.moves.append((number, bool(cgroup)))  # noqa: E731 - one callback
+        self.made.append(ProcessServices(admitted, PARENT, self.folder, self.spawner, before, moved))
+        return self.made[-1]
+
+    def started(self, before: ProcessServices | None = None, **sources: str) -> ProcessServices:
+        found = self.services(before, **sources)
+        for number in found.adopt():
+            found.start(number)
+        return found
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    spawner = Spawner()
+    stage = Stage(tmp_path, spawner)
+    yield stage
+    for services in stage.made:
+        services.stop_all()
+    spawner.close()
+    remove_empty(PARENT)
+
+
+def test_what_is_declared_alike_goes_on_and_is_announced_again(stage: Stage) -> None:
+    first = stage.started(a=SLEEP, b=SLEEP)
+    first.commit()
+    stage.moves.clear()
+    second = stage.started(first, a=SLEEP, b=SLEEP)
+    second.commit()
+    assert second.pids() == first.pids()
+    assert stage.moves == [(A, True), (B, True)]
+
+
+def test_what_changed_is_replaced_and_what_is_gone_is_destroyed_at_the_end(stage: Stage) -> None:
+    first = stage.started(a=SLEEP, b=SLEEP, c=SLEEP)
+    first.commit()
+    before = first.pids()
+    second = stage.started(first, a=SLEEP, b=SLEEP + " # other")
+    assert first.pids()["c"] == before["c"]
+    second.commit()
+    assert second.pids()["a"] == before["a"]
+    assert second.pids()["b"] not in (0, before["b"])
+    assert first.pids()["c"] == first.pids()["b"] == 0
+
+
+def test_what_was_begun_is_put_back(stage: Stage) -> None:
+    first = stage.started(a=SLEEP, b=SLEEP)
+    first.commit()
+    before = first.pids()
+    second = stage.started(first, a=SLEEP, b=SLEEP + " # other", c=SLEEP)
+    assert first.pids()["b"] == 0
+    second.undo()
+    assert first.pids()["a"] == before["a"]
+    assert first.pids()["b"] not in (0, before["b"])
+    assert second.pids()["c"] == 0
+    assert sorted(p.name.split(".")[0] for p in (find_root() / PARENT).iterdir() if p.is_dir()) == ["a", "b"]
+
+
+def test_a_start_that_fails_half_way_leaves_the_old_one_to_be_put_back(stage: Stage) -> None:
+    first = stage.started(a=SLEEP)
+    first.commit()
+    broken = stage.services(first, a=SLEEP + " # other")
+    (stage.folder / f"a-{len(SLEEP + ' # other')}.py").write_text("changed after it was declared")
+    (number,) = broken.adopt()
+    with pytest.raises(ServiceError):
+        broken.start(number)
+    broken.undo()
+    assert first.pids()["a"] != 0
+
+
+def test_leftovers_of_an_earlier_executor_end_before_a_new_start(stage: Stage) -> None:
+    first = stage.started(a=SLEEP)
+    old = first.pids()["a"]
+    second = stage.started(None, a=SLEEP)
+    assert first.pids()["a"] == 0
+    assert second.pids()["a"] not in (0, old)
