@@ -1,4 +1,4 @@
-"""One session's services take over from another's, with real processes: what changed is replaced and can be put back."""
+"""One session's services take over from another's, with real processes: what changed is replaced, or put back."""
 
 from __future__ import annotations
 
