@@ -74,4 +74,4 @@ class Narration:
         self.console.print()
         self.console.print(Text(text, style="bold green"))
         for line in lines:
-            self.console.print(_line(f"  {line}"))
+            self.console.print(_line(f"  {line}"), soft_wrap=True)
