@@ -11,7 +11,7 @@ APT        := python3-venv clang llvm libbpf-dev bpftool make
 # What tests use where it is there: power cuts, system-call faults, PostgreSQL, PKCS#11, a registry, Wasm by C.
 APT_DEV    := $(APT) lld git iproute2 strace fuse3 e2fsprogs postgresql softhsm2 docker-registry skopeo
 JS         := build/js
-JS_PACKAGES := @sigstore/bundle@4 @sigstore/protobuf-specs @sigstore/sign@4 @sigstore/verify@3
+JS_PACKAGES := assemblyscript @sigstore/bundle@4 @sigstore/protobuf-specs @sigstore/sign@4 @sigstore/verify@3
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help: ## this list
@@ -42,6 +42,7 @@ test-power: setup-dev ## power cuts, kill -9 and failed system calls against the
 
 fuzz: setup-dev ## fuzz the parsers for long
 	$(BIN)/python -m tests.fuzz.attest.mutants --inputs 1000000
+	$(BIN)/python -m tests.fuzz.runbook.mutants --mutants 1000000
 	$(BIN)/python -m tests.fuzz.runbook.test_source_fuzz --sources 20000 --seed 7
 	$(BIN)/python -m tests.unit.runbook.test_differential --pairs 100000
 

@@ -115,8 +115,13 @@ def _module(row: RunbookSource, base_dir: Path) -> bytes:
     if row.module is not None:
         return _read(base_dir, row.module)
     assert row.source is not None
-    path = row.source if row.source.endswith(".py") else f"{row.source}/{SOURCE_FILE}"
+    path = source_path(row.source)
     return compile_runbook(_read(base_dir, path), path)
+
+
+def source_path(source: str) -> str:
+    """The file that `source` of a runbook names: itself, or runbook.py in that folder."""
+    return source if source.endswith(".py") else f"{source}/{SOURCE_FILE}"
 
 
 def compile_runbook(source: bytes, path: str) -> bytes:

@@ -53,6 +53,48 @@ def high_level(wasm: bytes) -> Callable[[], Any]:
     return decide
 
 
+CEL = "e.service == 0 || e.restarts >= 3 ? [] : [{'recreate': [e.service, 1000000000]}]"
+REGO = """package runbook
+decide := [] if { input.service == 0 }
+else := [] if { input.restarts >= 3 }
+else := [{"recreate": [input.service, 1000000000]}]
+"""
+
+
+def cel() -> Callable[[], Any] | None:
+    """The same decision as a CEL expression; None where cel-python is not installed."""
+    try:
+        import celpy
+    except ImportError:
+        return None
+    environment = celpy.Environment()
+    program = environment.program(environment.compile(CEL))
+
+    def decide() -> Any:
+        facts = {"service": EVENT.service.number, "restarts": EVENT.restarts}
+        return program.evaluate({"e": celpy.json_to_cel(facts)})
+
+    assert len(decide()) == 1
+    return decide
+
+
+def rego() -> Callable[[], Any] | None:
+    """The same decision as a Rego policy; None where regopy is not installed."""
+    try:
+        import regopy
+    except ImportError:
+        return None
+    interpreter = regopy.Interpreter()
+    interpreter.add_module("runbook", REGO)
+
+    def decide() -> Any:
+        interpreter.set_input({"service": EVENT.service.number, "restarts": EVENT.restarts})
+        return interpreter.query("data.runbook.decide")
+
+    assert "1000000000" in str(decide())
+    return decide
+
+
 def timed(function: Callable[[], Any], n: int) -> list[float]:
     """Microseconds of each of `n` calls."""
     out = []
@@ -76,6 +118,9 @@ def main() -> None:
         "replay interpreter": (lambda: interpreter.run("CircuitOpened", args), n // 10),
         "high-level wasmtime API": (high_level(compiled.wasm), n // 20),
     }
+    for name, peer in (("cel-python", cel()), ("regopy", rego())):
+        if peer is not None:
+            ways[name] = (peer, n // 100)
     took: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(5):  # interleaved, so that a busy machine shifts all of them
         for name, (function, count) in ways.items():

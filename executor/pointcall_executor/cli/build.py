@@ -28,6 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify-reproducible", action="store_true", help="build again and compare with what is in --out"
     )
+    parser.add_argument(
+        "--explain", action="store_true", help="print what each runbook may do and cost, and its code beside its source"
+    )
     parser.add_argument("--blobs", metavar="DIR", type=Path, default=BLOBS, help="folder of the BPF blobs")
 
 
@@ -39,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
         return _compare(args, out)
     assembled, sequence = _assemble(args)
     assembled.write(out)
+    if args.explain:
+        _explain(args)
     if args.builder:
         _write_provenance(assembled, out / "provenance", args.builder)
     digest = hashlib.sha256(assembled.statement).hexdigest()
@@ -66,6 +71,32 @@ def _assemble(args: argparse.Namespace) -> tuple[Assembled, int]:
         source, args.dir, args.blobs, sequence=sequence, not_before=start, expires=expires, previous=previous
     )
     return built, sequence
+
+
+def _explain(args: argparse.Namespace) -> None:
+    """Each runbook: capabilities, worst case, size, and its instructions below the source lines that they come from."""
+    from pointcall_executor.cli.output import print_json
+    from pointcall_keys.assemble import source_path
+    from pointcall_runbook import compile_source, verify_module
+    from pointcall_runbook.listing import listing
+
+    for book in read_manifest(args.dir / "manifest.yaml").spec.runbooks:
+        if book.source is not None:
+            path = args.dir / source_path(book.source)
+            source = path.read_text()
+            compiled = compile_source(source, str(path))
+            info, text = compiled.info, listing(compiled.wasm, lines=compiled.lines, source=source)
+        else:
+            wasm = (args.dir / str(book.module)).read_bytes()
+            info, text = verify_module(wasm), listing(wasm)
+        bounds = {handler.event: handler.fuel_bound for handler in info.handlers.values()}
+        if args.json:
+            facts = {"capabilities": list(info.capabilities), "fuel_bound": bounds, "bytes": info.size}
+            print_json({"ok": True, "runbook": book.name, **facts, "listing": text})
+            continue
+        costs = ", ".join(f"{event} {bound}" for event, bound in sorted(bounds.items()))
+        may = ", ".join(info.capabilities) or "nothing"
+        print(f"{book.name}: {info.size} bytes, may {may}; worst case in fuel: {costs}\n\n{text}")
 
 
 def _compare(args: argparse.Namespace, out: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,7 +14,17 @@ import wasmtime
 from pointcall_executor.wasm import Runner
 from pointcall_runbook import Interpreter, ModuleError, compile_source, verify_module
 from pointcall_runbook.adopt import adopt
-from pointcall_runbook.vocabulary import NO_SERVICE, Address, Call, CircuitOpened, DiskError, channel, service, slots
+from pointcall_runbook.vocabulary import (
+    NO_SERVICE,
+    Address,
+    Call,
+    CircuitOpened,
+    DiskError,
+    Level,
+    channel,
+    service,
+    slots,
+)
 from tests.unit.runbook.programs import arguments
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "runbooks" / "examples"
@@ -45,6 +56,34 @@ def test_a_module_from_clang_decides_like_its_source(from_c: bytes) -> None:
     event = CircuitOpened(5, Address.parse("::1"), 80, 3, False, 11, service("api"), 1)
     grace = 2_000_000_000 + 1_000_000
     assert runner.decide("CircuitOpened", slots(event)).calls == (Call("recreate", (service("api").number, grace)),)
+
+
+@pytest.fixture(scope="module")
+def from_assemblyscript(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    asc = shutil.which("asc", path=os.pathsep.join((f"{os.environ.get('NODE_PATH', '')}/.bin", os.environ["PATH"])))
+    if asc is None or shutil.which("node") is None:
+        pytest.skip("node or assemblyscript is not installed")
+    out = tmp_path_factory.mktemp("asc") / "disk.wasm"
+    flags = ("-O2", "--runtime", "stub", "--noExportMemory", "--use", "abort=")
+    subprocess.run([asc, EXAMPLES / "assemblyscript" / "disk.ts", "-o", out, *flags], check=True, timeout=120)
+    return out.read_bytes()
+
+
+def test_a_module_from_assemblyscript_decides_like_its_source(from_assemblyscript: bytes) -> None:
+    info, chance = verify_module(from_assemblyscript), Random(4)
+    assert info.capabilities == ("escalate", "notify")
+    runner, interpreter = Runner(from_assemblyscript, info), Interpreter(from_assemblyscript)
+    for _ in range(500):
+        args = arguments(chance, info, "DiskError")
+        decided = runner.decide("DiskError", args)
+        assert interpreter.run("DiskError", args) == decided
+        assert decided.fuel <= info.fuel_bound
+    api = service("api")
+    assert runner.decide("DiskError", slots(DiskError(1, 8, 5, api))).calls == (
+        Call("notify", (OPS, Level.CRITICAL.value, 5)),
+    )
+    assert runner.decide("DiskError", slots(DiskError(1, 8, 5, NO_SERVICE))).calls == (Call("escalate", (OPS, 5)),)
+    assert runner.decide("DiskError", slots(DiskError(1, 8, 4, NO_SERVICE))).calls == ()
 
 
 def test_a_module_written_by_hand() -> None:

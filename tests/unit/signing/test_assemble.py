@@ -18,8 +18,11 @@ from pointcall_keys.assemble import Assembled, assemble
 from pointcall_keys.errors import KeysError
 from pointcall_keys.provenance import PROVENANCE_TYPE, results_of_tests
 from pointcall_keys.recovery_manifest import RecoveryManifest
+from pointcall_runbook import verify_module
 from tests.unit.signing.rb1 import module
 from tests.unit.signing.world import ALICE, NOW, World, declaration, sha256
+
+LIBRARY = Path(__file__).resolve().parents[3] / "runbooks" / "library"
 
 DAY = dt.timedelta(days=1)
 SPEC: dict[str, Any] = {
@@ -255,3 +258,25 @@ def test_sign_without_any_identity(
     (folder / "manifest.json").write_bytes(build(folder).statement)
     assert cli.main(["sign", str(folder / "manifest.json")]) == 1
     assert "sign.token" in capsys.readouterr().err
+
+
+def test_build_explains_what_a_runbook_may_do_and_cost(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "fix").mkdir()
+    source = (LIBRARY / "oom-recreate" / "runbook.py").read_text()
+    (folder / "fix" / "runbook.py").write_text(source)
+    text = YAML.replace(
+        "    - name: restart\n", "    - {name: fix, source: fix, grants: {actions: [recreate]}}\n    - name: restart\n"
+    )
+    (folder / "manifest.yaml").write_text(text)
+    assert cli.main(["build", str(folder), "--explain", "--json"]) == 0
+    fix, restart, built = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (fix["runbook"], restart["runbook"], built["ok"]) == ("fix", "restart", True)
+    info = verify_module((folder / "build/files/modules/fix.wasm").read_bytes())
+    assert fix["capabilities"] == list(info.capabilities)
+    assert fix["fuel_bound"] == {"OomKilled": info.handlers["OomKilled"].fuel_bound}
+    assert "call rb1.recreate" in fix["listing"]
+    shown = [line.split("|", 1)[1].strip() for line in fix["listing"].splitlines() if "|" in line]
+    assert shown
+    assert all(line in source for line in shown)
+    assert cli.main(["build", str(folder), "--explain"]) == 0
+    assert "worst case in fuel: OomKilled " in capsys.readouterr().out
