@@ -6,6 +6,7 @@ and none of an epoch comes after its close. Time and randomness of the process a
 
 from __future__ import annotations
 
+import collections
 import threading
 import time
 from collections.abc import Callable
@@ -30,7 +31,7 @@ class Recorder:
         self.journal = journal
         self._keys: EpochKeys | None = None
         self._lock = threading.RLock()
-        self._unobserved: list[Future[int]] = []
+        self._unobserved: collections.deque[Future[int]] = collections.deque()  # its appends and pops are atomic
 
     @property
     def keys(self) -> EpochKeys:
@@ -61,8 +62,8 @@ class Recorder:
 
     def watch(self) -> None:
         """Raise the failure of any entry that nobody waited for."""
-        pending, self._unobserved = self._unobserved, []
-        for future in pending:
+        for _ in range(len(self._unobserved)):
+            future = self._unobserved.popleft()
             if future.done():
                 future.result()
             else:

@@ -26,8 +26,6 @@ from pointcall_attest.manifest import (
 )
 from pointcall_attest.model import FileName, Name, Sha256, Strict, Version, validated
 
-API_VERSION: Final = "pointcall.dev/v1"
-KIND: Final = "RecoveryManifest"
 MAX_DATA_BYTES: Final = 1024 * 1024
 _KEY: Final = re.compile(r"[a-z][A-Za-z0-9]*")
 _CAPITAL: Final = re.compile(r"(?=[A-Z])")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -79,11 +78,6 @@ def public_trust_config(*, staging: bool = False) -> ClientTrustConfig:
 
     make = ClientTrustConfig.staging if staging else ClientTrustConfig.production
     return _guarded(make, "sign.config", "the public instance's trust config cannot be had")
-
-
-def library_version() -> str:
-    """The version of the Sigstore library, for reports; it is not imported for this."""
-    return importlib.metadata.version("sigstore")
 
 
 def trust_config(trusted_root: Mapping[str, Any], signing_config: Mapping[str, Any]) -> dict[str, Any]:

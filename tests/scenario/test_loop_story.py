@@ -19,12 +19,14 @@ import wasmtime
 
 from pointcall_attest import entry, pack
 from pointcall_attest.entry import Entry
-from pointcall_attest.errors import AttestError, RefusedError
+from pointcall_attest.errors import AttestError, MalformedError, RefusedError
 from pointcall_attest.pack_check import Trust, verify_pack
 from pointcall_attest.receipt import Receipt
 from pointcall_attest.replay import replay_all
 from pointcall_attest.trust import Roots
+from pointcall_executor import daemon, session
 from pointcall_executor.arming import ArmingError
+from pointcall_executor.config import ConfigError
 from pointcall_executor.core.event import CircuitEvent, Destination, Kind, ProcessEvent
 from pointcall_executor.daemon import Bundle, Executor, StoppedError
 from pointcall_executor.journal import JournalReader
@@ -563,3 +565,68 @@ def test_an_intent_that_a_crash_left_open_is_closed_as_unconfirmed(lab: Lab) -> 
         )  # fmt: skip
     with lab.executor() as executor:
         assert executor.journal.count("outcome") == 1
+
+
+# ---- every way in which arming fails leaves what was there ----------------------------------------------------------
+
+
+def test_arming_waits_for_runs_in_flight_but_not_for_ever(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched.arm()
+    before = watched.executor.admitted
+    monkeypatch.setattr(daemon, "QUIET_SECONDS", 0.1)
+    slow = Slow(watched, monkeypatch)
+    with pytest.raises(ArmingError) as refusal:
+        watched.arm(sequence=3)
+    assert refusal.value.id == "arm.busy"
+    assert watched.executor.admitted is before
+    slow.go.set()
+    assert watched.next_receipt().actions[0].outcome == "applied"
+
+
+def test_what_the_system_refuses_while_arming_is_a_refusal(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: RecordedServices, number: int) -> Started:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RecordedServices, "start", broken)
+    with pytest.raises(ArmingError) as refusal:
+        watched.arm()
+    assert refusal.value.id == "arm.environment"
+    assert watched.refusals() == ["arm.environment"]
+    assert watched.executor.admitted is None
+
+
+def test_a_disarming_wins_over_the_arming_that_it_meets(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = RecordedServices.start
+
+    def disarmed_meanwhile(self: RecordedServices, number: int) -> Started:
+        watched.executor.disarm("no")
+        return start(self, number)
+
+    monkeypatch.setattr(RecordedServices, "start", disarmed_meanwhile)
+    with pytest.raises(ArmingError) as refusal:
+        watched.arm()
+    assert refusal.value.id == "arm.interrupted"
+    assert watched.executor.admitted is None
+    assert watched.executor.journal.highest_sequence(daemon.ARMED) is None
+
+
+def test_a_setting_that_needs_a_restart_is_not_taken_over(watched: Watched) -> None:
+    before = watched.executor.config
+    with pytest.raises(ConfigError) as refusal:
+        watched.executor.reload(before.model_copy(update={"node": "other"}))
+    assert refusal.value.id == "config.restart"
+    assert watched.executor.config is before
+
+
+@pytest.mark.parametrize(("limit", "value"), [("MAX_FILES", 1), ("MAX_FOLDER_BYTES", 5)])
+def test_a_folder_with_more_than_a_manifest_could_name_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
+) -> None:
+    (tmp_path / "files").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "files" / name).write_bytes(b"xyz")
+    assert Bundle.read(tmp_path).files == {"a": b"xyz", "b": b"xyz"}
+    monkeypatch.setattr(session, limit, value)
+    with pytest.raises(MalformedError) as refusal:
+        Bundle.read(tmp_path)
+    assert refusal.value.id == "manifest.folder"
