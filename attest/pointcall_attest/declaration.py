@@ -108,6 +108,11 @@ class ServiceDeclaration:
     process: Process
     sha256: str
 
+    @property
+    def grace_ms(self) -> int:
+        """How long the service may take to end before it is killed."""
+        return self.process.stop.grace_ms
+
     @classmethod
     def parse(cls, raw: bytes) -> ServiceDeclaration:
         """The declaration in JSON bytes; MalformedError `service.malformed` for anything else."""

@@ -28,11 +28,13 @@ from pointcall_executor.kernel.identity import Identity
 from pointcall_executor.kernel.lifecycle import LifecycleSensor
 from pointcall_executor.kernel.pins import Pinned, unpin
 from pointcall_executor.kernel.ring import Ring
-from pointcall_executor.services.groups import destroy_leftovers, remove_empty
-from pointcall_executor.services.process import Process, ServiceError, Spawner, Started
-from pointcall_runbook.vocabulary import Address, Level, Network, channel, service
+from pointcall_executor.services.declared import DeclaredServices, OnMoved
+from pointcall_executor.services.groups import remove_empty
+from pointcall_executor.services.managed import ServiceError
+from pointcall_executor.services.process import Spawner
+from pointcall_runbook.vocabulary import Address, Level, Network, channel
 
-OnMoved = Callable[[int, int], None]  # service number, its new cgroup id (0: none)
+__all__ = ["KernelNode", "KernelSensors", "LogChannels", "Node", "OnMoved", "Pins", "RunningServices", "Sensors"]
 
 
 class Sensors(Circuits, Protocol):
@@ -233,106 +235,6 @@ def _breaker(
     return BreakerSensor(blob, cgroup=gate, constants=constants, never_touch=never, pinned=pinned)
 
 
-class ProcessServices:
-    """Declared services of kind `process`, by number."""
-
-    def __init__(
-        self,
-        admitted: Admitted,
-        parent: str,
-        folder: Path,
-        spawner: Spawner,
-        before: ProcessServices | None,
-        on_moved: OnMoved,
-    ) -> None:
-        self._on_moved, self._parent, self._before = on_moved, parent, before
-        self._by_number: dict[int, Process] = {}
-        self._final = False
-        self._stopped: list[int] = []  # of those before: what had to make room
-        self._started: list[int] = []
-        for name, declaration in admitted.declarations.items():
-            number = service(name).number
-            old = before.processes().get(number) if before else None
-            same = old is not None and old.declaration.sha256 == declaration.sha256
-            self._by_number[number] = old if old and same else Process(declaration, parent, folder, spawner)
-
-    def processes(self) -> Mapping[int, Process]:
-        return self._by_number
-
-    def _process(self, number: int) -> Process:
-        found = self._by_number.get(number)
-        if found is None:
-            raise ServiceError("no such service is declared", id="service.unknown", got=str(number))
-        return found
-
-    def name(self, number: int) -> str:
-        return self._process(number).name
-
-    def pids(self) -> Mapping[str, int]:
-        return {p.name: p.pid if p.running else 0 for p in self._by_number.values()}
-
-    def destroy(self, number: int, grace_ns: int) -> int:
-        self._on_moved(number, 0)
-        return self._process(number).destroy(grace_ns)
-
-    def start(self, number: int) -> Started:
-        process = self._process(number)
-        if not self._final:
-            self._make_room(number)
-            self._started.append(number)
-        return process.start(on_cgroup=lambda cgroup_id: self._on_moved(number, cgroup_id))
-
-    def _make_room(self, number: int) -> None:
-        """Two of one name would want the same address."""
-        old = self._before.processes().get(number) if self._before else None
-        if self._before is not None and old is not None and old is not self._by_number[number] and old.running:
-            self._stopped.append(number)
-            self._before.destroy(number, _grace_ns(old))
-
-    def adopt(self) -> list[int]:
-        """Take over what runs as declared; the numbers of the others. Leftovers of an earlier executor end here."""
-        missing = []
-        for number, process in self._by_number.items():
-            if process.running:
-                self._on_moved(number, process.cgroup_id)
-            else:
-                missing.append(number)
-            if self._before is None:
-                destroy_leftovers(self._parent, process.name)
-        return missing
-
-    def _end(self) -> tuple[ProcessServices | None, list[int], list[int]]:
-        """The takeover is over: what it took over from, what it started and what it stopped."""
-        found = self._before, self._started, self._stopped
-        self._before, self._started, self._stopped, self._final = None, [], [], True
-        return found
-
-    def undo(self) -> None:
-        """Destroy what this one started, start again what it stopped. ServiceError where that fails."""
-        before, started, stopped = self._end()
-        for number in started:
-            self._by_number[number].destroy(0)
-        if before is not None:
-            for number in stopped:
-                before.start(number)
-
-    def commit(self) -> None:
-        """Destroy the processes of before that were not taken over."""
-        before, _, _ = self._end()
-        staying = self._by_number.values()
-        for process in before.processes().values() if before else ():
-            if process not in staying:
-                process.destroy(_grace_ns(process))
-
-    def stop_all(self) -> None:
-        for number, process in self._by_number.items():
-            self.destroy(number, _grace_ns(process))
-
-
-def _grace_ns(process: Process) -> int:
-    return process.declaration.process.stop.grace_ms * 1_000_000
-
-
 def _to_stderr(line: str) -> None:
     sys.stderr.write(f"pointcall: {line}\n")
 
@@ -368,11 +270,11 @@ class KernelNode:
             self._pins.drop()
         return KernelSensors(admitted, rules, gate, self._pins if self._config.pin else None)
 
-    def services(self, admitted: Admitted, before: RunningServices | None, on_moved: OnMoved) -> ProcessServices:
+    def services(self, admitted: Admitted, before: RunningServices | None, on_moved: OnMoved) -> DeclaredServices:
         if self._spawner is None:
             self._spawner = Spawner()
-        taken = before if isinstance(before, ProcessServices) else None
-        return ProcessServices(admitted, self._config.cgroup, self._folder, self._spawner, taken, on_moved)
+        taken = before if isinstance(before, DeclaredServices) else None
+        return DeclaredServices(admitted, self._config.cgroup, self._folder, self._spawner, taken, on_moved)
 
     def channels(self, admitted: Admitted) -> Channels:
         return LogChannels(admitted, self._say)

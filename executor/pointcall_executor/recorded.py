@@ -20,7 +20,7 @@ from pointcall_executor.core.event import Destination, KernelEvent, encode
 from pointcall_executor.core.guard import Rules
 from pointcall_executor.kernel.breaker import CircuitState
 from pointcall_executor.node import LogChannels, OnMoved, RunningServices
-from pointcall_executor.services.process import ServiceError, Started
+from pointcall_executor.services.managed import ServiceError, Started, not_running
 from pointcall_runbook.vocabulary import Address, service
 
 _CGROUPS: Final = itertools.count(1)  # ids that no two recorded services share
@@ -106,6 +106,8 @@ class RecordedServices:
         self._names = {service(s.name).number: s.name for s in admitted.manifest.services}
         self._on_moved = on_moved
         self.starts: list[str] = []
+        self.asked: list[tuple[str, ...]] = []  # signals, freezes and thaws, in order
+        self.frozen: dict[int, int] = {}  # service number -> until when, CLOCK_MONOTONIC ns
 
     def name(self, number: int) -> str:
         if number not in self._names:
@@ -115,6 +117,7 @@ class RecordedServices:
     def destroy(self, number: int, grace_ns: int) -> int:
         self.name(number)
         self._running.pop(number, None)
+        self.frozen.pop(number, None)
         self._on_moved(number, 0)
         return 0
 
@@ -124,6 +127,29 @@ class RecordedServices:
         cgroup_id = self._running[number] = next(_CGROUPS)
         self._on_moved(number, cgroup_id)
         return Started(0, cgroup_id, 0, 0, 0, time.monotonic_ns() - begin, "recorded")
+
+    def signal(self, number: int, sig: int) -> None:
+        self.cgroup(number)
+        self.asked.append(("signal", self.name(number), str(sig)))
+
+    def freeze(self, number: int, until_ns: int) -> None:
+        self.cgroup(number)
+        self.frozen[number] = until_ns
+        self.asked.append(("freeze", self.name(number), str(until_ns)))
+
+    def thaw(self, number: int) -> None:
+        self.asked.append(("thaw", self.name(number)))
+        self.frozen.pop(number, None)
+
+    def cgroup(self, number: int) -> int:
+        if number not in self._running:
+            raise not_running(self.name(number))
+        return self._running[number]
+
+    def healthy(self, number: int) -> str:
+        if number not in self._running:
+            return f"{self.name(number)} does not run"
+        return "it is frozen" if self.frozen.get(number, 0) > time.monotonic_ns() else ""
 
     @property
     def running(self) -> Mapping[int, int]:

@@ -6,7 +6,7 @@ Post-condition: what its declaration calls ready, and nothing more. Circuits to 
 from __future__ import annotations
 
 from pointcall_executor.actions.world import Done, World
-from pointcall_executor.services.process import ServiceError
+from pointcall_executor.services.managed import ServiceError
 from pointcall_runbook.vocabulary import Outcome, Recreate
 
 

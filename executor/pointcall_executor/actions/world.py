@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from pointcall_executor.services.process import Started
+from pointcall_executor.services.managed import Started
 from pointcall_runbook.vocabulary import Address, Level, Outcome
 
 
@@ -22,11 +22,16 @@ class Done:
 
 
 class Services(Protocol):
-    """Declared services by number."""
+    """Declared services by number; services/managed.py says what each method promises."""
 
     def name(self, number: int) -> str: ...
     def destroy(self, number: int, grace_ns: int) -> int: ...
     def start(self, number: int) -> Started: ...
+    def signal(self, number: int, sig: int) -> None: ...
+    def freeze(self, number: int, until_ns: int) -> None: ...
+    def thaw(self, number: int) -> None: ...
+    def cgroup(self, number: int) -> int: ...
+    def healthy(self, number: int) -> str: ...
 
 
 class Circuits(Protocol):

@@ -34,6 +34,18 @@ class ServiceGroups:
         self._main = Cgroup(find_root() / relative)
         self._memory: Path | None = None
 
+    @property
+    def folder(self) -> Path:
+        """The v2 folder, whether it exists or not."""
+        return self._main.path
+
+    @property
+    def frozen(self) -> bool:
+        """Whether every task is stopped now."""
+        with contextlib.suppress(FileNotFoundError):
+            return "frozen 1" in (self._main.path / "cgroup.events").read_text()
+        return False
+
     def create(self, *, memory_bytes: int | None = None) -> int:
         """Make the folders empty and new; the v2 cgroup's id."""
         self.destroy()

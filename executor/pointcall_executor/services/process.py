@@ -25,39 +25,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from pointcall_attest.declaration import ServiceDeclaration
 from pointcall_executor.services.groups import ServiceGroups
 from pointcall_executor.services.listening import listening
-from pointcall_runbook.errors import PointcallError
+from pointcall_executor.services.managed import ABILITIES, ServiceError, Started, not_running
 from pointcall_runbook.vocabulary import Address
 
 MAX_OUTPUT_BYTES: Final = 1 << 20  # of a service's captured output; older output is cut at each start
 POLL_SECONDS: Final = (0.0002, 0.002)  # between two looks at the port: short at first
 POLL_SHORT_FOR_SECONDS: Final = 0.05
 SPAWN_SECONDS: Final = 10.0  # for the spawner's answer
-
-
-class ServiceError(PointcallError):
-    """A service could not be verified, started or stopped. Its id says which."""
-
-    id = "service.error"
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """What one start did, with the times it took (ns)."""
-
-    pid: int
-    cgroup_id: int
-    files: int
-    verified_ns: int
-    spawned_ns: int
-    ready_ns: int
-    ready_for: str  # what was checked before it counted as ready
 
 
 class Spawner:
@@ -80,13 +60,28 @@ class Spawner:
     def spawn(self, request: dict[str, Any], descriptors: Sequence[int]) -> tuple[int, int]:
         """(pid, pidfd) of the new process. ServiceError names the step that failed."""
         with self._lock:
-            answer, found = self._ask(request, descriptors)
+            answer, found = self._ask({"do": "spawn"} | request, descriptors)
         if "pid" not in answer or len(found) != 1:
             got = f"{answer.get('step', 'pidfd')}: {os.strerror(answer.get('errno', 0))}"
             raise ServiceError(
                 f"cannot start {request['argv'][0]}", id="service.spawn", want="a running process", got=got
             )
         return int(answer["pid"]), found[0]
+
+    def freeze(self, folder: Path, until_ns: int) -> None:
+        """Freeze a cgroup until CLOCK_MONOTONIC `until_ns`, or until this process dies."""
+        self._lease({"do": "freeze", "folder": str(folder), "until_ns": until_ns})
+
+    def thaw(self, folder: Path) -> None:
+        """Thaw a cgroup now; one that is gone or not frozen is no error."""
+        self._lease({"do": "thaw", "folder": str(folder)})
+
+    def _lease(self, request: dict[str, Any]) -> None:
+        with self._lock:
+            answer, _ = self._ask(request, ())
+        if answer.get("step") is not None:
+            got = os.strerror(answer.get("errno", 0))
+            raise ServiceError(f"cannot {request['do']} the service", id="service.freeze", got=got)
 
     def _ask(self, request: dict[str, Any], descriptors: Sequence[int]) -> tuple[dict[str, Any], list[int]]:
         try:
@@ -179,6 +174,7 @@ class Process:
     def __init__(self, declaration: ServiceDeclaration, parent: str, folder: Path, spawner: Spawner) -> None:
         self.declaration, self.spawner = declaration, spawner
         self.name = declaration.name
+        self.abilities = ABILITIES["process"]
         self.folder = folder / declaration.name
         self._groups = ServiceGroups(f"{parent}/{declaration.name}.{next(self._instances)}")
         self._lock = threading.RLock()
@@ -283,11 +279,38 @@ class Process:
                 return False
         return ready.file is None or Path(ready.file).exists()
 
+    def signal(self, number: int) -> None:
+        """Send a signal to the main process. ServiceError `service.not-running` where there is none."""
+        with self._lock:
+            if not self.running:
+                raise not_running(self.name)
+            signal.pidfd_send_signal(self.pidfd, number)
+
+    def freeze(self, until_ns: int) -> None:
+        """Stop every task until CLOCK_MONOTONIC `until_ns`. The spawner ends it, also if this process dies."""
+        with self._lock:
+            if not self.running:
+                raise not_running(self.name)
+            self.spawner.freeze(self._groups.folder, until_ns)
+
+    def thaw(self) -> None:
+        with self._lock:
+            self.spawner.thaw(self._groups.folder)
+
+    def healthy(self) -> str:
+        """Empty if it runs, is not frozen and is ready as declared."""
+        if not self.running:
+            return "its main process does not run"
+        if self._groups.frozen:
+            return "it is frozen"
+        return "" if self._accepts() else f"not ready: {self._ready_for()} is not so"
+
     def destroy(self, grace_ns: int) -> int:
         """Stop the service and remove its cgroup; ns that it took. Destroying what is not there is no error."""
         with self._lock:
             begin = time.monotonic_ns()
             if self.pidfd >= 0:
+                self.spawner.thaw(self._groups.folder)  # a frozen task cannot hear that it should stop
                 self._stop(grace_ns)
                 pidfd, self.pidfd, self.pid = self.pidfd, -1, 0
                 os.close(pidfd)

@@ -17,9 +17,11 @@ import functools
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -111,22 +113,74 @@ def _reap() -> None:
             pass
 
 
+class Leases:
+    """Frozen cgroups and when each ends, CLOCK_MONOTONIC ns."""
+
+    def __init__(self) -> None:
+        self._ends: dict[str, int] = {}
+
+    def freeze(self, folder: str, until_ns: int) -> None:
+        self._ends[folder] = until_ns
+        _write(f"{folder}/cgroup.freeze", b"1")
+
+    def thaw(self, folder: str) -> None:
+        """Of a cgroup that is gone nothing is left to thaw."""
+        self._ends.pop(folder, None)
+        with contextlib.suppress(FileNotFoundError):
+            _write(f"{folder}/cgroup.freeze", b"0")
+
+    def end(self, *, all: bool = False) -> float | None:
+        """Thaw what is over; seconds until the next one is."""
+        now = time.monotonic_ns()
+        for folder in [f for f, until_ns in self._ends.items() if all or until_ns <= now]:
+            self.thaw(folder)
+        return max(0.0, min(self._ends.values()) / 1e9 - time.monotonic()) if self._ends else None
+
+
+def _write(path: str, content: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, content)
+    finally:
+        os.close(fd)
+
+
+def _answer(
+    request: dict[str, Any], descriptors: Sequence[int], leases: Leases, libc: ctypes.CDLL
+) -> tuple[dict[str, Any], list[int]]:
+    match request.pop("do"):
+        case "freeze":
+            leases.freeze(request["folder"], request["until_ns"])
+        case "thaw":
+            leases.thaw(request["folder"])
+        case _:
+            answer = spawn(request, descriptors, libc)
+            return answer, [os.pidfd_open(answer["pid"])] if "pid" in answer else []
+    return {}, []
+
+
 def serve(channel: socket.socket) -> None:
-    """Answer requests until the executor closes its end. Children are reaped as they end."""
+    """Answer requests until the executor closes its end. Children are reaped as they end, leases end at their time."""
     libc = ctypes.CDLL(None, use_errno=True)
+    leases = Leases()
     signal.signal(signal.SIGCHLD, lambda *_: _reap())
+    waiting = select.poll()
+    waiting.register(channel, select.POLLIN)
     while True:
+        seconds = leases.end()
+        if not waiting.poll(None if seconds is None else seconds * 1000 + 1):
+            continue
         data, descriptors, _flags, _address = socket.recv_fds(
             channel, MAX_REQUEST_BYTES, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
         )
         if not data:
+            leases.end(all=True)
             return
         # The child's end must not be reaped by the handler between fork and the answer's waitpid.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
         found: list[int] = []
         try:
-            answer = spawn(json.loads(data), descriptors, libc)
-            found += [os.pidfd_open(answer["pid"])] if "pid" in answer else []
+            answer, found = _answer(json.loads(data), descriptors, leases, libc)
         except OSError as error:
             answer = {"step": "fork", "errno": error.errno or 0}
         finally:

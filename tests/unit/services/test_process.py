@@ -21,7 +21,8 @@ from pointcall_attest.declaration import ServiceDeclaration
 from pointcall_executor.kernel.cgroup import find_root
 from pointcall_executor.services.groups import remove_empty
 from pointcall_executor.services.listening import listening
-from pointcall_executor.services.process import Process, ServiceError, Spawner
+from pointcall_executor.services.managed import ServiceError
+from pointcall_executor.services.process import Process, Spawner
 from pointcall_runbook.vocabulary import Address
 
 PARENT = f"pointcall-test-{os.getpid()}"
@@ -260,3 +261,66 @@ def test_a_ready_file_of_an_earlier_instance_says_nothing(make: Callable[..., Pr
     with pytest.raises(ServiceError) as refusal:
         process.start()
     assert refusal.value.id == "service.not-ready"
+
+
+def frozen(process: Process) -> bool:
+    return "frozen 1" in (process._groups.folder / "cgroup.events").read_text()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 5) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_a_freeze_ends_at_its_time(make: Callable[..., Process], port: int) -> None:
+    process = serving(make, port)
+    process.start()
+    process.freeze(time.monotonic_ns() + 300_000_000)
+    wait_for(lambda: frozen(process))
+    assert process.healthy() == "it is frozen"
+    wait_for(lambda: not frozen(process))
+    assert process.healthy() == ""
+
+
+def test_a_freeze_ends_by_thaw_and_both_may_be_called_twice(make: Callable[..., Process], port: int) -> None:
+    process = serving(make, port)
+    process.start()
+    for _ in range(2):
+        process.freeze(time.monotonic_ns() + 60_000_000_000)
+    wait_for(lambda: frozen(process))
+    for _ in range(2):
+        process.thaw()
+    wait_for(lambda: not frozen(process))
+
+
+def test_a_frozen_service_ends_politely_too(make: Callable[..., Process], port: int) -> None:
+    process = serving(make, port)
+    process.start()
+    process.freeze(time.monotonic_ns() + 60_000_000_000)
+    assert process.destroy(10_000_000_000) < 10_000_000_000
+    assert folders() == []
+
+
+def test_a_freeze_ends_when_the_executor_is_gone(make: Callable[..., Process], port: int, spawner: Spawner) -> None:
+    process = serving(make, port)
+    process.spawner = Spawner()
+    process.start()
+    process.freeze(time.monotonic_ns() + 60_000_000_000)
+    wait_for(lambda: frozen(process))
+    process.spawner.close()  # its socket ends, as it does at kill -9
+    wait_for(lambda: not frozen(process))
+    process.spawner = spawner
+
+
+def test_a_signal_reaches_the_main_process(make: Callable[..., Process], port: int) -> None:
+    process = serving(make, port)
+    process.start()
+    process.signal(signal.SIGKILL)
+    wait_for(lambda: not process.running)
+    assert process.healthy() == "its main process does not run"
+    for ask in (lambda: process.signal(15), lambda: process.freeze(time.monotonic_ns())):
+        with pytest.raises(ServiceError) as refusal:
+            ask()
+        assert refusal.value.id == "service.not-running"

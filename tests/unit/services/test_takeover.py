@@ -15,9 +15,10 @@ import pytest
 
 from pointcall_attest.declaration import ServiceDeclaration
 from pointcall_executor.kernel.cgroup import find_root
-from pointcall_executor.node import ProcessServices
+from pointcall_executor.services.declared import DeclaredServices
 from pointcall_executor.services.groups import remove_empty
-from pointcall_executor.services.process import ServiceError, Spawner
+from pointcall_executor.services.managed import ServiceError
+from pointcall_executor.services.process import Spawner
 from pointcall_runbook.vocabulary import service
 
 PARENT = f"pointcall-takeover-{os.getpid()}"
@@ -34,7 +35,7 @@ class Stage:
 
     def __init__(self, folder: Path, spawner: Spawner) -> None:
         self.folder, self.spawner = folder, spawner
-        self.made: list[ProcessServices] = []
+        self.made: list[DeclaredServices] = []
         self.moves: list[tuple[int, bool]] = []
 
     def declaration(self, name: str, source: str) -> ServiceDeclaration:
@@ -45,13 +46,13 @@ class Stage:
         body = {"format": "pointcall-service/v1", "name": name, "kind": "process", "process": process}
         return ServiceDeclaration.parse(json.dumps(body).encode())
 
-    def services(self, before: ProcessServices | None = None, **sources: str) -> ProcessServices:
+    def services(self, before: DeclaredServices | None = None, **sources: str) -> DeclaredServices:
         admitted: Any = SimpleNamespace(declarations={n: self.declaration(n, s) for n, s in sources.items()})
         moved = lambda number, cgroup: self.moves.append((number, bool(cgroup)))  # noqa: E731 - one callback
-        self.made.append(ProcessServices(admitted, PARENT, self.folder, self.spawner, before, moved))
+        self.made.append(DeclaredServices(admitted, PARENT, self.folder, self.spawner, before, moved))
         return self.made[-1]
 
-    def started(self, before: ProcessServices | None = None, **sources: str) -> ProcessServices:
+    def started(self, before: DeclaredServices | None = None, **sources: str) -> DeclaredServices:
         found = self.services(before, **sources)
         for number in found.adopt():
             found.start(number)

@@ -1,0 +1,138 @@
+"""The services that one manifest declares, by number, of every kind; and how they take over from those before.
+
+Not here: how a service of one kind is started or frozen (process.py and its neighbours).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from pointcall_attest.admission import Admitted
+from pointcall_executor.services.groups import destroy_leftovers
+from pointcall_executor.services.managed import Managed, ServiceError, Started, cannot, not_running
+from pointcall_executor.services.process import Process, Spawner
+from pointcall_runbook.vocabulary import service
+
+OnMoved = Callable[[int, int], None]  # service number, its new cgroup id (0: none)
+
+
+class DeclaredServices:
+    """Declared services by number."""
+
+    def __init__(
+        self,
+        admitted: Admitted,
+        parent: str,
+        folder: Path,
+        spawner: Spawner,
+        before: DeclaredServices | None,
+        on_moved: OnMoved,
+    ) -> None:
+        self._on_moved, self._parent, self._before = on_moved, parent, before
+        self._by_number: dict[int, Managed] = {}
+        self._final = False
+        self._stopped: list[int] = []  # of those before: what had to make room
+        self._started: list[int] = []
+        for name, declaration in admitted.declarations.items():
+            number = service(name).number
+            old = before.managed().get(number) if before else None
+            same = old is not None and old.declaration.sha256 == declaration.sha256
+            self._by_number[number] = old if old and same else Process(declaration, parent, folder, spawner)
+
+    def managed(self) -> Mapping[int, Managed]:
+        return self._by_number
+
+    def _one(self, number: int) -> Managed:
+        found = self._by_number.get(number)
+        if found is None:
+            raise ServiceError("no such service is declared", id="service.unknown", got=str(number))
+        return found
+
+    def name(self, number: int) -> str:
+        return self._one(number).name
+
+    def pids(self) -> Mapping[str, int]:
+        return {p.name: p.pid if p.running else 0 for p in self._by_number.values()}
+
+    def signal(self, number: int, sig: int) -> None:
+        self._one(number).signal(sig)
+
+    def freeze(self, number: int, until_ns: int) -> None:
+        self._one(number).freeze(until_ns)
+
+    def thaw(self, number: int) -> None:
+        self._one(number).thaw()
+
+    def healthy(self, number: int) -> str:
+        return self._one(number).healthy()
+
+    def cgroup(self, number: int) -> int:
+        """Id of the cgroup it runs in. ServiceError `service.not-running`, `service.ability`."""
+        one = self._one(number)
+        if "cgroup" not in one.abilities:
+            raise cannot(one.name, one.declaration.kind, "cgroup")
+        if not one.cgroup_id:
+            raise not_running(one.name)
+        return one.cgroup_id
+
+    def destroy(self, number: int, grace_ns: int) -> int:
+        self._on_moved(number, 0)
+        return self._one(number).destroy(grace_ns)
+
+    def start(self, number: int) -> Started:
+        one = self._one(number)
+        if not self._final:
+            self._make_room(number)
+            self._started.append(number)
+        return one.start(on_cgroup=lambda cgroup_id: self._on_moved(number, cgroup_id))
+
+    def _make_room(self, number: int) -> None:
+        """Two of one name would want the same address."""
+        old = self._before.managed().get(number) if self._before else None
+        if self._before is not None and old is not None and old is not self._by_number[number] and old.running:
+            self._stopped.append(number)
+            self._before.destroy(number, _grace_ns(old))
+
+    def adopt(self) -> list[int]:
+        """Take over what runs as declared; the numbers of the others. Leftovers of an earlier executor end here."""
+        missing = []
+        for number, one in self._by_number.items():
+            if one.running:
+                self._on_moved(number, one.cgroup_id)
+            else:
+                missing.append(number)
+            if self._before is None:
+                destroy_leftovers(self._parent, one.name)
+        return missing
+
+    def _end(self) -> tuple[DeclaredServices | None, list[int], list[int]]:
+        """The takeover is over: what it took over from, what it started and what it stopped."""
+        found = self._before, self._started, self._stopped
+        self._before, self._started, self._stopped, self._final = None, [], [], True
+        return found
+
+    def undo(self) -> None:
+        """Destroy what this one started, start again what it stopped. ServiceError where that fails."""
+        before, started, stopped = self._end()
+        for number in started:
+            self._by_number[number].destroy(0)
+        if before is not None:
+            for number in stopped:
+                before.start(number)
+
+    def commit(self) -> None:
+        """Destroy those of before that were not taken over."""
+        before, _, _ = self._end()
+        staying = self._by_number.values()
+        for one in before.managed().values() if before else ():
+            if one not in staying:
+                one.destroy(_grace_ns(one))
+
+    def stop_all(self) -> None:
+        for number, one in self._by_number.items():
+            self.destroy(number, _grace_ns(one))
+
+
+def _grace_ns(one: Managed) -> int:
+    return one.declaration.grace_ms * 1_000_000

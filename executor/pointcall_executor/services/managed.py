@@ -1,0 +1,100 @@
+"""What every kind of declared service can be asked, and the one error they raise. No kind is implemented here.
+
+Whatever stops a service for a time is a lease: it ends at its time without the executor (docs/spec/service.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol
+
+from pointcall_attest.declaration import ServiceDeclaration
+from pointcall_runbook.errors import PointcallError
+
+Ability = Literal["signal", "freeze", "cgroup"]
+OnCgroup = Callable[[int], None]
+
+# What each kind can do beyond start and destroy. `cgroup`: its processes are in one cgroup of this node.
+ABILITIES: Final[Mapping[str, frozenset[Ability]]] = {
+    "process": frozenset({"signal", "freeze", "cgroup"}),
+}
+# The ability that an action needs of the service that it is about.
+NEEDS: Final[Mapping[str, Ability]] = {"kill": "signal", "freeze": "freeze", "thaw": "freeze", "isolate": "cgroup"}
+
+
+class ServiceError(PointcallError):
+    """A service could not be verified, started, stopped or signalled. Its id says which."""
+
+    id = "service.error"
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What one start did, with the times it took (ns)."""
+
+    pid: int
+    cgroup_id: int
+    files: int
+    verified_ns: int
+    spawned_ns: int
+    ready_ns: int
+    ready_for: str  # what was checked before it counted as ready
+
+
+class Managed(Protocol):
+    """One declared service. Thread-safe; every method raises ServiceError where the system refuses.
+
+    `pid` and `cgroup_id` are 0 where nothing runs or the kind has none on this node.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def declaration(self) -> ServiceDeclaration: ...
+    @property
+    def running(self) -> bool: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def cgroup_id(self) -> int: ...
+    @property
+    def abilities(self) -> frozenset[Ability]: ...
+
+    def start(self, on_cgroup: OnCgroup = ...) -> Started:
+        """Verify, start, wait until it is ready. A failure leaves nothing behind. `on_cgroup` hears the id of the
+        new cgroup before anything runs in it, where the kind can say it that early, else as soon as it is known."""
+        ...
+
+    def destroy(self, grace_ns: int) -> int:
+        """Ask it to stop, after `grace_ns` kill what is left; ns that it took. Not running is no error."""
+        ...
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the main process. `service.not-running` where there is none."""
+        ...
+
+    def freeze(self, until_ns: int) -> None:
+        """Stop every task until CLOCK_MONOTONIC `until_ns`, also if the executor dies. A later call moves the end."""
+        ...
+
+    def thaw(self) -> None:
+        """Let it go on now. Not frozen is no error."""
+        ...
+
+    def healthy(self) -> str:
+        """Empty if it runs, is not frozen and is ready as declared; otherwise why not."""
+        ...
+
+
+def cannot(name: str, kind: str, ability: str) -> ServiceError:
+    """The error of a kind that has not this ability."""
+    have = ", ".join(sorted(ABILITIES[kind])) or "none of them"
+    return ServiceError(
+        f"a service of kind {kind} has no {ability}", id="service.ability", want=ability, got=f"{name}: {have}",
+        hint="declare it as another kind, or do not grant this action on it",
+    )  # fmt: skip
+
+
+def not_running(name: str) -> ServiceError:
+    return ServiceError(f"{name} does not run", id="service.not-running", want="a running service", hint="recreate it")
