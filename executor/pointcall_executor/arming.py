@@ -23,7 +23,7 @@ from pointcall_runbook.vocabulary import Address, Network, channel, service
 
 # Done by the core itself, not by a file in actions/.
 BUILT_IN: Final = frozenset({"remember", "again"})
-SENSORS: Final = frozenset({"breaker", "lifecycle"})
+SENSORS: Final = frozenset({"breaker", "lifecycle", "connections", "isolate"})
 PROTOCOLS: Final = {"tcp": 6, "udp": 17}
 SECOND_NS: Final = 1_000_000_000
 

@@ -5,10 +5,6 @@ Implements what actions/world.py asks for. recorded.py implements the same witho
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import hashlib
-import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -16,23 +12,16 @@ from typing import Protocol
 
 from pointcall_attest.admission import Admitted
 from pointcall_executor.actions.world import Channels, Circuits, Services
-from pointcall_executor.arming import destinations_of
 from pointcall_executor.config import Config
-from pointcall_executor.core.event import Destination
 from pointcall_executor.core.guard import Rules
-from pointcall_executor.kernel.blob import Blob
-from pointcall_executor.kernel.breaker import BreakerSensor, CircuitState, netns_cookie, normalised
+from pointcall_executor.kernel.breaker import CircuitState
 from pointcall_executor.kernel.cgroup import Cgroup, find_root
-from pointcall_executor.kernel.errors import KernelError
-from pointcall_executor.kernel.identity import Identity
-from pointcall_executor.kernel.lifecycle import LifecycleSensor
-from pointcall_executor.kernel.pins import Pinned, unpin
-from pointcall_executor.kernel.ring import Ring
+from pointcall_executor.sensors import KernelSensors, Pins
 from pointcall_executor.services.declared import DeclaredServices, OnMoved
 from pointcall_executor.services.groups import remove_empty
 from pointcall_executor.services.managed import ServiceError
 from pointcall_executor.services.process import Spawner
-from pointcall_runbook.vocabulary import Address, Level, Network, channel
+from pointcall_runbook.vocabulary import Level, channel
 
 __all__ = ["KernelNode", "KernelSensors", "LogChannels", "Node", "OnMoved", "Pins", "RunningServices", "Sensors"]
 
@@ -74,165 +63,6 @@ class Node(Protocol):
     def services(self, admitted: Admitted, before: RunningServices | None, on_moved: OnMoved) -> RunningServices: ...
     def channels(self, admitted: Admitted) -> Channels: ...
     def shutdown(self) -> None: ...
-
-
-class Pins:
-    """Where this installation pins its breaker, and the record of what it was then."""
-
-    def __init__(self, state_dir: Path, bpffs: Path = Path("/sys/fs/bpf")) -> None:
-        self._record = state_dir / "pins.json"
-        self.folder = bpffs / f"pointcall_{hashlib.sha256(str(state_dir).encode()).hexdigest()[:12]}"
-
-    def adopt(self, make: Callable[[Pinned | None], BreakerSensor]) -> BreakerSensor:
-        """The pinned breaker if it is exactly what was recorded and wanted, else a new one. The pins stay as they are:
-        what they hold protects until something else is kept, or until it is detached."""
-        try:
-            identity = Identity.from_dict(json.loads(self._record.read_bytes()))
-            return make(Pinned(self.folder, identity))
-        except (OSError, ValueError, KeyError, TypeError, KernelError):
-            return make(None)
-
-    def keep(self, breaker: BreakerSensor) -> None:
-        """Let the breaker outlive this process. KernelError where bpffs is not mounted."""
-        self.drop()
-        pinned = breaker.pin(self.folder)
-        self._record.write_text(json.dumps(pinned.identity.as_dict()))
-
-    def drop(self) -> None:
-        """Remove the pins. What this process holds stays."""
-        unpin(self.folder)
-        self._record.unlink(missing_ok=True)
-
-
-class KernelSensors:
-    """The breaker and the lifecycle sensor of this kernel, loaded from the admitted blobs."""
-
-    def __init__(self, admitted: Admitted, rules: Rules, gate: Path, pins: Pins | None = None) -> None:
-        self._pins, self._kept = pins, False
-        self._identities: dict[str, Identity] = {}
-        declared = destinations_of(admitted.manifest, netns_cookie())
-        self._destinations = {d: n for d, n in declared.items() if not _never(d, n, rules)}
-        self._places = {(d.address, d.port): d for d in self._destinations}
-        self.breaker: BreakerSensor | None = None
-        self.lifecycle: LifecycleSensor | None = None
-        with contextlib.ExitStack() as undo:
-            for sensor in admitted.manifest.sensors:
-                blob = Blob.parse(admitted.files[sensor.blob])
-                if sensor.name == "breaker":
-                    make = functools.partial(_breaker, blob, gate, dict(sensor.params), rules.never_touch_networks)
-                    self.breaker = pins.adopt(make) if pins else make(None)
-                else:
-                    self.lifecycle = LifecycleSensor(blob)
-                undo.callback(self.detach)
-            if self.breaker is not None:
-                for destination in self._destinations:
-                    self.breaker.arm(destination)
-                self.breaker.attach()
-            if self.lifecycle is not None:
-                self.lifecycle.attach()
-            self._identities = {name: sensor.identity() for name, sensor in self._sensors().items()}
-            undo.pop_all()
-
-    def _sensors(self) -> Mapping[str, BreakerSensor | LifecycleSensor]:
-        found = {"breaker": self.breaker, "lifecycle": self.lifecycle}
-        return {name: sensor for name, sensor in found.items() if sensor is not None}
-
-    def changed(self) -> list[str]:
-        """What is no longer as it was when it was armed: a swapped program, a link that was taken off."""
-        return [line for n, sensor in self._sensors().items() for line in sensor.recheck(self._identities[n])]
-
-    def _rings(self) -> Mapping[str, Ring]:
-        return {name: sensor.ring for name, sensor in self._sensors().items()}
-
-    def fds(self) -> tuple[int, ...]:
-        return tuple(ring.fileno() for ring in self._rings().values())
-
-    def drain(self) -> list[bytes]:
-        """Every finished record of every ring, 56 bytes each."""
-        return [record for ring in self._rings().values() for record in ring.drain()]
-
-    def lost(self) -> Mapping[str, int]:
-        return {name: sensor.lost() for name, sensor in self._sensors().items()}
-
-    def programs(self) -> tuple[tuple[str, int, str], ...]:
-        """(name, kernel id, tag) of every loaded program."""
-        return tuple(program for sensor in self._sensors().values() for program in sensor.programs())
-
-    def states(self) -> tuple[CircuitState, ...]:
-        return tuple(self.breaker.circuits()) if self.breaker is not None else ()
-
-    def watch(self, cgroup_id: int) -> None:
-        if self.lifecycle is not None:
-            self.lifecycle.watch(cgroup_id)
-
-    def unwatch(self, cgroup_id: int) -> None:
-        if self.lifecycle is not None:
-            self.lifecycle.unwatch(cgroup_id)
-
-    def _armed(self, address: Address, port: int) -> tuple[BreakerSensor, Destination]:
-        destination = self._places.get((address, port))
-        if self.breaker is None or destination is None:
-            raise ServiceError("no circuit is armed there", id="circuit.unknown", got=f"{address}:{port}")
-        return self.breaker, destination
-
-    def force(self, address: Address, port: int, until_ns: int) -> None:
-        breaker, destination = self._armed(address, port)
-        breaker.force(destination, until_ns)
-
-    def close_circuit(self, address: Address, port: int) -> None:
-        breaker, destination = self._armed(address, port)
-        breaker.close_circuit(destination)
-
-    def probe_service(self, number: int) -> int:
-        """Let the next connect to each address of the service be the one probe; how many circuits there are."""
-        if self.breaker is None:
-            return 0
-        mine = [d for d, n in self._destinations.items() if n == number]
-        for destination in mine:
-            self.breaker.make_probe_ready(destination)
-        return len(mine)
-
-    def keep(self) -> None:
-        """Pin the breaker if the settings say so: it protects also when this process is gone."""
-        if self._pins is not None and self.breaker is not None:
-            self._disarm_undeclared(self.breaker)
-            self._pins.keep(self.breaker)
-            self._kept = True
-
-    def _disarm_undeclared(self, breaker: BreakerSensor) -> None:
-        """A breaker that was taken up again may still watch what an older manifest declared."""
-        armed = {normalised(d) for d in self._destinations}
-        for circuit in list(breaker.circuits()):
-            if circuit.destination not in armed:
-                breaker.disarm(circuit.destination)
-
-    def leave(self) -> None:
-        """This process lets go: what is pinned stays in the kernel, everything else is gone."""
-        for sensor in self._sensors().values():
-            sensor.close()
-        self.breaker = self.lifecycle = None
-
-    def detach(self) -> None:
-        """Everything out of the kernel, pins too. Twice without harm."""
-        if self._pins is not None and self._kept:
-            self._pins.drop()
-            self._kept = False
-        self.leave()
-
-
-def _never(destination: Destination, number: int, rules: Rules) -> bool:
-    """Whether the never-touch list forbids a circuit there, by any of its three kinds."""
-    return (
-        number in rules.never_touch_services
-        or (str(destination.address), destination.port) in rules.never_touch_destinations
-        or any(destination.address in network for network in rules.never_touch_networks)
-    )
-
-
-def _breaker(
-    blob: Blob, gate: Path, constants: Mapping[str, int], never: tuple[Network, ...], pinned: Pinned | None
-) -> BreakerSensor:
-    return BreakerSensor(blob, cgroup=gate, constants=constants, never_touch=never, pinned=pinned)
 
 
 def _to_stderr(line: str) -> None:

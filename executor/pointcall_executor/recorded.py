@@ -35,6 +35,7 @@ class RecordedSensors:
         self._records: collections.deque[bytes] = collections.deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
         self.watched: set[int] = set()
+        self.isolated: dict[int, int] = {}  # cgroup id -> until when, ns
 
     def happen(self, event: KernelEvent) -> None:
         """Let the executor see this record."""
@@ -82,6 +83,18 @@ class RecordedSensors:
         mine = [d for d, n in self.destinations.items() if n == number]
         self.commands += [("probe", str(d)) for d in mine]
         return len(mine)
+
+    def kill_connections(self, address: Address, port: int) -> int:
+        self.commands.append(("kill_connections", f"{address}:{port}"))
+        return 0
+
+    def isolate(self, cgroup_id: int, until_ns: int) -> None:
+        self.isolated[cgroup_id] = max(until_ns, self.isolated.get(cgroup_id, 0))
+        self.commands.append(("isolate", str(cgroup_id)))
+
+    def end_isolation(self, cgroup_id: int) -> None:
+        self.isolated.pop(cgroup_id, None)
+        self.commands.append(("end_isolation", str(cgroup_id)))
 
     def changed(self) -> list[str]:
         return []

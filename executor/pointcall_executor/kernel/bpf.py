@@ -51,6 +51,7 @@ class ProgramType(enum.IntEnum):
 class AttachType(enum.IntEnum):
     """enum bpf_attach_type, the part that we use."""
 
+    CGROUP_INET_INGRESS = 0
     CGROUP_INET_EGRESS = 1
     CGROUP_INET4_CONNECT = 10
     CGROUP_INET6_CONNECT = 11

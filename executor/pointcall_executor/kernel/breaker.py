@@ -22,9 +22,10 @@ from pointcall_executor.kernel import bpf
 from pointcall_executor.kernel.blob import Blob
 from pointcall_executor.kernel.cgroup import Cgroup
 from pointcall_executor.kernel.errors import CircuitError
+from pointcall_executor.kernel.kernel_object import Loader
 from pointcall_executor.kernel.loader import load
 from pointcall_executor.kernel.pins import Pinned
-from pointcall_executor.kernel.sensor import Loader, Sensor
+from pointcall_executor.kernel.sensor import Sensor
 from pointcall_runbook.vocabulary import Address, Network
 
 KEY: Final = struct.Struct("<16sQHB5x")  # struct pointcall_destination

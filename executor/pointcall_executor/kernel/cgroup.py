@@ -44,6 +44,23 @@ def own() -> Cgroup:
     return Cgroup(find_root())
 
 
+def by_id(cgroup_id: int) -> Cgroup:
+    """The cgroup with this v2 id. KernelError `kernel.cgroup.gone` where there is none (any more)."""
+    todo = [find_root()]
+    if todo[0].stat().st_ino == cgroup_id:
+        return Cgroup(todo[0])
+    while todo:
+        try:
+            folders = [entry for entry in os.scandir(todo.pop()) if entry.is_dir(follow_symlinks=False)]
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # removed meanwhile
+        for folder in folders:
+            if folder.inode() == cgroup_id:
+                return Cgroup(Path(folder.path))
+        todo += [Path(folder.path) for folder in folders]
+    raise KernelError("there is no such cgroup", id="kernel.cgroup.gone", want="a living cgroup", got=str(cgroup_id))
+
+
 @dataclass(frozen=True, slots=True)
 class Cgroup:
     """One folder of the v2 tree."""

@@ -1,0 +1,172 @@
+"""Isolation of a cgroup: all its IP traffic refused until a deadline that the kernel holds, loopback included.
+
+It follows the cgroup in which a socket was made, established connections too. Unix sockets, pipes and packet sockets
+(AF_PACKET) are not touched. The deadline ends it also when nobody is left; without `pins` it ends at the latest with
+this process, with them it lasts until its deadline. Nothing is decided here. Spec: docs/spec/kernel-abi.md section 13.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pointcall_executor.kernel import bpf
+from pointcall_executor.kernel.blob import Blob
+from pointcall_executor.kernel.cgroup import by_id
+from pointcall_executor.kernel.errors import KernelError
+from pointcall_executor.kernel.kernel_object import KernelObject
+from pointcall_executor.kernel.maps import Map
+from pointcall_executor.kernel.pins import unpin
+
+VALUE: Final = struct.Struct("<QQQQ")  # struct isolation
+LEASE_MAX_NS: Final = 3_600_000_000_000  # every lease ends within the hour
+PREFIX: Final = "isolate_"
+
+
+@dataclass(frozen=True, slots=True)
+class Isolation:
+    """One isolated cgroup: until when (CLOCK_MONOTONIC ns), and what was refused so far."""
+
+    cgroup: int
+    until_ns: int
+    calls: int  # connects and sends
+    packets_out: int
+    packets_in: int
+
+
+class Isolator(KernelObject):
+    """The loaded programs, and a set of links for each isolated cgroup. May be called from any thread."""
+
+    def __init__(self, blob: Blob, pins: Path | None = None) -> None:
+        super().__init__(blob)
+        self._lock, self._pins = threading.Lock(), pins
+        self._held: dict[int, dict[str, int]] = {}  # cgroup id -> links
+
+    def isolate(self, cgroup_id: int, until_ns: int) -> None:
+        """Refuse all traffic of this cgroup until `until_ns`; one that is isolated for longer stays so.
+
+        KernelError `kernel.isolation.lease` where that is over or more than an hour away, `kernel.cgroup.gone` where
+        there is no such cgroup, `kernel.attach` where the kernel refuses the programs; then nothing is changed.
+        """
+        left = until_ns - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        if not 0 < left <= LEASE_MAX_NS:
+            raise KernelError(
+                "an isolation must end within the hour", id="kernel.isolation.lease",
+                want=f"1..{LEASE_MAX_NS} ns from now", got=f"{left} ns",
+            )  # fmt: skip
+        with self._lock:
+            if cgroup_id not in self._held:
+                self._held[cgroup_id] = self._attached(cgroup_id)
+            key = struct.pack("<Q", cgroup_id)
+            known = VALUE.unpack(self._slot.get(key) or bytes(VALUE.size))
+            self._slot.set(key, VALUE.pack(max(until_ns, known[0]), *known[1:]))
+
+    def end(self, cgroup_id: int) -> Isolation | None:
+        """End it now; what it refused, None where the cgroup is not isolated. Twice does no harm."""
+        with self._lock:
+            found = self._read(cgroup_id)
+            self._release(cgroup_id)
+        return found
+
+    def isolations(self) -> list[Isolation]:
+        """Every isolation that still holds."""
+        now_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        with self._lock:
+            found = [self._read(cgroup_id) for cgroup_id in list(self._held)]
+        return [i for i in found if i is not None and i.until_ns > now_ns]
+
+    def sweep(self) -> None:
+        """Take the programs off cgroups whose time is over: there they only cost."""
+        now_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        with self._lock:
+            for cgroup_id in list(self._held):
+                found = self._read(cgroup_id)
+                if found is None or found.until_ns <= now_ns:
+                    self._release(cgroup_id)
+
+    def detach(self) -> None:
+        """Let go of all of them; a pinned one lasts until its deadline."""
+        with self._lock:
+            while self._held:
+                _close(self._held.popitem()[1])
+
+    @property
+    def _slot(self) -> Map:
+        return self._maps["isolations"]
+
+    def _attached(self, cgroup_id: int) -> dict[str, int]:
+        path = by_id(cgroup_id).path
+        links: dict[str, int] = {}
+        try:
+            for program in self.blob.programs:
+                links[program.name] = self._attach_cgroup(program.name, program.section, path)
+            if self._pins is not None:
+                _pin(self._pins / f"{PREFIX}{cgroup_id}", links, self._slot.fd)
+        except (KernelError, OSError):
+            _close(links)
+            raise
+        return links
+
+    def _read(self, cgroup_id: int) -> Isolation | None:
+        raw = self._slot.get(struct.pack("<Q", cgroup_id)) if cgroup_id in self._held else None
+        return Isolation(cgroup_id, *VALUE.unpack(raw)) if raw else None
+
+    def _release(self, cgroup_id: int) -> None:
+        links = self._held.pop(cgroup_id, {})
+        if links and self._slot.get(struct.pack("<Q", cgroup_id)) is not None:
+            self._slot.set(struct.pack("<Q", cgroup_id), bytes(VALUE.size))
+        if self._pins is not None:  # perhaps an earlier executor's
+            unpin(self._pins / f"{PREFIX}{cgroup_id}")
+        _close(links)
+
+
+def end_pinned(folder: Path, *, only_expired: bool) -> list[int]:
+    """Take off isolations that an earlier executor pinned below `folder`; ids of the cgroups whose isolation lasts.
+
+    `only_expired` leaves those alone whose deadline is still ahead.
+    """
+    now_ns, lasting = time.clock_gettime_ns(time.CLOCK_MONOTONIC), []
+    for place in sorted(folder.glob(f"{PREFIX}*")):
+        cgroup_id = int(place.name.removeprefix(PREFIX))
+        if only_expired and _pinned_until(place, cgroup_id) > now_ns:
+            lasting.append(cgroup_id)
+        else:
+            unpin(place)
+    return lasting
+
+
+def _pinned_until(place: Path, cgroup_id: int) -> int:
+    with contextlib.suppress(OSError):
+        fd = bpf.pinned(str(place / "isolations"))
+        try:
+            raw = Map(fd).get(struct.pack("<Q", cgroup_id))
+        finally:
+            os.close(fd)
+        return int(VALUE.unpack(raw)[0]) if raw else 0
+    return 0
+
+
+def _pin(folder: Path, links: dict[str, int], slot: int) -> None:
+    unpin(folder)
+    try:
+        folder.mkdir(mode=0o700, parents=True)
+        for name, fd in links.items():
+            bpf.pin(fd, str(folder / name))
+        bpf.pin(slot, str(folder / "isolations"))
+    except OSError as error:
+        unpin(folder)
+        raise KernelError(
+            "the isolation could not be pinned", id="kernel.pin", want="a bpf file system", got=error.strerror or "",
+            hint="mount -t bpf bpf /sys/fs/bpf",
+        ) from None  # fmt: skip
+
+
+def _close(links: dict[str, int]) -> None:
+    while links:
+        os.close(links.popitem()[1])

@@ -1,0 +1,210 @@
+"""Isolation: nothing of the cgroup gets through, nobody else notices, and it ends by itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pointcall_executor.kernel.bpf import prog_exists
+from pointcall_executor.kernel.cgroup import Cgroup, by_id, find_root
+from pointcall_executor.kernel.errors import KernelError
+from pointcall_executor.kernel.isolation import PREFIX, Isolator, end_pinned
+from tests.kernel.lab import BLOCKED, DGRAM, OK, V4, V6, connect, listen, member, need_blob, outcome, private_network
+
+pytestmark = pytest.mark.kernel
+PORT = 30801
+HOUR_NS = 3_600_000_000_000
+
+
+def soon(ms: float) -> int:
+    return time.clock_gettime_ns(time.CLOCK_MONOTONIC) + int(ms * 1e6)
+
+
+@pytest.fixture
+def isolator() -> Iterator[Isolator]:
+    blob = need_blob("isolate")
+    with private_network(), Isolator(blob) as loaded:
+        yield loaded
+
+
+@pytest.fixture
+def group() -> Iterator[Cgroup]:
+    with member("isolated") as cgroup:
+        yield cgroup
+
+
+@pytest.mark.parametrize(("family", "ip"), [(V4, "127.0.0.1"), (V6, "::1"), (V6, "::ffff:127.0.0.1")])
+def test_connects_and_sends_are_refused_loopback_included(
+    isolator: Isolator, group: Cgroup, family: int, ip: str
+) -> None:
+    bind = ip.removeprefix("::ffff:")
+    with listen(PORT, bind), socket.socket(family, DGRAM) as udp:
+        assert connect(PORT, ip, family) == OK
+        isolator.isolate(group.id, soon(60_000))
+        assert connect(PORT, ip, family) == BLOCKED
+        assert outcome(lambda: udp.sendto(b"x", (ip, PORT))) == BLOCKED
+        isolator.end(group.id)
+        isolator.end(group.id)
+        assert connect(PORT, ip, family) == OK
+        assert outcome(lambda: udp.sendto(b"x", (ip, PORT))) == OK
+
+
+def test_established_connections_and_connected_udp_fall_silent(isolator: Isolator, group: Cgroup) -> None:
+    with listen(PORT) as server, socket.create_connection(("127.0.0.1", PORT)) as client:
+        peer, _ = server.accept()
+        with peer, socket.socket(V4, DGRAM) as sender, socket.socket(V4, DGRAM) as receiver:
+            receiver.bind(("127.0.0.1", PORT))
+            sender.connect(("127.0.0.1", PORT))
+            for sock in (peer, receiver):
+                sock.settimeout(0.15)
+            isolator.isolate(group.id, soon(60_000))
+            client.send(b"tcp")
+            assert outcome(lambda: sender.send(b"udp")) == BLOCKED
+            for sock in (peer, receiver):
+                with pytest.raises(TimeoutError):
+                    sock.recv(8)
+            found = isolator.end(group.id)
+            assert found is not None
+            assert found.packets_out >= 2
+            peer.settimeout(5)
+            assert peer.recv(8) == b"tcp"  # TCP sends it again
+
+
+def test_what_arrives_from_outside_the_cgroup_is_dropped_too(isolator: Isolator, group: Cgroup) -> None:
+    with listen(PORT) as server:
+        isolator.isolate(group.id, soon(60_000))
+        command = f"import socket; s=socket.socket(); s.settimeout(0.3); print(s.connect_ex(('127.0.0.1', {PORT})))"
+        with subprocess.Popen([sys.executable, "-c", f"input(); {command}"], stdin=-1, stdout=-1, text=True) as child:
+            Cgroup(group.path.parent).add(child.pid)  # a client that is not isolated
+            said, _ = child.communicate("\n")
+        assert int(said) != 0
+        server.settimeout(0.05)
+        with pytest.raises(TimeoutError):
+            server.accept()
+        found = isolator.end(group.id)
+    assert found is not None
+    assert found.packets_in >= 1
+
+
+def test_a_cgroup_below_is_isolated_and_one_beside_is_not(isolator: Isolator, group: Cgroup) -> None:
+    below = Cgroup.create("below", group.path)
+    with listen(PORT):
+        isolator.isolate(group.id, soon(60_000))
+        below.add(0)
+        try:
+            assert connect(PORT) == BLOCKED
+        finally:
+            group.add(0)
+    with member("beside"), listen(PORT + 1):
+        assert connect(PORT + 1) == OK
+    group.add(0)
+
+
+def test_the_lease_ends_in_the_kernel(isolator: Isolator, group: Cgroup) -> None:
+    with listen(PORT):
+        isolator.isolate(group.id, soon(60))
+        assert [i.cgroup for i in isolator.isolations()] == [group.id]
+        assert connect(PORT) == BLOCKED
+        time.sleep(0.065)
+        assert connect(PORT) == OK  # nobody did anything
+        assert isolator.isolations() == []
+        isolator.sweep()
+        isolator.isolate(group.id, soon(60_000))
+        assert connect(PORT) == BLOCKED
+
+
+def test_a_shorter_lease_does_not_shorten_a_longer_one(isolator: Isolator, group: Cgroup) -> None:
+    isolator.isolate(group.id, longer := soon(60_000))
+    isolator.isolate(group.id, soon(10))
+    assert [i.until_ns for i in isolator.isolations()] == [longer]
+
+
+@pytest.mark.parametrize("left_ms", [-1, 0, HOUR_NS / 1e6 + 1000])
+def test_an_isolation_without_an_end_is_refused(isolator: Isolator, group: Cgroup, left_ms: float) -> None:
+    with pytest.raises(KernelError) as refused:
+        isolator.isolate(group.id, soon(left_ms))
+    assert refused.value.id == "kernel.isolation.lease"
+    with listen(PORT):
+        assert connect(PORT) == OK
+
+
+def test_a_cgroup_that_is_gone_is_named(isolator: Isolator, group: Cgroup) -> None:
+    doomed = Cgroup.create("doomed", group.path)
+    number = doomed.id
+    assert by_id(number) == doomed
+    isolator.isolate(number, soon(60_000))
+    doomed.remove()
+    isolator.end(number)
+    with pytest.raises(KernelError) as refused:
+        isolator.isolate(number, soon(60_000))
+    assert refused.value.id == "kernel.cgroup.gone"
+    assert by_id(find_root().stat().st_ino).path == find_root()
+
+
+def test_closing_ends_it_and_leaves_nothing(isolator: Isolator, group: Cgroup) -> None:
+    numbers = [number for _, number, _ in isolator.programs()]
+    with listen(PORT):
+        isolator.isolate(group.id, soon(60_000))
+        isolator.close()
+        isolator.close()
+        assert connect(PORT) == OK
+    deadline = time.monotonic() + 5
+    while any(map(prog_exists, numbers)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(map(prog_exists, numbers))
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from pointcall_executor.kernel.blob import Blob
+from pointcall_executor.kernel.isolation import Isolator
+isolator = Isolator(Blob.parse(Path(sys.argv[1]).read_bytes()), Path(sys.argv[4]) if sys.argv[4] else None)
+isolator.isolate(int(sys.argv[2]), int(sys.argv[3]))
+print(*[number for _, number, _ in isolator.programs()], flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_a_killed_executor(isolator: Isolator, group: Cgroup, tmp_path: Path, pinned: bool) -> None:
+    """Not pinned: it ends with its process. Pinned: it lasts until its deadline, which the kernel keeps."""
+    folder = Path(f"/sys/fs/bpf/pctest-iso-{os.getpid()}")
+    if pinned and not os.path.ismount("/sys/fs/bpf"):
+        pytest.skip("no bpf file system at /sys/fs/bpf")
+    path = tmp_path / "isolate.blob"
+    path.write_bytes(isolator.blob.encode())
+    until_ns = soon(3_000)
+    words = [sys.executable, "-c", CHILD, str(path), str(group.id), str(until_ns), str(folder) if pinned else ""]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    try:
+        with listen(PORT):
+            with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as child:
+                assert child.stdout is not None
+                numbers = list(map(int, child.stdout.readline().split()))
+                assert connect(PORT) == BLOCKED
+                child.send_signal(signal.SIGKILL)
+            if pinned:
+                assert connect(PORT) == BLOCKED
+                assert end_pinned(folder, only_expired=True) == [group.id]
+                time.sleep(max(0, until_ns - time.clock_gettime_ns(time.CLOCK_MONOTONIC)) / 1e9 + 0.01)
+                assert connect(PORT) == OK  # over, and still nobody did anything
+                assert (folder / f"{PREFIX}{group.id}").exists()
+                assert end_pinned(folder, only_expired=True) == []
+            deadline = time.monotonic() + 5
+            while any(map(prog_exists, numbers)) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert not any(map(prog_exists, numbers))
+            assert connect(PORT) == OK
+    finally:
+        end_pinned(folder, only_expired=False)
+        if folder.exists():
+            folder.rmdir()
