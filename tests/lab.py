@@ -95,7 +95,7 @@ class Lab:
         """Stand-ins for BPF blobs: a recorded node never loads them."""
         folder = self.state / "blobs"
         folder.mkdir(exist_ok=True)
-        for name in ("breaker", "lifecycle"):
+        for name in ("breaker", "lifecycle", "connections", "isolate"):
             (folder / f"{name}.blob").write_bytes(b"recorded " + name.encode())
         return folder
 

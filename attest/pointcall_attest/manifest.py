@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -146,12 +147,28 @@ class Service(Strict):
     listen: Annotated[tuple[Listen, ...], Field(max_length=64)] = ()
 
 
+_ADDRESS: Final = {
+    "log": re.compile(""),
+    "unix": re.compile(r"/[^\x00-\x1f\x7f]{1,106}"),
+    "webhook": re.compile(
+        r"(https://[A-Za-z0-9.-]+(:\d{1,5})?|http://(127\.\d+\.\d+\.\d+|\[::1\]|localhost)(:\d{1,5})?)(/[!-~]*)?"
+    ),
+}
+
+
 class Channel(Strict):
-    """Where `notify` and `escalate` go. `address`: a URL for `webhook`, an absolute path for `unix`, else empty."""
+    """Where `notify` and `escalate` go. `address`: a URL for `webhook` (https, or http to this machine), an absolute
+    path for `unix`, else empty."""
 
     name: Name
     kind: Literal["log", "webhook", "unix"]
     address: Text = ""
+
+    @model_validator(mode="after")
+    def _address_fits(self) -> Self:
+        if not _ADDRESS[self.kind].fullmatch(self.address):
+            raise ValueError(f"that is no address of a channel of kind {self.kind}")
+        return self
 
 
 class Guard(Strict):

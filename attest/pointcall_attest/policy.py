@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from typing import Annotated, Final, Literal, Self
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -85,17 +86,20 @@ class TrustPolicy(Strict):
     max_age_days: Annotated[int, Field(ge=1, le=3660)] | None = None  # of a signature; None: expiry alone limits it
     require_pointer: bool = False  # True: only the manifest that an unexpired pointer names is armed
     ring: Name | None = None  # None: a pointer for any ring
+    approvers: Annotated[tuple[Signer, ...], Field(max_length=64)] = ()  # may approve an action; cannot sign manifests
+    approver_keys: Annotated[tuple[PinnedKey, ...], Field(max_length=16)] = ()
     tee: TeePolicy = TeePolicy()
     _raw: bytes = PrivateAttr(default=b"")
 
     @model_validator(mode="after")
     def _can_be_met(self) -> Self:
-        if self.signers and self.trusted_root_sha256 is None:
-            raise ValueError("signers need a trusted_root_sha256")
+        if (self.signers or self.approvers) and self.trusted_root_sha256 is None:
+            raise ValueError("signers and approvers need a trusted_root_sha256")
         if self.min_signatures > len(self.signers) + len(self.keys):
             raise ValueError("min_signatures is more than there are signers and keys")
-        if len({k.hint for k in self.keys}) != len(self.keys) or len({k.name for k in self.keys}) != len(self.keys):
-            raise ValueError("a key is named twice")
+        for keys in (self.keys, self.approver_keys):
+            if len({k.hint for k in keys}) != len(keys) or len({k.name for k in keys}) != len(keys):
+                raise ValueError("a key is named twice")
         return self
 
     @classmethod
@@ -105,6 +109,18 @@ class TrustPolicy(Strict):
         policy = validated(cls, raw, id="policy.malformed", what="a trust policy")
         policy._raw = raw
         return policy
+
+    @property
+    def may_approve(self) -> bool:
+        """Whether anybody can approve an action."""
+        return bool(self.approvers or self.approver_keys)
+
+    def for_approvals(self) -> TrustPolicy:
+        """The same trust, with the approvers in the place of the signers of manifests."""
+        rows = ("format", "trusted_root_sha256", "approvers", "approver_keys")
+        body = self.model_dump(mode="json", include=set(rows))
+        body["signers"], body["keys"] = body.pop("approvers"), body.pop("approver_keys")
+        return TrustPolicy.parse(json.dumps(body).encode())
 
     @property
     def raw(self) -> bytes:

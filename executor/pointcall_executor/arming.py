@@ -12,6 +12,7 @@ from typing import Final
 from pointcall_attest import manifest as manifests
 from pointcall_attest.admission import Admitted
 from pointcall_attest.manifest import Manifest
+from pointcall_attest.policy import TrustPolicy
 from pointcall_executor.actions import REGISTRY
 from pointcall_executor.core.event import Destination
 from pointcall_executor.core.guard import Grant, Limits, Rules
@@ -19,7 +20,7 @@ from pointcall_executor.core.step import Armed, Runbook
 from pointcall_executor.core.trigger import Topology
 from pointcall_runbook.errors import PointcallError
 from pointcall_runbook.module import ModuleInfo
-from pointcall_runbook.vocabulary import Address, Network, channel, service
+from pointcall_runbook.vocabulary import Address, Mode, Network, channel, service
 
 # Done by the core itself, not by a file in actions/.
 BUILT_IN: Final = frozenset({"remember", "again"})
@@ -34,7 +35,7 @@ class ArmingError(PointcallError):
     id = "arm.error"
 
 
-def check_abilities(admitted: Admitted) -> None:
+def check_abilities(admitted: Admitted, policy: TrustPolicy) -> None:
     """ArmingError where the manifest needs an action, a sensor or a kind of service that this executor has not."""
     for book in admitted.manifest.runbooks:
         missing = sorted(set(admitted.modules[book.name].capabilities) - REGISTRY.keys() - BUILT_IN)
@@ -54,21 +55,38 @@ def check_abilities(admitted: Admitted) -> None:
                 f"service {declared.name} is of a kind that this executor cannot recreate",
                 id="arm.service", want="process", got=declared.kind,
             )  # fmt: skip
-    for channel_ in admitted.manifest.channels:
-        if channel_.kind != "log":
-            raise ArmingError(
-                f"channel {channel_.name} is of a kind that this executor cannot reach",
-                id="arm.channel", want="log", got=channel_.kind,
-            )  # fmt: skip
+    _check_needs(admitted)
     for book in admitted.manifest.runbooks:
-        if book.limits.approval and book.mode == "enforce":
+        if book.limits.approval and book.mode == "enforce" and not policy.may_approve:
             raise ArmingError(
-                f"runbook {book.name} asks for approvals", id="arm.approval", want="limits.approval empty",
-                got=", ".join(book.limits.approval), hint="this executor cannot take approvals yet: use mode monitor",
+                f"nobody can approve what runbook {book.name} decides",
+                id="arm.approval", want="approvers or approver_keys in the trust policy",
+                got=", ".join(book.limits.approval), hint="add a second person to the node's trust policy",
             )  # fmt: skip
 
 
-def _runbook(book: manifests.Runbook, info: ModuleInfo, sha256: str) -> Runbook:
+# What an action needs in the kernel; without it every run would fail, and only then say so.
+NEEDS: Final[Mapping[str, str]] = {
+    "open_circuit": "breaker",
+    "close_circuit": "breaker",
+    "kill_connections": "connections",
+    "isolate": "isolate",
+}
+
+
+def _check_needs(admitted: Admitted) -> None:
+    declared = {s.name for s in admitted.manifest.sensors}
+    for book in admitted.manifest.runbooks:
+        for name in admitted.modules[book.name].capabilities:
+            needed = NEEDS.get(name)
+            if needed is not None and needed not in declared:
+                raise ArmingError(
+                    f"runbook {book.name} can decide {name}, which the kernel side is not declared for",
+                    id="arm.needs", want=f"sensor {needed} in the manifest", got=", ".join(sorted(declared)) or "none",
+                )  # fmt: skip
+
+
+def _runbook(book: manifests.Runbook, info: ModuleInfo, sha256: str, mode: Mode) -> Runbook:
     grants = book.grants
     return Runbook(
         name=book.name,
@@ -81,7 +99,7 @@ def _runbook(book: manifests.Runbook, info: ModuleInfo, sha256: str) -> Runbook:
             frozenset(channel(n).number for n in grants.channels),
             tuple(Network(t) for t in grants.networks),
         ),
-        mode=book.mode,
+        mode="monitor" if mode == "monitor" else book.mode,
         limits=Limits(
             book.limits.per_minute,
             book.limits.burst,
@@ -141,11 +159,11 @@ def _rules(manifest: Manifest) -> Rules:
     )
 
 
-def armed_of(admitted: Admitted) -> Armed:
-    """What the core runs on."""
-    check_abilities(admitted)
+def armed_of(admitted: Admitted, policy: TrustPolicy, mode: Mode) -> Armed:
+    """What the core runs on. In mode `monitor` of the node nothing acts, whatever the manifest says."""
+    check_abilities(admitted, policy)
     manifest = admitted.manifest
-    books = tuple(_runbook(b, admitted.modules[b.name], manifest.subjects[b.module]) for b in manifest.runbooks)
+    books = tuple(_runbook(b, admitted.modules[b.name], manifest.subjects[b.module], mode) for b in manifest.runbooks)
     return Armed(manifest.sha256, books, _rules(manifest))
 
 

@@ -18,11 +18,14 @@ from pointcall_executor.api.accesses import Access
 from pointcall_executor.api.backend import (
     ArmAnswer,
     ArmedRunbook,
+    Called,
     CircuitState,
     ControlAnswer,
     Evidence,
+    HeldBack,
     NodeStatus,
     ServiceState,
+    Waiting,
 )
 from pointcall_executor.daemon import Executor
 from pointcall_executor.epoch import NOTHING
@@ -160,6 +163,33 @@ class ExecutorBackend:
     def release_circuit(self, address: str, port: int, reason: str) -> ControlAnswer:
         self._executor.release(Address.parse(address), port, reason)
         return self._answer(f"the circuit to {address}:{port} is closed")
+
+    def approve(self, bundle: bytes) -> ControlAnswer:
+        run = self._executor.approve(bundle)
+        return self._answer(f"the runbook decides again about the event of {run}; this one call may pass")
+
+    def acknowledge(self, run: str, reason: str) -> ControlAnswer:
+        self._executor.acknowledge(run, reason)
+        return self._answer(f"nobody is called again because of {run}")
+
+    def waiting(self) -> Waiting:
+        executor, now_ns = self._executor, self._executor.now_ns()
+        held_back = tuple(
+            HeldBack(
+                run=asked.run.id,
+                index=asked.index,
+                runbook=asked.run.runbook.name,
+                action=asked.run.acts[asked.index].call.action,
+                args=tuple(map(str, asked.run.acts[asked.index].call.args)),
+                target=asked.run.acts[asked.index].target,
+                event=type(asked.run.event).__name__,
+                age_seconds=(now_ns - asked.at_ns) // 1_000_000_000,
+                manifest_sha256=asked.run.epoch.manifest,
+                node=executor.config.node,
+            )
+            for asked in executor.asked()
+        )
+        return Waiting(held_back, tuple(Called(e.run, e.code) for e in executor.escalations()))
 
     def proposed(self, body: Mapping[str, Any]) -> None:
         self._executor.record(entry.ProposalBody(**body))

@@ -30,6 +30,8 @@ class Config(BaseModel):
 
     node: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9./:_-]+$")] = "node.local"
     """Name of this node in log entries and in the log's origin."""
+    mode: Literal["monitor", "enforce"] = "enforce"
+    """`monitor`: everything is decided and recorded, and nothing acts, whatever the manifest says."""
     cgroup: Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._/-]*$")] = "pointcall"
     """Folder below the cgroup v2 root that holds the declared services."""
     gate: Annotated[str, Field(max_length=200, pattern=r"^([A-Za-z0-9_][A-Za-z0-9._/-]*)?$")] = ""

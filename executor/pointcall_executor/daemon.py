@@ -22,10 +22,10 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, assert_never
 
@@ -33,6 +33,7 @@ from pydantic import JsonValue
 
 from pointcall_attest import entry
 from pointcall_attest.admission import Admitted, Candidate, admit, check_manifest
+from pointcall_attest.approval import Approval, verify_approval
 from pointcall_attest.binding import report_data
 from pointcall_attest.errors import RefusedError
 from pointcall_attest.evidence import EvidenceBundle
@@ -45,7 +46,7 @@ from pointcall_attest.trust import Roots
 from pointcall_attest.verdict import Verdict
 from pointcall_executor import VERSION, wasm
 from pointcall_executor.actions import KERNEL_LEASES, REGISTRY, WITHOUT_INTENT
-from pointcall_executor.actions.world import Done, World
+from pointcall_executor.actions.world import Done, Verb, World
 from pointcall_executor.arming import ArmingError, armed_of, names_of, topology_of
 from pointcall_executor.config import Config, ConfigError
 from pointcall_executor.core import guard
@@ -66,6 +67,7 @@ from pointcall_executor.core.step import (
 )
 from pointcall_executor.core.trigger import notice
 from pointcall_executor.epoch import NOTHING, Attested, Trust, attest, opening
+from pointcall_executor.halt import halted
 from pointcall_executor.journal import Journal
 from pointcall_executor.kernel.breaker import CircuitState
 from pointcall_executor.node import Node, Sensors
@@ -73,6 +75,7 @@ from pointcall_executor.recorder import Recorder
 from pointcall_executor.run import Act, Epoch, Run, arguments, grant_of
 from pointcall_executor.session import Bundle, Session
 from pointcall_executor.tee.platform import Platform
+from pointcall_executor.waiting import Asked, Escalation, Waiting
 from pointcall_keys.node import EpochKeys
 from pointcall_runbook.decision import Trap
 from pointcall_runbook.errors import PointcallError
@@ -84,6 +87,8 @@ from pointcall_runbook.vocabulary import (
     Again,
     Call,
     CloseCircuit,
+    Escalate,
+    Level,
     OpenCircuit,
     Outcome,
     Recreate,
@@ -96,10 +101,14 @@ from pointcall_runbook.vocabulary import (
 __all__ = ["ARMED", "Bundle", "Executor", "StoppedError", "load_trust"]
 
 TICK_SECONDS: Final = 0.25
+WITHOUT_BLOB: Final = ("timer", "action", "approval")  # what starts a run besides sensors
 SWITCH_SECONDS: Final = 0.0002  # how long a thread that signs or writes may keep the loop from deciding
 ACTION_THREADS: Final = 4  # actions on different targets at once; more would only hide a storm
 RECHECK_NS: Final = 10_000_000_000  # between two looks at whether the kernel still runs what was armed
 QUIET_SECONDS: Final = 120.0  # how long arming waits for the runs in flight
+NOTICES_MAX: Final = 64  # notifications on their way; a slow channel must not hold up anything else
+OWN_CODE: Final = 0  # of an escalation by the executor itself: an action of the run did not do what it should
+APPROVAL_NS: Final = 60_000_000_000  # what a person approved is decided again at once; the guard may yet hold it back
 TIMERS_MAX: Final = 1024  # pending `Again`s; a module that asks for more is refused
 ARMED: Final = "armed"  # the node has one sequence, whatever the manifest is called
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -167,6 +176,9 @@ class Executor:
         for waiting in (self._epoll, self._woken):
             waiting.register(self._wake, select.EPOLLIN)
         self._pool = ThreadPoolExecutor(ACTION_THREADS, thread_name_prefix="action")
+        self._notices = ThreadPoolExecutor(1, thread_name_prefix="notice")
+        self._telling = 0  # notifications on their way
+        self._waiting = Waiting()
         self._arming = threading.Lock()
         self._idle = threading.Condition()
         self._flying = 0  # runs decided whose receipt is not yet durable
@@ -177,9 +189,23 @@ class Executor:
         self._paused_until_ns = 0
         sys.setswitchinterval(SWITCH_SECONDS)
         self._open_epoch(self._attest(None, self.trust), self.trust, None, (), "boot")
-        self._recorder.reconcile()
+        self._take_up()
         self._thread = threading.Thread(target=self._loop, name="core", daemon=True)
         self._thread.start()
+
+    def _take_up(self) -> None:
+        """What an earlier executor left: open intents, a pause that is not over, people who have not answered."""
+        left = self._recorder.reconcile()
+        now, now_ns = datetime.now(UTC), time.monotonic_ns()
+        if left.paused is not None and left.paused.until > now:
+            self._paused_until_ns = now_ns + int((left.paused.until - now).total_seconds() * 1e9)
+            self.state = replace(self.state, guard=replace(self.state.guard, paused=left.paused.reason))
+        for run, code in left.escalations.items():
+            self._waiting.call(run, (), code, now_ns)
+        self.state = replace(self.state, guard=guard.recalled(self.state.guard, _ages(left.acted, now), now_ns))
+        held = halted(self.state_dir)
+        if held is not None:
+            self._recorder.record(entry.Config(what="halted", detail={"reason": held.reason, "since": held.since}))
 
     # ---- epochs ----------------------------------------------------------------------------------------------------
 
@@ -242,7 +268,7 @@ class Executor:
             platform=attested.evidence.platform,
             evidence=attested.evidence.sha256,
             engine=self._engine,
-            blobs={s.name: manifest.subjects[s.blob] for s in manifest.sensors} | {"timer": NOTHING, "action": NOTHING},
+            blobs={s.name: manifest.subjects[s.blob] for s in manifest.sensors} | dict.fromkeys(WITHOUT_BLOB, NOTHING),
             boot_id=self.boot_id,
             names=names_of(manifest),
         )
@@ -337,9 +363,13 @@ class Executor:
         return admit(candidate, attested.verdict), attested
 
     def _arm(self, bundle: Bundle) -> Admitted:
+        held = halted(self.state_dir)
+        if held is not None:
+            hint = "pointcall halt --clear"
+            raise ArmingError("the node is halted", id="executor.halted", got=held.reason, hint=hint)
         generation, trust = self._generation, self.trust
         admitted, attested = self._admit(bundle, trust)
-        armed = armed_of(admitted)
+        armed = armed_of(admitted, trust.policy, self.config.mode)
         runners = {
             b.name: wasm.Runner(admitted.module(b.name), admitted.modules[b.name]) for b in admitted.manifest.runbooks
         }
@@ -394,6 +424,7 @@ class Executor:
         self._timers = sorted(t for t in self._timers if t.runbook in same)
         self.state = replace(self.state, armed=session.armed, memory=memory)
         self._session, self._stopped, self._lost = session, None, {}
+        self._waiting.forget_asked()
         if old is not None:
             self._drop(old.sensors, leave=True)
 
@@ -421,6 +452,7 @@ class Executor:
             return
         self.state = replace(self.state, armed=None)
         self._timers = []
+        self._waiting.forget_asked()
         self._drop(self._session.sensors, leave=leave)
         self._stopped, self._session = self._session, None
         self._recorder.record(entry.Config(what="disarmed", detail={"reason": reason}))
@@ -432,18 +464,25 @@ class Executor:
         self._disarm(check)
 
     def pause(self, reason: str, seconds: int) -> None:
-        """Refuse every action for so long; the breaker in the kernel goes on."""
+        """Refuse every action for so long, also after a restart; the breaker in the kernel goes on."""
+        until = datetime.now(UTC) + timedelta(seconds=seconds)
+        detail: dict[str, JsonValue] = {"reason": reason, "until": until.isoformat()}
         until_ns = time.monotonic_ns() + seconds * 1_000_000_000
-        self._call(lambda: self._set_paused(reason or "no reason given", until_ns, "paused", reason))
+        self._call(lambda: self._set_paused(reason or "no reason given", until_ns, "paused", detail))
 
     def resume(self, reason: str) -> None:
         """End a pause."""
-        self._call(lambda: self._set_paused("", 0, "resumed", reason))
+        self._call(lambda: self._set_paused("", 0, "resumed", {"reason": reason}))
 
-    def _set_paused(self, paused: str, until_ns: int, what: str, reason: str) -> None:
+    def _set_paused(self, paused: str, until_ns: int, what: str, detail: dict[str, JsonValue]) -> None:
         self.state = replace(self.state, guard=replace(self.state.guard, paused=paused))
         self._paused_until_ns = until_ns
-        self._recorder.record(entry.Config(what=what, detail={"reason": reason}))
+        self._recorder.record(entry.Config(what=what, detail=detail))
+
+    @property
+    def paused_until_ns(self) -> int:
+        """When the pause ends (CLOCK_MONOTONIC); 0 where nothing is paused."""
+        return self._paused_until_ns
 
     def reload(self, config: Config) -> None:
         """Take over settings that can change while running, and read the trust folder again.
@@ -452,7 +491,7 @@ class Executor:
         by that. ConfigError `config.restart` where a setting needs a new process; OSError or MalformedError for the
         trust folder. Then everything stays as it was.
         """
-        fixed = ("node", "cgroup", "gate", "tee", "api", "pin", "groups")
+        fixed = ("node", "cgroup", "gate", "tee", "api", "pin", "groups", "mode")
         changed = [name for name in fixed if getattr(config, name) != getattr(self.config, name)]
         if changed:
             raise ConfigError("a setting needs a restart", id="config.restart", got=", ".join(changed))
@@ -481,10 +520,109 @@ class Executor:
         self._recorder.record(_intent(act, {}, grant="operator"))
         act.outcome, act.detail = Outcome.FAILED, {"reason": reason}
         try:
-            done = REGISTRY[act.call.action](action, self._world(session))
+            done = _performed(REGISTRY[act.call.action], action, self._world(session))
             act.outcome, act.detail = done.outcome, {**done.detail, "reason": reason}
         finally:
             self._recorder.record(_outcome(act))
+
+    # ---- what waits for a person -----------------------------------------------------------------------------------
+
+    def asked(self) -> tuple[Asked, ...]:
+        """The calls that a second person can approve now."""
+        return self._waiting.asked(time.monotonic_ns())
+
+    def approve(self, bundle: bytes) -> str:
+        """Let the runbook decide again about the event of the approved run, and let this one call through, once.
+
+        VerifyError and MalformedError as of `verify_approval`; StoppedError where nothing is armed or asked for.
+        """
+        session = self._session
+        if session is None:
+            raise StoppedError("nothing is armed", id="executor.disarmed", hint="pointcall arm")
+        approval = verify_approval(
+            bundle,
+            trusted_root=self.trust.trusted_root,
+            policy=self.trust.policy,
+            node=self.config.node,
+            manifest=session.admitted.manifest.sha256,
+            manifest_signers=frozenset(session.admitted.signed.signers),
+            at=datetime.now(UTC),
+        )
+        self.journal.put_blob(bundle)
+        self._call(lambda: self._approved(session, approval))
+        return approval.body.run
+
+    def _approved(self, session: Session, approval: Approval) -> None:
+        body, now_ns = approval.body, time.monotonic_ns()
+        asked = self._waiting.take(body.run, body.index, now_ns) if self._session is session else None
+        call = asked.run.acts[asked.index].call if asked else None
+        if asked is None or call is None or (call.action, tuple(map(str, call.args))) != (body.action, body.args):
+            raise StoppedError(
+                "nothing like this waits for an approval", id="approval.unknown", want="a call that was held back",
+                got=f"{body.run} call {body.index}", hint="pointcall status lists what waits",
+            )  # fmt: skip
+        run, action = asked.run, asked.run.acts[asked.index].action
+        assert action is not None, "only well-formed calls are asked about"
+        detail: dict[str, JsonValue] = {
+            "run": body.run,
+            "index": body.index,
+            "action": body.action,
+            "by": f"{approval.by.identity} by {approval.by.issuer}",
+            "approval": approval.sha256,
+        }
+        self._recorder.record(entry.Config(what="approved", detail=detail), body.run)
+        remaining = int((body.expires - datetime.now(UTC)).total_seconds() * 1e9)
+        until_ns = now_ns + min(APPROVAL_NS, remaining)
+        judged = guard.approved(self.state.guard, run.runbook.name, action, until_ns)
+        self.state = replace(self.state, guard=judged)
+        self._advance(Happened(run.event, run.subject, now_ns, only=run.runbook.name), "approval", now_ns)
+
+    def escalations(self) -> tuple[Escalation, ...]:
+        """Whom nobody has answered yet."""
+        return tuple(self._waiting.escalations.values())
+
+    def acknowledge(self, run: str, reason: str) -> None:
+        """A person has seen it. StoppedError `escalation.unknown` where nobody was called for this run."""
+
+        def acknowledged() -> None:
+            if not self._waiting.acknowledge(run):
+                raise StoppedError("nobody waits for an answer there", id="escalation.unknown", got=run)
+            self._recorder.record(entry.Config(what="acknowledged", detail={"run": run, "reason": reason}), run)
+
+        self._call(acknowledged)
+
+    def _called(self, run: Run, channels: tuple[int, ...], code: int, why: str) -> None:
+        """A person was called because of this run: call again until somebody answers."""
+        if self._waiting.call(run.id, channels, code, time.monotonic_ns()):
+            detail: dict[str, JsonValue] = {"run": run.id, "code": code, "why": why}
+            self._recorder.submit(entry.Config(what="escalated", detail=detail), run.id)
+
+    def _escalate(self, run: Run, act: Act) -> None:
+        """An action did not do what it should: call a person, through the runbook's channels or else all."""
+        assert act.outcome is not None
+        channels = tuple(sorted(run.runbook.grant.channels)) or run.session.channel_numbers
+        self._called(run, channels, OWN_CODE, f"{act.call.action} {act.target}: {act.outcome.name.lower()}")
+        for number in channels:
+            self._tell(run.session, number, OWN_CODE)
+
+    def _tell(self, session: Session, number: int, code: int) -> None:
+        """Tell a channel, without an outcome: it is told again as long as nobody answers."""
+
+        def tell() -> None:
+            with contextlib.suppress(PointcallError, OSError):
+                session.channels.send(number, Level.CRITICAL, code)
+
+        self._notices.submit(tell)
+
+    def _call_again(self, now_ns: int) -> None:
+        session = self._session or self._stopped
+        if session is None:
+            return
+        for escalation in self._waiting.due(now_ns):
+            for number in escalation.channels or session.channel_numbers:
+                self._tell(session, number, escalation.code)
+
+    # ---- what others may look at and write -------------------------------------------------------------------------
 
     def record(self, body: entry.Body) -> int:
         """Append an entry of the running epoch; its index, once it is durable."""
@@ -618,13 +756,14 @@ class Executor:
         while self._timers and self._timers[0].due_ns <= now_ns and not self._held:
             self._fire(heapq.heappop(self._timers))
         if self._paused_until_ns and now_ns >= self._paused_until_ns:
-            self._set_paused("", 0, "resumed", "the pause is over")
+            self._set_paused("", 0, "resumed", {"reason": "the pause is over"})
         if now_ns < self._tick_due_ns:
             return
         self._tick_due_ns = now_ns + int(TICK_SECONDS * 1e9)
         self._recorder.watch()
         self._count_lost()
         self._check_armed(now_ns)
+        self._call_again(now_ns)
         if now_ns >= self._epoch_due_ns:
             self._renew_in_background()
         if now_ns >= self._checkpoint_due_ns and not self._closed:
@@ -641,6 +780,10 @@ class Executor:
         """Whether what is armed may still be: in time, and in the kernel as it was armed."""
         session = self._session
         if session is None:
+            return
+        held = halted(self.state_dir)
+        if held is not None:
+            self._disarm_by_itself("executor.halted", "not halted", held.reason, "pointcall halt --clear, then arm")
             return
         expires = session.admitted.manifest.predicate.expires
         if datetime.now(UTC) >= expires:
@@ -770,6 +913,8 @@ class Executor:
         act.action, act.refusal, act.outcome = action, refusal, Outcome.REFUSED
         act.target = self._target(run.session, action) if action else ""
         what = f"{act.call.action} {act.target}"
+        if refusal.rule == "guard.approval":
+            self._waiting.ask(run, act.index, time.monotonic_ns())
         self._recorder.submit(_refusal(refusal.rule, what, refusal.want, refusal.got, refusal.hint), run.id)
 
     @staticmethod
@@ -787,11 +932,31 @@ class Executor:
         name = capability(type(action))
         if isinstance(action, Remember | Again):
             self._built_in(run, act, action)
+        elif name in WITHOUT_INTENT and run.session.channels.waits(action.channel.number):  # type: ignore[attr-defined]
+            self._notice(run, act, action)
         elif name in KERNEL_LEASES or name in WITHOUT_INTENT:
             self._apply(run, act, action)
             self._ended(run, act)
         else:
             self._pool.submit(self._durable, run, act, action)
+
+    def _notice(self, run: Run, act: Act, action: Action) -> None:
+        """Tell a channel that may be slow, beside everything else."""
+        if self._telling >= NOTICES_MAX:
+            act.outcome, act.detail = Outcome.FAILED, {"error": f"{NOTICES_MAX} notifications are on their way"}
+            self._ended(run, act)
+            return
+        self._telling += 1
+
+        def told() -> None:
+            self._telling -= 1
+            self._ended(run, act)
+
+        def tell() -> None:
+            self._apply(run, act, action)
+            self._post(told)
+
+        self._notices.submit(tell)
 
     def _built_in(self, run: Run, act: Act, action: Remember | Again) -> None:
         """The core's own actions: `remember` is done by the step itself, `again` is a timer here."""
@@ -819,7 +984,7 @@ class Executor:
         """Do it, and keep what became of it. What the system refuses is an outcome, not an exception."""
         act.started_ns = time.monotonic_ns()
         try:
-            done = REGISTRY[act.call.action](action, self._world(run.session))
+            done = _performed(REGISTRY[act.call.action], action, self._world(run.session))
         except (PointcallError, OSError) as error:
             detail = error.as_dict() if isinstance(error, PointcallError) else {"message": str(error)}
             done = Done(Outcome.FAILED, act.target, {"error": detail})
@@ -850,6 +1015,11 @@ class Executor:
         assert act.action is not None
         assert act.outcome is not None
         now_ns = time.monotonic_ns()
+        if isinstance(act.action, Escalate) and act.outcome is Outcome.APPLIED:
+            self._called(run, (act.action.channel.number,), act.action.code, "the runbook decided it")
+        elif act.outcome in (Outcome.FAILED, Outcome.UNCONFIRMED) and act.call.action not in WITHOUT_INTENT:
+            self.state = replace(self.state, guard=guard.undone(self.state.guard, act.action))
+            self._escalate(run, act)
         self._advance(Ended(run.id, run.runbook, run.subject, act.action, act.outcome, now_ns), "action", now_ns)
         self._maybe_finish(run)
 
@@ -889,6 +1059,7 @@ class Executor:
             with self._idle:
                 self._idle.wait_for(lambda: self._flying == 0 or self.failure is not None, QUIET_SECONDS)
         self._pool.shutdown(wait=True)
+        self._notices.shutdown(wait=True, cancel_futures=True)
         self._stopping = True
         os.eventfd_write(self._wake, 1)
         self._thread.join()
@@ -909,6 +1080,32 @@ def _warm(runner: wasm.Runner, info: ModuleInfo) -> None:
     for handler in info.handlers.values():
         with contextlib.suppress(Trap):
             runner.decide(handler.event, (0,) * handler.arity)
+
+
+def _ages(acted: Iterable[tuple[str, str, datetime]], now: datetime) -> list[tuple[str, str, int]]:
+    """(action, target, how many ns ago): what the log says in wall-clock time, where the clock has not gone back."""
+    found = ((action, target, int((now - at).total_seconds() * 1e9)) for action, target, at in acted)
+    return [(action, target, max(0, age_ns)) for action, target, age_ns in found]
+
+
+def _performed(verb: Verb, action: Action, world: World) -> Done:
+    """Do it and look whether it holds; where it does not, take it back."""
+    done = verb.perform(action, world)
+    found = verb.amiss(action, world) if done.outcome is Outcome.APPLIED and verb.amiss is not None else ""
+    if not found:
+        return done
+    detail = {**done.detail, "amiss": found, "rolled_back": _rolled_back(verb, action, world)}
+    return replace(done, outcome=Outcome.UNCONFIRMED, detail=detail, undo=None)
+
+
+def _rolled_back(verb: Verb, action: Action, world: World) -> str:
+    if verb.undo is None:
+        return "it cannot be taken back"
+    try:
+        verb.undo(action, world)
+    except (PointcallError, OSError) as error:
+        return f"failed: {error}"
+    return "yes"
 
 
 def _refusal(check: str, what: str, want: str, got: str, hint: str) -> entry.Refusal:

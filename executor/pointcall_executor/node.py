@@ -5,13 +5,13 @@ Implements what actions/world.py asks for. recorded.py implements the same witho
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 from pointcall_attest.admission import Admitted
 from pointcall_executor.actions.world import Channels, Circuits, Services
+from pointcall_executor.channels import DeclaredChannels, to_stderr
 from pointcall_executor.config import Config
 from pointcall_executor.core.guard import Rules
 from pointcall_executor.kernel.breaker import CircuitState
@@ -19,11 +19,9 @@ from pointcall_executor.kernel.cgroup import Cgroup, find_root
 from pointcall_executor.sensors import KernelSensors, Pins
 from pointcall_executor.services.declared import DeclaredServices, OnMoved
 from pointcall_executor.services.groups import remove_empty
-from pointcall_executor.services.managed import ServiceError
 from pointcall_executor.services.process import Spawner
-from pointcall_runbook.vocabulary import Level, channel
 
-__all__ = ["KernelNode", "KernelSensors", "LogChannels", "Node", "OnMoved", "Pins", "RunningServices", "Sensors"]
+__all__ = ["KernelNode", "KernelSensors", "Node", "OnMoved", "Pins", "RunningServices", "Sensors"]
 
 
 class Sensors(Circuits, Protocol):
@@ -65,29 +63,10 @@ class Node(Protocol):
     def shutdown(self) -> None: ...
 
 
-def _to_stderr(line: str) -> None:
-    sys.stderr.write(f"pointcall: {line}\n")
-
-
-class LogChannels:
-    """Channels of kind `log`: one structured line, on standard error unless the caller wants it elsewhere."""
-
-    def __init__(self, admitted: Admitted, say: Callable[[str], None] = _to_stderr) -> None:
-        self._say = say
-        self._names = {channel(c.name).number: c.name for c in admitted.manifest.channels}
-
-    def send(self, number: int, level: Level, code: int) -> str:
-        name = self._names.get(number)
-        if name is None:
-            raise ServiceError("no such channel is declared", id="channel.unknown", got=str(number))
-        self._say(f"notify channel={name} level={level.name.lower()} code={code}")
-        return name
-
-
 class KernelNode:
     """This machine."""
 
-    def __init__(self, config: Config, state_dir: Path, say: Callable[[str], None] = _to_stderr) -> None:
+    def __init__(self, config: Config, state_dir: Path, say: Callable[[str], None] = to_stderr) -> None:
         self._config, self._folder, self._say = config, state_dir / "services", say
         self._pins = Pins(state_dir)
         self._spawner: Spawner | None = None
@@ -107,7 +86,7 @@ class KernelNode:
         return DeclaredServices(admitted, self._config.cgroup, self._folder, self._spawner, taken, on_moved)
 
     def channels(self, admitted: Admitted) -> Channels:
-        return LogChannels(admitted, self._say)
+        return DeclaredChannels(admitted.manifest, self._config.node, self._say)
 
     def shutdown(self) -> None:
         """End the spawner and remove our cgroups if nothing lives in them."""

@@ -16,10 +16,11 @@ from typing import Final
 from pointcall_attest.admission import Admitted
 from pointcall_executor.actions.world import Channels
 from pointcall_executor.arming import destinations_of
+from pointcall_executor.channels import DeclaredChannels
 from pointcall_executor.core.event import Destination, KernelEvent, encode
 from pointcall_executor.core.guard import Rules
 from pointcall_executor.kernel.breaker import CircuitState
-from pointcall_executor.node import LogChannels, OnMoved, RunningServices
+from pointcall_executor.node import OnMoved, RunningServices
 from pointcall_executor.services.managed import ServiceError, Started, not_running
 from pointcall_runbook.vocabulary import Address, service
 
@@ -32,6 +33,7 @@ class RecordedSensors:
     def __init__(self, admitted: Admitted) -> None:
         self.destinations = destinations_of(admitted.manifest, 0)
         self.commands: list[tuple[str, str]] = []
+        self._forced: dict[tuple[Address, int], int] = {}
         self._records: collections.deque[bytes] = collections.deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
         self.watched: set[int] = set()
@@ -75,9 +77,14 @@ class RecordedSensors:
 
     def force(self, address: Address, port: int, until_ns: int) -> None:
         self.commands.append(("force", str(self._known(address, port))))
+        self._forced[(address, port)] = until_ns
 
     def close_circuit(self, address: Address, port: int) -> None:
         self.commands.append(("close", str(self._known(address, port))))
+        self._forced.pop((address, port), None)
+
+    def forced_until(self, address: Address, port: int) -> int:
+        return self._forced.get((address, port), 0)
 
     def probe_service(self, number: int) -> int:
         mine = [d for d, n in self.destinations.items() if n == number]
@@ -91,6 +98,9 @@ class RecordedSensors:
     def isolate(self, cgroup_id: int, until_ns: int) -> None:
         self.isolated[cgroup_id] = max(until_ns, self.isolated.get(cgroup_id, 0))
         self.commands.append(("isolate", str(cgroup_id)))
+
+    def isolated_until(self, cgroup_id: int) -> int:
+        return self.isolated.get(cgroup_id, 0)
 
     def end_isolation(self, cgroup_id: int) -> None:
         self.isolated.pop(cgroup_id, None)
@@ -205,7 +215,7 @@ class RecordedNode:
         return self.current_services
 
     def channels(self, admitted: Admitted) -> Channels:
-        return LogChannels(admitted, self.said.append)
+        return DeclaredChannels(admitted.manifest, "recorded", self.said.append)
 
     def shutdown(self) -> None:
         """Nothing to end."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 import collections
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 from pydantic import JsonValue
 
@@ -22,6 +23,35 @@ from pointcall_executor.journal import Journal
 from pointcall_keys.node import EpochKeys
 
 RECONCILED_MAX: Final = 4096  # entries that are looked through for open ends at start
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A pause that was asked for; `until` is wall-clock time."""
+
+    reason: str
+    until: datetime
+
+
+@dataclass(slots=True)
+class Left:
+    """What an earlier executor left in force, as its log says."""
+
+    paused: Pause | None = None
+    escalations: dict[str, int] = field(default_factory=dict)  # run -> code, of those that nobody acknowledged
+    acted: list[tuple[str, str, datetime]] = field(default_factory=list)  # (action, target, when), oldest first
+
+    def note(self, what: str, detail: Mapping[str, Any]) -> None:
+        """One `config` entry, in the order of the log."""
+        match what:
+            case "paused":
+                self.paused = Pause(str(detail["reason"]), datetime.fromisoformat(str(detail["until"])))
+            case "resumed":
+                self.paused = None
+            case "escalated":
+                self.escalations[str(detail["run"])] = int(detail["code"])
+            case "acknowledged":
+                self.escalations.pop(str(detail["run"]), None)
 
 
 class Recorder:
@@ -100,20 +130,26 @@ class Recorder:
             self._close(self.keys, None, reason)
             self.keys.wipe()
 
-    def reconcile(self) -> int:
-        """Give every intent that a crash left without its outcome an `unconfirmed` one; how many there were."""
+    def reconcile(self) -> Left:
+        """Give every intent that a crash left without its outcome an `unconfirmed` one, and say what is still in force.
+
+        Looks through the last `RECONCILED_MAX` entries.
+        """
         start = max(0, self.journal.size - RECONCILED_MAX)
         opened: dict[tuple[str | None, str, str], int] = {}
+        left = Left()
         for item in self.journal.entries(start=start, limit=RECONCILED_MAX):
-            if item.kind not in ("intent", "outcome"):
-                continue
-            key = (item.run, str(item.body["action"]), str(item.body["target"]))
-            opened[key] = opened.get(key, 0) + (1 if item.kind == "intent" else -1)
-        left = [key for key, count in opened.items() if count > 0]
-        for run, action, target in left:
+            if item.kind in ("intent", "outcome"):
+                key = (item.run, str(item.body["action"]), str(item.body["target"]))
+                opened[key] = opened.get(key, 0) + (1 if item.kind == "intent" else -1)
+                if item.kind == "intent" and item.run is not None:
+                    left.acted.append((str(item.body["action"]), str(item.body["target"]), item.at))
+            elif item.kind == "config":
+                left.note(str(item.body["what"]), item.body["detail"])
+        for run, action, target in (key for key, count in opened.items() if count > 0):
             detail: dict[str, JsonValue] = {"reason": "the executor ended before it knew"}
             body = entry.OutcomeBody(
                 action=action, target=target, outcome="unconfirmed", detail=detail, postcondition="", undo=None
             )
             self.record(body, run)
-        return len(left)
+        return left

@@ -16,6 +16,7 @@ from typing import Final
 
 from pointcall_attest.admission import Admitted
 from pointcall_executor.arming import destinations_of
+from pointcall_executor.core.breaker import State
 from pointcall_executor.core.event import Destination
 from pointcall_executor.core.guard import Rules
 from pointcall_executor.kernel.blob import Blob
@@ -29,7 +30,7 @@ from pointcall_executor.kernel.lifecycle import LifecycleSensor
 from pointcall_executor.kernel.pins import Pinned, unpin
 from pointcall_executor.kernel.ring import Ring
 from pointcall_executor.kernel.sensor import Sensor
-from pointcall_executor.services.process import ServiceError
+from pointcall_executor.services.managed import ServiceError
 from pointcall_runbook.vocabulary import Address, Network
 
 BPFFS: Final = Path("/sys/fs/bpf")
@@ -176,6 +177,14 @@ class KernelSensors:
         breaker, destination = self._armed(address, port)
         breaker.close_circuit(destination)
 
+    def forced_until(self, address: Address, port: int) -> int:
+        """Until when the circuit is forced open; 0: nobody holds it open, or no circuit is armed there."""
+        destination = self._places.get((address, port))
+        if self.breaker is None or destination is None:
+            return 0
+        word = self.breaker.circuit(destination).word
+        return word.time_us * 1000 if word.state is State.FORCED else 0
+
     def probe_service(self, number: int) -> int:
         """Let the next connect to each address of the service be the one probe; how many circuits there are."""
         if self.breaker is None:
@@ -206,6 +215,11 @@ class KernelSensors:
         if self._isolator is None:
             raise _undeclared("isolate", "isolate")
         self._isolator.isolate(cgroup_id, until_ns)
+
+    def isolated_until(self, cgroup_id: int) -> int:
+        """Until when the cgroup is isolated; 0: it is not."""
+        held = self._isolator.isolations() if self._isolator is not None else []
+        return next((i.until_ns for i in held if i.cgroup == cgroup_id), 0)
 
     def end_isolation(self, cgroup_id: int) -> None:
         """Let the traffic of a cgroup pass again. Twice without harm."""

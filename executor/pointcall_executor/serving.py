@@ -24,6 +24,7 @@ from pointcall_executor.backend import ExecutorBackend
 from pointcall_executor.cli.output import EnvironmentRefusal, Exit
 from pointcall_executor.config import Config, ConfigError, load
 from pointcall_executor.daemon import Executor
+from pointcall_executor.halt import announce
 from pointcall_executor.kernel.probe import probe
 from pointcall_executor.node import KernelNode
 from pointcall_executor.session import Bundle
@@ -108,6 +109,7 @@ class Serving:
         """Until a signal or a failure; the exit code."""
         config = load(self._config_path, environ)
         check_kernel()
+        announce(self._state)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
         executor = Executor(self._state, config, platform_of(config, self._state), KernelNode(config, self._state))

@@ -19,6 +19,7 @@ from pointcall_executor.core.trigger import Topology
 from pointcall_executor.epoch import Trust
 from pointcall_executor.node import RunningServices, Sensors
 from pointcall_executor.wasm import Runner
+from pointcall_runbook.vocabulary import channel
 
 MAX_FILES: Final = 1024  # a manifest names at most 512 subjects
 MAX_FOLDER_BYTES: Final = 64 * 1024 * 1024
@@ -61,6 +62,11 @@ class Session:
     topology: Topology
     services: RunningServices = field(init=False)
     _moving: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def channel_numbers(self) -> tuple[int, ...]:
+        """Every declared channel."""
+        return tuple(channel(c.name).number for c in self.admitted.manifest.channels)
 
     def moved(self, number: int, cgroup_id: int) -> None:
         """A service got a new cgroup (0: lost its old one). Called before anything runs in it, from any thread."""

@@ -5,13 +5,13 @@ Derived, not trusted: delete it and it is made again. Serve it with any static w
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from pointcall_attest.log import tiles
 from pointcall_attest.log.checkpoint import Checkpoint
 from pointcall_attest.log.tree import verify_consistency
+from pointcall_executor.durable import write_whole
 from pointcall_executor.journal_reader import JournalError, JournalReader, damaged
 
 
@@ -26,10 +26,10 @@ def extend(folder: Path, reader: JournalReader) -> tuple[int, int]:
     since = _size_of(folder, reader, head)
     written = 0
     for path, raw in tiles.files(reader.tree(), _entries(reader), head.size, since=since):
-        _write(folder / path, raw)
+        write_whole(folder / path, raw, mode=0o644)
         written += 1
     if since != head.size:
-        _write(folder / tiles.CHECKPOINT_PATH, head.text)
+        write_whole(folder / tiles.CHECKPOINT_PATH, head.text, mode=0o644)
     return written, head.size
 
 
@@ -59,19 +59,3 @@ def _entries(reader: JournalReader) -> tiles.Entries:
         return found
 
     return read
-
-
-def _write(path: Path, raw: bytes) -> None:
-    """Durable and whole: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(path.name + ".new")
-    with new.open("wb") as file:
-        file.write(raw)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
-    fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

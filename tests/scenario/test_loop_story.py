@@ -182,7 +182,6 @@ def test_a_refused_manifest_leaves_the_armed_one_at_work(watched: Watched) -> No
     ("over", "check"),
     [
         ({"sensors": [{"name": "telescope", "blob": "breaker"}]}, "arm.sensor"),
-        ({"channels": [{"name": "ops", "kind": "webhook", "address": "https://hooks.example/x"}]}, "arm.channel"),
         ({"guard": {"neverTouch": ["elsewhere"]}}, "arm.never-touch"),
     ],
 )

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from pointcall_executor.actions.world import Done, World
+from typing import Final
+
+from pointcall_executor.actions.world import Done, Verb, World
 from pointcall_runbook.vocabulary import Notify, Outcome
 
 
 def perform(action: Notify, world: World) -> Done:
     target = world.channels.send(action.channel.number, action.level, action.code)
     return Done(Outcome.APPLIED, target, {"level": action.level.name, "code": action.code})
+
+
+VERB: Final = Verb(perform)

@@ -5,7 +5,9 @@ Post-condition: what its declaration calls ready, and nothing more. Circuits to 
 
 from __future__ import annotations
 
-from pointcall_executor.actions.world import Done, World
+from typing import Final
+
+from pointcall_executor.actions.world import Done, Verb, World
 from pointcall_executor.services.managed import ServiceError
 from pointcall_runbook.vocabulary import Outcome, Recreate
 
@@ -30,3 +32,10 @@ def perform(action: Recreate, world: World) -> Done:
         "circuits_half_open": probes,
     }
     return Done(Outcome.APPLIED, name, detail, postcondition=started.ready_for)
+
+
+def amiss(action: Recreate, world: World) -> str:
+    return world.services.healthy(action.service.number)
+
+
+VERB: Final = Verb(perform, amiss)

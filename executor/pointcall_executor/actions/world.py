@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,12 +22,12 @@ class Done:
 
 
 class Services(Protocol):
-    """Declared services by number; services/managed.py says what each method promises."""
+    """Declared services by number. ServiceError where one is unknown, or of a kind that cannot do it."""
 
     def name(self, number: int) -> str: ...
     def destroy(self, number: int, grace_ns: int) -> int: ...
     def start(self, number: int) -> Started: ...
-    def signal(self, number: int, sig: int) -> None: ...
+    def signal(self, number: int, signal: int) -> None: ...
     def freeze(self, number: int, until_ns: int) -> None: ...
     def thaw(self, number: int) -> None: ...
     def cgroup(self, number: int) -> int: ...
@@ -35,20 +35,23 @@ class Services(Protocol):
 
 
 class Circuits(Protocol):
-    """The breaker's table, and what else refuses or ends traffic in the kernel."""
+    """The breaker's table, and what else the kernel holds for a time. Times are CLOCK_MONOTONIC ns."""
 
     def force(self, address: Address, port: int, until_ns: int) -> None: ...
     def close_circuit(self, address: Address, port: int) -> None: ...
+    def forced_until(self, address: Address, port: int) -> int: ...
     def probe_service(self, number: int) -> int: ...
     def kill_connections(self, address: Address, port: int) -> int: ...
     def isolate(self, cgroup_id: int, until_ns: int) -> None: ...
     def end_isolation(self, cgroup_id: int) -> None: ...
+    def isolated_until(self, cgroup_id: int) -> int: ...
 
 
 class Channels(Protocol):
-    """Where notifications go."""
+    """Where notifications go. `waits`: sending to it may take a while, and must not hold up the loop."""
 
     def send(self, number: int, level: Level, code: int) -> str: ...
+    def waits(self, number: int) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +62,13 @@ class World:
     circuits: Circuits
     channels: Channels
     now_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """One action: `perform` does it; `amiss` says what of its post-condition does not hold, empty if it holds; `undo`
+    takes it back, as far as that is possible."""
+
+    perform: Callable[[Any, World], Done]
+    amiss: Callable[[Any, World], str] | None = None
+    undo: Callable[[Any, World], None] | None = None

@@ -77,6 +77,38 @@ class NodeStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldBack:
+    """A call that needs the approval of a second person; `args` are its raw arguments in decimal."""
+
+    run: str
+    index: int
+    runbook: str
+    action: str
+    args: tuple[str, ...]
+    target: str
+    event: str
+    age_seconds: int
+    manifest_sha256: str
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """A person was called because of this run, and has not answered."""
+
+    run: str
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What waits for a person."""
+
+    held_back: tuple[HeldBack, ...]
+    called: tuple[Called, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """Fresh evidence: REPORT_DATA binds manifest, policy, epoch key and the caller's nonce (docs/spec/evidence.md)."""
 
@@ -146,6 +178,15 @@ class Backend(Protocol):
 
     def release_circuit(self, address: str, port: int, reason: str) -> ControlAnswer:
         """Close a circuit now."""
+
+    def approve(self, bundle: bytes) -> ControlAnswer:
+        """Let one call through that the guard held back, if this signed approval says so."""
+
+    def acknowledge(self, run: str, reason: str) -> ControlAnswer:
+        """A person has seen the escalation of this run."""
+
+    def waiting(self) -> Waiting:
+        """What waits for a person."""
 
     def proposed(self, body: Mapping[str, Any]) -> None:
         """Append a `proposal` entry; returns once it is durable."""

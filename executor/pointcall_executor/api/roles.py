@@ -61,6 +61,7 @@ METHODS: Final[Mapping[str, Method]] = {
         frozenset({Role.OPERATOR, Role.AUDITOR, Role.RELYING_PARTY}),
         cost=10,  # each one asks the platform
     ),
+    "/pointcall.v1.Status/ListWaiting": Method(_READERS),
     "/pointcall.v1.Proposals/SubmitProposal": Method(
         frozenset({Role.OPERATOR, Role.AGENT}),
         cost=50,
@@ -74,6 +75,8 @@ METHODS: Final[Mapping[str, Method]] = {
     "/pointcall.v1.Control/Resume": Method(_OPERATOR, mutating=True),
     "/pointcall.v1.Control/TripCircuit": Method(_OPERATOR, mutating=True),
     "/pointcall.v1.Control/ReleaseCircuit": Method(_OPERATOR, mutating=True),
+    "/pointcall.v1.Control/Approve": Method(_OPERATOR, cost=50, max_request_bytes=256 * 1024, mutating=True),
+    "/pointcall.v1.Control/Acknowledge": Method(_OPERATOR, mutating=True),
     "/grpc.health.v1.Health/Check": Method(_EVERYBODY),
     "/grpc.health.v1.Health/List": Method(_EVERYBODY),
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Method(_READERS),

@@ -42,7 +42,11 @@ class Services:
         """Service name -> method name -> handler, for every method of pointcall.proto."""
         return {
             "Runs": {"ListRuns": self._list_runs, "GetRun": self._get_run, "GetReceipt": self._get_receipt},
-            "Status": {"GetStatus": self._get_status, "GetEvidence": self._get_evidence},
+            "Status": {
+                "GetStatus": self._get_status,
+                "GetEvidence": self._get_evidence,
+                "ListWaiting": self._list_waiting,
+            },
             "Proposals": {
                 "SubmitProposal": self._submit_proposal,
                 "ListProposals": self._list_proposals,
@@ -55,6 +59,8 @@ class Services:
                 "Resume": self._resume,
                 "TripCircuit": self._trip_circuit,
                 "ReleaseCircuit": self._release_circuit,
+                "Approve": self._approve,
+                "Acknowledge": self._acknowledge,
             },
         }
 
@@ -152,6 +158,15 @@ class Services:
     def _release_circuit(self, request: Any) -> Any:
         address, port = _destination(request)
         return message(self._backend.release_circuit(address, port, _reason(request)), "ControlResponse")
+
+    def _approve(self, request: Any) -> Any:
+        return message(self._backend.approve(bytes(request.bundle)), "ControlResponse")
+
+    def _acknowledge(self, request: Any) -> Any:
+        return message(self._backend.acknowledge(str(request.run), _reason(request)), "ControlResponse")
+
+    def _list_waiting(self, _: Any) -> Any:
+        return message(self._backend.waiting(), "Waiting")
 
 
 def _proposal(value: proposal.Proposal) -> Any:

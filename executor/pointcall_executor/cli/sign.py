@@ -19,6 +19,12 @@ PIN: Final = "POINTCALL_PKCS11_PIN"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("manifest", metavar="MANIFEST", type=Path, help="manifest.json, or another statement of ours")
+    add_signing_options(parser)
+    parser.add_argument("--out", metavar="FILE", type=Path, help="default: beside MANIFEST, with .sigstore.json")
+
+
+def add_signing_options(parser: argparse.ArgumentParser) -> None:
+    """Who signs: keyless, with a key in a file, or with one on a token."""
     parser.add_argument("--trust-config", metavar="FILE", type=Path, help="ClientTrustConfig of a private instance")
     parser.add_argument("--staging", action="store_true", help="the public staging instance")
     parser.add_argument("--identity-token", metavar="TOKEN", help="OpenID Connect token (default: that of the CI job)")
@@ -26,7 +32,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pkcs11", metavar="FILE", type=Path, help=f"library of a token; PIN in ${PIN}")
     parser.add_argument("--token", metavar="LABEL", help="with --pkcs11: the token")
     parser.add_argument("--label", metavar="LABEL", help="with --pkcs11: the key pair on it")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="default: beside MANIFEST, with .sigstore.json")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
     payload = args.manifest.read_bytes()
     what, digest = _described(payload), hashlib.sha256(payload).hexdigest()
-    bundle = _sign(args, payload)
+    bundle = signed_with(args, payload)
     out = args.out or args.manifest.with_suffix(".sigstore.json")
     out.write_bytes(bundle)
     if args.json:
@@ -47,12 +52,13 @@ def run(args: argparse.Namespace) -> int:
 def _described(payload: bytes) -> str:
     """What is about to be signed: a manifest, which must be well-formed, or another of our statements."""
     from pointcall_attest import canonical
+    from pointcall_attest.approval import APPROVAL_TYPE
     from pointcall_attest.errors import MalformedError
     from pointcall_attest.manifest import MAX_MANIFEST_BYTES, PREDICATE_TYPE, STATEMENT_TYPE, Manifest
     from pointcall_attest.notice import POINTER_TYPE, REVOCATION_TYPE
     from pointcall_keys.provenance import PROVENANCE_TYPE, TEST_RESULT_TYPE
 
-    others = (POINTER_TYPE, REVOCATION_TYPE, PROVENANCE_TYPE, TEST_RESULT_TYPE)
+    others = (APPROVAL_TYPE, POINTER_TYPE, REVOCATION_TYPE, PROVENANCE_TYPE, TEST_RESULT_TYPE)
     body = canonical.loads(payload, max_bytes=MAX_MANIFEST_BYTES, what="the statement")
     kind = body.get("predicateType") if isinstance(body, dict) and body.get("_type") == STATEMENT_TYPE else None
     if kind == PREDICATE_TYPE:
@@ -63,7 +69,8 @@ def _described(payload: bytes) -> str:
     return f"a statement {kind}"
 
 
-def _sign(args: argparse.Namespace, statement: bytes) -> bytes:
+def signed_with(args: argparse.Namespace, statement: bytes) -> bytes:
+    """The Sigstore bundle over a statement, signed as the options say."""
     from pointcall_executor.cli.output import UsageRefusal
     from pointcall_keys.long_lived import FileKey, TokenKey, sign_with_key
     from pointcall_keys.signer import ambient_token, sign_statement

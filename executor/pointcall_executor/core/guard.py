@@ -7,7 +7,7 @@ Words follow Node Healthcheck. Spec: DESIGN section 4, docs/spec/guard.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -16,12 +16,16 @@ from pointcall_runbook.vocabulary import (
     Action,
     Address,
     CloseCircuit,
+    Freeze,
+    Isolate,
     KillConnections,
     Mode,
     Network,
     OpenCircuit,
     Recreate,
+    Thaw,
     capability,
+    service,
 )
 
 MINUTE_NS: Final = 60_000_000_000
@@ -30,6 +34,12 @@ Target = tuple[str | int, ...]
 
 # Actions that change nothing outside the executor: never held back by limits that protect services.
 HARMLESS: Final = frozenset({"notify", "escalate", "remember", "again"})
+Lease = OpenCircuit | Isolate | Freeze  # what holds a target for a time
+ENDS: Final[Mapping[type[Action], frozenset[str]]] = {  # which leases on its target an action ends
+    CloseCircuit: frozenset({"open_circuit"}),
+    Thaw: frozenset({"freeze"}),
+    Recreate: frozenset({"isolate", "freeze"}),  # they are those of the cgroup that is destroyed
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +124,8 @@ class GuardState:
     events: int = 0
     busy: Mapping[Target, str] = field(default_factory=dict)
     buckets: Mapping[tuple[str, Target], Bucket] = field(default_factory=dict)
-    leases: Mapping[Target, int] = field(default_factory=dict)  # circuits held open, until when
+    leases: Mapping[Target, int] = field(default_factory=dict)  # (action, *target) -> until when it is held
+    approvals: Mapping[tuple[str, Action], int] = field(default_factory=dict)  # (runbook, action) -> until when
     history: History = field(default_factory=History)
 
 
@@ -194,12 +205,16 @@ def _never_touch(state: GuardState, request: Request, rules: Rules) -> Refusal |
 
 
 def _approval(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
+    """An approval is for exactly this action with these arguments, once, and ends."""
     name = capability(type(request.action))
-    if name not in request.limits.approval:
+    if name not in request.limits.approval or request.now_ns < _approved_until(state, request):
         return None
-    return Refusal(
-        "guard.approval", "approval by a second person", "none", "take it out of limits.approval, or act by hand"
-    )
+    got = "an approval that has ended" if _approved_until(state, request) else "none"
+    return Refusal("guard.approval", "approval by a second person", got, f"pointcall approve {request.run}")
+
+
+def _approved_until(state: GuardState, request: Request) -> int:
+    return state.approvals.get((request.runbook, request.action), 0)
 
 
 def _one_at_a_time(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
@@ -251,11 +266,11 @@ def _storm(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
 
 
 def _touched(state: GuardState, request: Request) -> int:
-    """How many targets of the same kind are touched besides this one: actions in flight, and circuits held open."""
+    """How many targets of the same kind are touched besides this one: actions in flight, and leases that hold."""
     target = target_of(request.action)
     touched = set(state.busy)
-    if isinstance(request.action, OpenCircuit):
-        touched |= {held for held, until_ns in state.leases.items() if until_ns > request.now_ns}
+    if type(request.action) not in (CloseCircuit, Thaw):  # ending one is never held back by those that hold
+        touched |= {held[1:] for held, until_ns in state.leases.items() if until_ns > request.now_ns}
     return sum(1 for other in touched if other[0] == target[0] and other != target)
 
 
@@ -345,17 +360,57 @@ def permitted(state: GuardState, request: Request, rules: Rules) -> GuardState:
         history = history.noted(("restart", request.action.service.number), now)
     bucket = Bucket(_tokens(state, request) - TOKEN_MICRO, now)
     buckets = {**state.buckets, (request.runbook, target): bucket}
-    busy, leases = {**state.busy, target: request.run}, _leased(state, request.action, now)
-    return replace(state, busy=busy, buckets=buckets, leases=leases, history=history)
+    return replace(
+        state,
+        busy={**state.busy, target: request.run},
+        buckets=buckets,
+        leases=_leased(state.leases, request.action, now),
+        approvals=_spent(state.approvals, request),
+        history=history,
+    )
 
 
-def _leased(state: GuardState, action: Action, now_ns: int) -> Mapping[Target, int]:
-    """The circuits that are held open after this action; those whose time is over are forgotten."""
-    if not isinstance(action, OpenCircuit | CloseCircuit):
-        return state.leases
-    target = target_of(action)
-    kept = {held: until for held, until in state.leases.items() if until > now_ns and held != target}
-    return kept | {target: now_ns + action.hold} if isinstance(action, OpenCircuit) else kept
+def _spent(approvals: Mapping[tuple[str, Action], int], request: Request) -> Mapping[tuple[str, Action], int]:
+    key = (request.runbook, request.action)
+    return {k: until for k, until in approvals.items() if k != key} if key in approvals else approvals
+
+
+def _leased(leases: Mapping[Target, int], action: Action, now_ns: int) -> Mapping[Target, int]:
+    """What is held after this action; leases whose time is over are forgotten."""
+    target, ends = target_of(action), ENDS.get(type(action), frozenset())
+    if not ends and not isinstance(action, Lease):
+        return leases
+    kept = {held: until for held, until in leases.items() if until > now_ns and held[1:] != target}
+    mine = {held: until for held, until in leases.items() if held[1:] == target and held[0] not in ends}
+    if isinstance(action, Lease):
+        mine[(capability(type(action)), *target)] = now_ns + action.hold
+    return kept | mine
+
+
+def approved(state: GuardState, runbook: str, action: Action, until_ns: int) -> GuardState:
+    """The state after a second person has approved exactly this action of this runbook, once, until then."""
+    return replace(state, approvals={**state.approvals, (runbook, action): until_ns})
+
+
+def undone(state: GuardState, action: Action) -> GuardState:
+    """The state after an action was rolled back: what it held is free again."""
+    held = (capability(type(action)), *target_of(action))
+    return replace(state, leases={k: until for k, until in state.leases.items() if k != held})
+
+
+def recalled(state: GuardState, acted: Sequence[tuple[str, str, int]], now_ns: int) -> GuardState:
+    """The state with what an earlier executor did: (action, target in words, age in ns), oldest first.
+
+    A restart must not make the guard forget how often a service was recreated, nor how often the node acted.
+    """
+    history = state.history
+    for action, target, age_ns in acted:
+        if age_ns >= 60 * MINUTE_NS or age_ns > now_ns:
+            continue
+        history = history.noted(("actions",), now_ns - age_ns)
+        if action == capability(Recreate):
+            history = history.noted(("restart", service(target).number), now_ns - age_ns)
+    return replace(state, history=history)
 
 
 def counted(state: GuardState, now_ns: int, rules: Rules) -> GuardState:

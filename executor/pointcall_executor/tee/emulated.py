@@ -8,7 +8,6 @@ a real TEE, and nothing falls back to it. Spec: docs/spec/trust.md, section Emul
 from __future__ import annotations
 
 import json
-import os
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from pointcall_attest.certs import RSA_BITS
 from pointcall_attest.emulated import TCBS, EmulatedSnp, Keys
 from pointcall_attest.evidence import EvidenceBundle
 from pointcall_attest.tee_policy import Line
+from pointcall_executor.durable import write_whole
 from pointcall_executor.tee.measurement import executor_measurement
 from pointcall_executor.tee.platform import PlatformError, real_tee
 
@@ -141,16 +141,3 @@ def _private(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
 def _loaded(der: bytes) -> PrivateKeyTypes:
     """Our own key: the primality test, some 0.2 s a key, was done when it was made."""
     return load_der_private_key(der, None, unsafe_skip_rsa_key_validation=True)
-
-
-def write_whole(path: Path, body: bytes) -> None:
-    """Whole or not at all, readable by the owner only."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    new = path.with_suffix(f".{os.getpid()}.new")
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        os.write(descriptor, body)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    new.replace(path)

@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from pointcall_attest.emulated_tdx import EmulatedTdx, Keys
 from pointcall_attest.evidence import EvidenceBundle
-from pointcall_executor.tee.emulated import BACKDATE, RENEW_BEFORE, VALIDITY, Clock, refuse_beside_hardware, write_whole
+from pointcall_executor.durable import write_whole
+from pointcall_executor.tee.emulated import BACKDATE, RENEW_BEFORE, VALIDITY, Clock, refuse_beside_hardware
 from pointcall_executor.tee.measurement import executor_measurement
 
 _KEYS: Final = ("root", "ca", "pck", "signer", "attestation")

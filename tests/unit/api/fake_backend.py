@@ -95,6 +95,16 @@ class FakeBackend:
             raise PointcallError("no such circuit", id="circuit.unknown", got=f"{address}:{port}")
         return self._control("release", address, port, reason)
 
+    def approve(self, bundle: bytes) -> backend.ControlAnswer:
+        return self._control("approve", bundle)
+
+    def acknowledge(self, run: str, reason: str) -> backend.ControlAnswer:
+        return self._control("acknowledge", run, reason)
+
+    def waiting(self) -> backend.Waiting:
+        held = backend.HeldBack("r", 0, "fix", "recreate", ("1", "0"), "db", "OomKilled", 3, "a" * 64, "node.local")
+        return backend.Waiting((held,), (backend.Called("r", 7),))
+
     def proposed(self, body: Mapping[str, Any]) -> None:
         self.proposals.append(body)
 

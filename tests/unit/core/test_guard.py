@@ -16,11 +16,14 @@ from pointcall_runbook.vocabulary import (
     Action,
     Address,
     CloseCircuit,
+    Freeze,
+    Isolate,
     Level,
     Network,
     Notify,
     OpenCircuit,
     Recreate,
+    Thaw,
     channel,
     service,
 )
@@ -232,3 +235,70 @@ def test_history_is_bounded_and_counts_only_the_last_hour(times: list[int]) -> N
         now = max(times)
         true_count = sum(1 for at in times if now - 3600 * SECOND < at <= now)
         assert history.count(("k",), now) == min(true_count, KEEP_MAX)
+
+
+WIDE = dataclasses.replace(GRANT, actions=frozenset({"recreate", "isolate", "freeze", "thaw"}))
+
+
+def held(state: GuardState, action: Action, now_ns: int) -> GuardState:
+    asked = request(action, grant=WIDE, now_ns=now_ns)
+    return guard.ended(guard.permitted(state, asked, RULES), "run-1", action)
+
+
+def test_a_service_that_is_held_counts_for_the_blast_radius_until_its_lease_ends() -> None:
+    rules = dataclasses.replace(RULES, services_at_once=1)
+    state = held(GuardState(), Isolate(DB, 10 * SECOND), 1000 * SECOND)
+    asked = request(grant=WIDE, now_ns=1005 * SECOND)
+    assert objection(state, asked, rules) == "guard.blast-radius"
+    assert objection(state, dataclasses.replace(asked, now_ns=1010 * SECOND), rules) is None
+    own = request(Recreate(DB), grant=WIDE, now_ns=1005 * SECOND)
+    assert objection(state, own, rules) is None
+
+
+@pytest.mark.parametrize(
+    ("actions", "left"),
+    [
+        ((Isolate(DB, SECOND), Freeze(DB, SECOND)), {"isolate", "freeze"}),
+        ((Isolate(DB, SECOND), Freeze(DB, SECOND), Thaw(DB)), {"isolate"}),
+        ((Isolate(DB, SECOND), Freeze(DB, SECOND), Recreate(DB)), set()),
+        ((Isolate(DB, SECOND), Recreate(API)), {"isolate"}),
+        ((OpenCircuit(HERE, 80, SECOND), CloseCircuit(HERE, 80)), set()),
+        ((OpenCircuit(HERE, 80, SECOND), CloseCircuit(HERE, 81)), {"open_circuit"}),
+    ],
+)
+def test_what_ends_a_lease(actions: tuple[Action, ...], left: set[str]) -> None:
+    state = GuardState()
+    for action in actions:
+        state = held(state, action, 1000 * SECOND)
+    assert {str(key[0]) for key in state.leases} == left
+
+
+def test_what_was_rolled_back_holds_nothing() -> None:
+    action = Isolate(DB, SECOND)
+    assert guard.undone(held(GuardState(), action, 1000 * SECOND), action).leases == {}
+
+
+def test_an_approval_is_for_one_action_of_one_runbook_once_and_in_time() -> None:
+    limits = Limits(approval=frozenset({"recreate"}), burst=10)
+    asked = request(limits=limits)
+    state = guard.approved(GuardState(), "fix", RECREATE, asked.now_ns + 5)
+    assert objection(state, asked) is None
+    for other in (
+        dataclasses.replace(asked, runbook="another"),
+        dataclasses.replace(asked, action=Recreate(API, 1)),
+        dataclasses.replace(asked, action=Recreate(DB)),
+        dataclasses.replace(asked, now_ns=asked.now_ns + 5),
+    ):
+        assert objection(state, other) == "guard.approval"
+    spent = guard.ended(guard.permitted(state, asked, RULES), "run-1", RECREATE)
+    assert spent.approvals == {}
+
+
+def test_what_an_earlier_executor_did_is_remembered_with_its_age() -> None:
+    now_ns = 7200 * SECOND
+    acted = [("recreate", "db", 3600 * SECOND), ("recreate", "api", 30 * SECOND), ("freeze", "api", 20 * SECOND)]
+    state = guard.recalled(GuardState(), acted, now_ns)
+    assert state.history.count(("restart", API.number), now_ns) == 1
+    assert state.history.count(("restart", DB.number), now_ns) == 0
+    assert state.history.count(("actions",), now_ns, guard.MINUTE_NS) == 2
+    assert guard.recalled(GuardState(), [("recreate", "api", 10)], 5).history.times == {}

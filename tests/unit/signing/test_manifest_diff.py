@@ -40,7 +40,6 @@ GRANTS = {"actions": ["recreate"], "services": ["db"]}
         ({"sensors": []}, "revokes", "sensor lifecycle"),
         ({"services": [service(listen=[])]}, "revokes", "listens on 127.0.0.1 port 5432/tcp"),
         ({"services": [service(digest="00" * 32)]}, "changes", "another declaration"),
-        ({"channels": [{"name": "oncall", "kind": "unix", "address": ""}]}, "changes", "kind log -> unix"),
         ({"expires": z(NOW + 91 * DAY)}, "grants", "expires"),
         ({"expires": z(NOW + 89 * DAY)}, "revokes", "expires"),
         ({"reference_values": {"snp": ["cd" * 48, "ef" * 48], "tdx": []}}, "grants", "SNP measurement ef"),
@@ -54,6 +53,12 @@ def test_one_difference(over: dict[str, Any], effect: str, text: str) -> None:
     assert len(found) == 1
     assert found[0][0] == effect
     assert text in found[0][1]
+
+
+def test_a_channel_of_another_kind_has_another_address() -> None:
+    found = diff(statement(), statement(channels=[{"name": "oncall", "kind": "unix", "address": "/run/x"}]))
+    assert [text for _, text in found] == ["channel oncall: kind log -> unix", "channel oncall: address  -> /run/x"]
+    assert {effect for effect, _ in found} == {"changes"}
 
 
 def test_the_other_way_round_grants_become_revocations() -> None:

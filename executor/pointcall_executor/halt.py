@@ -1,0 +1,107 @@
+"""The kill switch: a file that holds the node still. It needs nothing of a running executor, and outlives every one.
+
+Where the file is, nothing is armed and nothing acts, also after a restart, until a person clears it. An executor that
+runs sees it within a quarter of a second; one that is stuck is killed, and what it has in the kernel goes with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from pointcall_attest.model import instant
+from pointcall_executor.durable import write_whole
+
+FILE: Final = "halt.json"
+RUNNING: Final = "executor.json"  # below run/: which process is the executor
+MAX_BYTES: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """Why the node is held still, and since when (as its clock said)."""
+
+    reason: str
+    since: str
+
+
+def halted(state: Path) -> Halt | None:
+    """The halt that is in force. A file that cannot be read holds the node still as well."""
+    try:
+        raw = (state / FILE).read_bytes()[:MAX_BYTES]
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return Halt(f"{FILE} cannot be read: {error}", "")
+    try:
+        body = json.loads(raw)
+        return Halt(str(body["reason"]), str(body["since"]))
+    except (ValueError, KeyError, TypeError):
+        return Halt(f"{FILE} cannot be understood", "")
+
+
+def halt(state: Path, reason: str, at: datetime) -> None:
+    """Hold the node still from now on. OSError where the file cannot be made durable."""
+    write_whole(state / FILE, json.dumps({"reason": reason, "since": instant(at)}).encode())
+
+
+def clear(state: Path) -> bool:
+    """End the halt; False where there was none."""
+    with contextlib.suppress(FileNotFoundError):
+        (state / FILE).unlink()
+        return True
+    return False
+
+
+def _started(pid: int) -> str:
+    """When the process was started, in clock ticks since boot: pids are used again, these are not."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+
+
+def announce(state: Path) -> None:
+    """This process is the executor of this state folder."""
+    folder = state / "run"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    pid = os.getpid()
+    write_whole(folder / RUNNING, json.dumps({"pid": pid, "started": _started(pid)}).encode())
+
+
+def kill_executor(state: Path, *, within: float) -> str:
+    """Kill the executor of this folder if it has not let go by itself `within` seconds; what was done, in words.
+
+    It lets go by removing nothing: only its end, or its own word over the API, shows. So the caller asks first.
+    """
+    try:
+        body = json.loads((state / "run" / RUNNING).read_bytes())
+        pid, started = int(body["pid"]), str(body["started"])
+        fd = os.pidfd_open(pid)
+    except (OSError, ValueError, KeyError, TypeError):
+        return "no executor runs"
+    try:
+        if _started(pid) != started:
+            return "no executor runs"
+        signal.pidfd_send_signal(fd, signal.SIGKILL)
+        deadline = time.monotonic() + within
+        while time.monotonic() < deadline:
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOHANG)  # a child of ours, in tests
+            if not Path(f"/proc/{pid}").exists():
+                return f"executor {pid} was killed"
+            time.sleep(0.01)
+        return f"executor {pid} was killed and has not ended yet"
+    except (ProcessLookupError, FileNotFoundError):
+        return "no executor runs"
+    finally:
+        os.close(fd)
+
+
+def now() -> datetime:
+    """Wall-clock time: the shell's own."""
+    return datetime.now(UTC)

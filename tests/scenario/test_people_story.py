@@ -1,0 +1,429 @@
+"""What needs a person: approvals, escalations, pauses, the kill switch. And actions that do not hold."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pointcall_attest.approval import ApprovalBody, approval_statement
+from pointcall_attest.errors import VerifyError
+from pointcall_attest.receipt import Receipt
+from pointcall_executor import daemon, halt, waiting
+from pointcall_executor.arming import ArmingError
+from pointcall_executor.channels import ChannelError, DeclaredChannels
+from pointcall_executor.daemon import StoppedError
+from pointcall_executor.recorded import RecordedNode, RecordedSensors, RecordedServices
+from pointcall_keys.signer import sign_statement
+from pointcall_runbook.vocabulary import Level, channel
+from tests.lab import IDENTITY, Lab, now
+from tests.scenario.test_loop_story import HERE, Watched, opened, spec
+
+SECOND_PERSON = "anna@acme.example"
+EVERYTHING = '''"""Every action that holds something, once."""
+from pointcall_runbook import (
+    CircuitOpened, Decision, Escalate, Freeze, Isolate, Kill, KillConnections, OpenCircuit, Thaw, channel, runbook
+)
+
+SECOND = 1_000_000_000
+
+@runbook
+def opened(e: CircuitOpened) -> Decision:
+    if e.failures == 1:
+        return [OpenCircuit(address=e.address, port=e.port, hold=5 * SECOND)]
+    if e.failures == 2:
+        return [KillConnections(address=e.address, port=e.port)]
+    if e.failures == 3:
+        return [Isolate(service=e.service, hold=5 * SECOND)]
+    if e.failures == 4:
+        return [Freeze(service=e.service, hold=5 * SECOND)]
+    if e.failures == 5:
+        return [Thaw(service=e.service)]
+    if e.failures == 6:
+        return [Kill(service=e.service, signal=15)]
+    return [Escalate(channel=channel("ops"), code=e.failures)]
+'''
+GRANTED = ["open_circuit", "kill_connections", "isolate", "freeze", "thaw", "kill", "escalate"]
+
+
+def broad(lab: Lab, **over: Any) -> dict[str, Any]:
+    lab.runbook("all", EVERYTHING)
+    grants = {"actions": GRANTED, "services": ["api"], "channels": ["ops"], "networks": ["127.0.0.0/8"]}
+    sensors = [{"name": name} for name in ("breaker", "lifecycle", "connections", "isolate")]
+    limits = {"perMinute": 600, "burst": 100}
+    return (
+        spec(lab)
+        | {
+            "runbooks": [{"name": "all", "source": "all", "grants": grants, "limits": limits}],
+            "sensors": sensors,
+        }
+        | over
+    )
+
+
+def careful(lab: Lab, **over: Any) -> dict[str, Any]:
+    """Recreating needs a second person."""
+    body = spec(lab)
+    body["runbooks"][0]["limits"] = {"approval": ["recreate"]}
+    return body | over
+
+
+def failures(n: int) -> Any:
+    return opened().__class__(opened().kind, time.monotonic_ns(), HERE, n, 111, 0, 0)
+
+
+@pytest.fixture
+def watched(make_lab: Callable[..., Lab]) -> Iterator[Watched]:
+    lab, node = make_lab(), RecordedNode()
+    lab.set_policy(approvers=[{"issuer": lab.sigstore.issuer, "identity": SECOND_PERSON}])
+    with lab.executor(node) as executor:
+        yield Watched(lab, executor, node)
+
+
+def body_of(receipt: Receipt, **over: Any) -> ApprovalBody:
+    call = receipt.decision.calls[0]
+    start = now().replace(microsecond=0)
+    fields: dict[str, Any] = {
+        "node": "lab",
+        "run": receipt.run.id,
+        "index": 0,
+        "runbook": "fix",
+        "action": call.action,
+        "args": tuple(map(str, call.args)),
+        "issued": start,
+        "expires": start + daemon.timedelta(minutes=5),
+    }
+    return ApprovalBody(**(fields | over))
+
+
+def signed(watched: Watched, receipt: Receipt, who: str = SECOND_PERSON, manifest: str = "", **over: Any) -> bytes:
+    statement = approval_statement(body_of(receipt, **over), manifest=manifest or receipt.runbook.manifest)
+    sigstore = watched.lab.sigstore
+    return sign_statement(statement, trust_config=sigstore.trust_config(), token=sigstore.token(who))
+
+
+# ---- approvals ------------------------------------------------------------------------------------------------------
+
+
+def test_an_approved_action_happens_once_in_a_run_of_its_own(watched: Watched) -> None:
+    watched.arm(careful(watched.lab))
+    held = watched.happen(opened())
+    assert (held.actions[0].outcome, held.actions[0].guard.check) == ("refused", "guard.approval")
+    assert [(a.run.id, a.index) for a in watched.executor.asked()] == [(held.run.id, 0)]
+    bundle = signed(watched, held)
+    watched.executor.approve(bundle)
+    done = watched.next_receipt()
+    assert (done.trigger.sensor, done.actions[0].outcome) == ("approval", "applied")
+    assert done.inputs.values == held.inputs.values
+    (approved,) = [e for e in watched.executor.journal.entries(kind="config") if e.body["what"] == "approved"]
+    assert SECOND_PERSON in approved.body["detail"]["by"]
+    with pytest.raises(StoppedError) as refused:
+        watched.executor.approve(bundle)
+    assert refused.value.id == "approval.unknown"
+    assert watched.happen(opened()).actions[0].guard.check == "guard.approval"
+
+
+@pytest.mark.parametrize(
+    ("over", "check"),
+    [
+        ({"who": IDENTITY}, "manifest.signer"),
+        ({"who": "anna@acme.example.evil.example"}, "manifest.signer"),
+        ({"manifest": "0" * 64}, "approval.other"),
+        ({"node": "another"}, "approval.other"),
+        ({"run": "01JAAAAAAAAAAAAAAAAAAAAAAA"}, "approval.unknown"),
+        ({"index": 1}, "approval.unknown"),
+        ({"action": "kill"}, "approval.unknown"),
+        ({"args": ("1", "0")}, "approval.unknown"),
+        ({"issued": now() - daemon.timedelta(hours=2), "expires": now() - daemon.timedelta(hours=1)}, "approval.time"),
+    ],
+)
+def test_an_approval_of_anything_else_lets_nothing_through(watched: Watched, over: dict[str, Any], check: str) -> None:
+    watched.arm(careful(watched.lab))
+    held = watched.happen(opened())
+    with pytest.raises((VerifyError, StoppedError)) as refused:
+        watched.executor.approve(signed(watched, held, **over))
+    assert refused.value.id == check
+    assert [s for s in watched.executor.journal.entries(kind="receipt") if s.run != held.run.id] == []
+
+
+def test_the_signer_of_the_manifest_is_no_second_person(watched: Watched) -> None:
+    lab = watched.lab
+    lab.set_policy(approvers=[{"issuer": lab.sigstore.issuer, "identity": IDENTITY}])
+    watched.executor.reload(watched.executor.config)
+    watched.arm(careful(lab))
+    with pytest.raises(VerifyError) as refused:
+        watched.executor.approve(signed(watched, watched.happen(opened()), IDENTITY))
+    assert refused.value.id == "approval.second-person"
+
+
+def test_what_nobody_can_approve_is_not_armed(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab()
+    with lab.executor() as executor:
+        watched = Watched(lab, executor, RecordedNode())
+        with pytest.raises(ArmingError) as refused:
+            watched.arm(careful(lab))
+        assert refused.value.id == "arm.approval"
+
+
+def test_what_was_held_back_is_forgotten_with_its_manifest(watched: Watched) -> None:
+    watched.arm(careful(watched.lab))
+    held = watched.happen(opened())
+    bundle = signed(watched, held)
+    watched.arm(careful(watched.lab), 3)
+    assert watched.executor.asked() == ()
+    with pytest.raises(VerifyError) as refused:
+        watched.executor.approve(bundle)
+    assert refused.value.id == "approval.other"
+
+
+# ---- actions that hold something ------------------------------------------------------------------------------------
+
+
+def test_every_action_is_done_recorded_and_checked(watched: Watched) -> None:
+    watched.arm(broad(watched.lab))
+    node = watched.node
+    assert node.current_sensors is not None
+    seen = {}
+    for n in range(1, 8):
+        (acted,) = watched.happen(failures(n)).actions
+        seen[acted.action] = (acted.outcome, acted.undo)
+    assert seen == {
+        "open_circuit": ("applied", "close_circuit"),
+        "kill_connections": ("applied", None),
+        "isolate": ("applied", "end_isolation"),
+        "freeze": ("applied", "thaw"),
+        "thaw": ("applied", None),
+        "kill": ("applied", None),
+        "escalate": ("applied", None),
+    }
+    assert list(node.current_sensors.isolated) != []
+    intents = [e.body["action"] for e in watched.executor.journal.entries(kind="intent") if e.run]
+    assert sorted(intents) == sorted(set(GRANTED) - {"escalate"})
+
+
+@pytest.mark.parametrize(("n", "undone"), [(1, "close"), (3, "end_isolation")])
+def test_what_does_not_hold_is_taken_back_and_a_person_is_called(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, n: int, undone: str
+) -> None:
+    watched.arm(broad(watched.lab))
+    monkeypatch.setattr(RecordedSensors, "forced_until", lambda *_: 0)
+    monkeypatch.setattr(RecordedSensors, "isolated_until", lambda *_: 0)
+    receipt = watched.happen(failures(n))
+    (acted,) = receipt.actions
+    assert acted.outcome == "unconfirmed"
+    assert acted.detail["rolled_back"] == "yes"
+    assert watched.node.current_sensors is not None
+    assert watched.node.current_sensors.commands[-1][0] == undone
+    assert [e.run for e in watched.executor.escalations()] == [receipt.run.id]
+    assert watched.executor.state.guard.leases == {}
+
+
+def test_a_recreated_service_that_is_not_well_is_unconfirmed(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched.arm()
+    monkeypatch.setattr(RecordedServices, "healthy", lambda *_: "it is not ready")
+    (acted,) = watched.happen(opened()).actions
+    assert (acted.outcome, acted.detail["amiss"]) == ("unconfirmed", "it is not ready")
+    assert acted.detail["rolled_back"] == "it cannot be taken back"
+    assert len(watched.executor.escalations()) == 1
+
+
+def test_a_module_that_needs_what_is_not_declared_is_not_armed(watched: Watched) -> None:
+    with pytest.raises(ArmingError) as refused:
+        watched.arm(broad(watched.lab, sensors=[{"name": "breaker"}, {"name": "isolate"}]))
+    assert refused.value.id == "arm.needs"
+
+
+# ---- escalations ----------------------------------------------------------------------------------------------------
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it never came to hold"
+        time.sleep(0.01)
+
+
+def test_a_person_is_called_again_until_somebody_answers(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "TELL_AGAIN_NS", 300_000_000)
+    watched.arm(broad(watched.lab))
+    receipt = watched.happen(failures(9))
+    eventually(lambda: len(watched.node.said) >= 3)
+    assert set(watched.node.said) == {"notify channel=ops level=critical code=9"}
+    watched.executor.acknowledge(receipt.run.id, "on my way")
+    assert watched.executor.escalations() == ()
+    with pytest.raises(StoppedError) as refused:
+        watched.executor.acknowledge(receipt.run.id, "again")
+    assert refused.value.id == "escalation.unknown"
+
+
+def test_who_was_called_is_called_again_after_a_restart(make_lab: Callable[..., Lab]) -> None:
+    lab, node = make_lab(), RecordedNode()
+    with lab.executor(node) as executor:
+        first = Watched(lab, executor, node)
+        first.arm(broad(lab))
+        runs = [first.happen(failures(n)).run.id for n in (8, 9)]
+        executor.acknowledge(runs[0], "seen")
+    with lab.executor(RecordedNode()) as executor:
+        assert [(e.run, e.code) for e in executor.escalations()] == [(runs[1], 9)]
+
+
+# ---- pauses and the kill switch -------------------------------------------------------------------------------------
+
+
+def test_a_pause_outlives_the_executor_and_ends_in_time(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab()
+    with lab.executor(RecordedNode()) as executor:
+        executor.pause("deployment", 3600)
+    node = RecordedNode()
+    with lab.executor(node) as executor:
+        watched = Watched(lab, executor, node)
+        watched.arm()
+        assert watched.happen(opened()).actions[0].guard.check == "guard.paused"
+        left_s = (executor.paused_until_ns - time.monotonic_ns()) / 1e9
+        assert 3500 < left_s <= 3600
+        executor.resume("done")
+    with lab.executor(RecordedNode()) as executor:
+        assert executor.state.guard.paused == ""
+
+
+def test_what_was_recreated_before_a_restart_still_counts(make_lab: Callable[..., Lab]) -> None:
+    lab, node = make_lab(), RecordedNode()
+    with lab.executor(node) as executor:
+        watched = Watched(lab, executor, node)
+        watched.arm()
+        assert watched.happen(opened()).actions[0].outcome == "applied"
+    node = RecordedNode()
+    with lab.executor(node) as executor:
+        watched = Watched(lab, executor, node)
+        watched.arm(sequence=3)
+        assert watched.happen(opened()).actions[0].guard.check == "guard.flapping"
+
+
+def test_a_halted_node_lets_go_and_arms_nothing_until_a_person_clears_it(make_lab: Callable[..., Lab]) -> None:
+    lab, node = make_lab(), RecordedNode()
+    with lab.executor(node) as executor:
+        watched = Watched(lab, executor, node)
+        watched.arm()
+        halt.halt(lab.state, "it is wrong", now())
+        eventually(lambda: executor.admitted is None)
+        assert "executor.halted" in watched.refusals()
+        with pytest.raises(ArmingError) as refused:
+            watched.arm()
+        assert (refused.value.id, refused.value.got) == ("executor.halted", "it is wrong")
+    with lab.executor(node) as executor:
+        watched = Watched(lab, executor, node)
+        with pytest.raises(ArmingError):
+            watched.arm()
+        assert halt.clear(lab.state)
+        assert not halt.clear(lab.state)
+        watched.arm(sequence=3)
+        assert executor.admitted is not None
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"reason": 1}'])
+def test_a_kill_switch_that_cannot_be_understood_is_on(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / halt.FILE).write_bytes(content)
+    found = halt.halted(tmp_path)
+    assert found is not None
+
+
+def test_in_mode_monitor_of_the_node_nothing_acts(make_lab: Callable[..., Lab]) -> None:
+    lab, node = make_lab(), RecordedNode()
+    with lab.executor(node, mode="monitor") as executor:
+        watched = Watched(lab, executor, node)
+        watched.arm()
+        receipt = watched.happen(opened())
+        assert (receipt.run.mode, receipt.actions[0].outcome) == ("monitor", "monitored")
+        assert node.current_services is not None
+        assert node.current_services.starts == ["api"]  # at arming
+
+
+# ---- channels -------------------------------------------------------------------------------------------------------
+
+
+def declared(*channels: dict[str, str]) -> Any:
+    """As much of a manifest as channels need."""
+    from types import SimpleNamespace
+
+    from pointcall_attest.manifest import Channel
+
+    return SimpleNamespace(channels=tuple(Channel(**c) for c in channels))  # type: ignore[arg-type]
+
+
+def test_a_unix_socket_is_told(tmp_path: Path) -> None:
+    path = str(tmp_path / "told")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(path)
+        channels = DeclaredChannels(declared({"name": "pager", "kind": "unix", "address": path}), "n1")
+        number = channel("pager").number
+        assert channels.waits(number)
+        assert channels.send(number, Level.ERROR, 7) == "pager"
+        assert json.loads(listening.recv(4096)) == {"node": "n1", "channel": "pager", "level": "error", "code": 7}
+    with pytest.raises(ChannelError) as refused:
+        channels.send(number, Level.ERROR, 7)
+    assert refused.value.id == "channel.unreachable"
+
+
+class Hook(BaseHTTPRequestHandler):
+    """Answers what its server says and keeps what it was told."""
+
+    def do_POST(self) -> None:
+        self.server.told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))  # type: ignore[attr-defined]
+        self.send_response(self.server.status)  # type: ignore[attr-defined]
+        self.send_header("Location", "/elsewhere")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """Quiet."""
+
+
+@pytest.mark.parametrize(("status", "ok"), [(204, True), (302, False), (500, False)])
+def test_a_webhook_is_told_once_and_not_led_elsewhere(status: int, ok: bool) -> None:
+    with HTTPServer(("127.0.0.1", 0), Hook) as server:
+        server.told, server.status = [], status  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/hook?x=1"
+        channels = DeclaredChannels(declared({"name": "web", "kind": "webhook", "address": address}), "n1")
+        if ok:
+            channels.send(channel("web").number, Level.INFO, 1)
+        else:
+            with pytest.raises(ChannelError):
+                channels.send(channel("web").number, Level.INFO, 1)
+        server.shutdown()
+        assert len(server.told) == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("kind", "address"),
+    [
+        ("log", "x"), ("unix", "relative"), ("unix", ""), ("webhook", "http://example.org/"), ("webhook", "ftp://x/"),
+        ("webhook", "https://user@x/"), ("webhook", "http://127.0.0.1.example/"), ("webhook", "https://x/ y"),
+    ],
+)  # fmt: skip
+def test_an_address_fits_its_kind(kind: str, address: str) -> None:
+    with pytest.raises(ValueError, match="no address"):
+        declared({"name": "c", "kind": kind, "address": address})
+
+
+def test_a_slow_channel_does_not_hold_up_the_loop(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+
+    def slow(*_: Any) -> str:
+        release.wait(10)
+        return "ops"
+
+    monkeypatch.setattr(DeclaredChannels, "waits", lambda *_: True)
+    monkeypatch.setattr(DeclaredChannels, "send", slow)
+    watched.arm(broad(watched.lab))
+    assert watched.node.current_sensors is not None
+    watched.node.current_sensors.happen(failures(9))
+    assert watched.happen(failures(4)).actions[0].action == "freeze"
+    release.set()
+    assert watched.next_receipt().actions[0].action == "escalate"
