@@ -5,14 +5,18 @@ What an operator does by hand is logged like what a runbook does: intent, then o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from pointcall_attest import entry
 from pointcall_attest.errors import RefusedError
+from pointcall_attest.manifest import Manifest
 from pointcall_attest.model import instant
-from pointcall_executor import VERSION
+from pointcall_executor import VERSION, feed
 from pointcall_executor.agent_api.inbox import Inbox
 from pointcall_executor.api.accesses import Access
 from pointcall_executor.api.backend import (
@@ -27,11 +31,28 @@ from pointcall_executor.api.backend import (
     ServiceState,
     Waiting,
 )
+from pointcall_executor.arming import names_of
+from pointcall_executor.core import breaker
+from pointcall_executor.core.guard import Target
 from pointcall_executor.daemon import Executor
 from pointcall_executor.epoch import NOTHING
+from pointcall_executor.feed import Changes, FeedPage
 from pointcall_executor.journal import Journal
+from pointcall_executor.services.listening import listening
 from pointcall_executor.session import Bundle
 from pointcall_runbook.vocabulary import Address, service
+
+Heard = TypeVar("Heard")
+
+
+def both(first: Callable[[Heard], None], second: Callable[[Heard], None]) -> Callable[[Heard], None]:
+    """One observer of two."""
+
+    def heard(thing: Heard) -> None:
+        first(thing)
+        second(thing)
+
+    return heard
 
 
 class ExecutorBackend:
@@ -39,6 +60,9 @@ class ExecutorBackend:
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
+        self._begun_ns = executor.now_ns()
+        self._changes = Changes(os.urandom(8).hex(), lambda ns: time.time_ns() - time.monotonic_ns() + ns)
+        executor.on_record = both(executor.on_record, self._changes.noted)
 
     def reader(self) -> Journal:
         return self._executor.journal
@@ -85,38 +109,91 @@ class ExecutorBackend:
             runs=journal.count("receipt"),
             refusals=journal.count("refusal"),
             lost_events=executor.lost_events,
+            ready=self.ready(),
+            paused_left_ms=self._left_ms(executor.paused_until_ns),
+            storm_left_ms=self._left_ms(executor.state.guard.storm_until_ns),
+            in_flight=self._in_flight(),
+            epoch_age_ms=self._age_ms(executor.epoch_opened_ns),
+            journal_bytes=_size_of(journal.path),
+            signed_size=head.size if (head := journal.head()) else 0,
+            programs=len(executor.programs()),
+            checked_age_ms=self._age_ms(executor.checked_ns) if executor.checked_ns else 0,
+            beats=executor.beats,
+            uptime_ms=self._age_ms(self._begun_ns),
         )
+
+    def ready(self) -> bool:
+        """Whether something is armed and the executor runs. A pause does not end it: what is armed stays armed."""
+        return self._executor.failure is None and self._executor.admitted is not None
+
+    def _left_ms(self, until_ns: int) -> int:
+        return max(0, until_ns - self._executor.now_ns()) // 1_000_000
+
+    def _age_ms(self, since_ns: int) -> int:
+        return max(0, self._executor.now_ns() - since_ns) // 1_000_000
+
+    def _in_flight(self) -> tuple[str, ...]:
+        """What the guard keeps for running actions, in words."""
+        admitted = self._executor.admitted
+        names = names_of(admitted.manifest) if admitted else {}
+        return tuple(_words(target, names) for target in self._executor.state.guard.busy)
 
     def _runbooks(self) -> tuple[ArmedRunbook, ...]:
         admitted, armed = self._executor.admitted, self._executor.state.armed
         if admitted is None or armed is None:
             return ()
-        infos = admitted.modules
+        infos, asked = admitted.modules, {b.name for b in armed.runbooks}
         return tuple(
             ArmedRunbook(
-                b.name, b.version, b.mode, tuple(sorted(b.events)), infos[b.name].capabilities, infos[b.name].fuel_bound
+                b.name,
+                str(b.version),
+                b.mode,
+                tuple(sorted(b.events)),
+                infos[b.name].capabilities,
+                infos[b.name].fuel_bound,
+                "armed" if b.name in asked else "quarantined",
             )
-            for b in armed.runbooks
+            for b in admitted.manifest.runbooks
         )
 
     def _services(self) -> tuple[ServiceState, ...]:
-        executor = self._executor
+        executor, admitted = self._executor, self._executor.admitted
         history, now_ns = executor.state.guard.history, executor.now_ns()
+        declared = {s.name: s for s in admitted.manifest.services} if admitted else {}
         return tuple(
             ServiceState(
                 name,
-                "process",
-                "running" if running else "stopped",
+                declared[name].kind if name in declared else "process",
+                "running" if pid else "stopped",
                 history.count(("restart", service(name).number), now_ns),
+                pid,
+                _health(pid, declared[name].listen if name in declared else ()),
             )
-            for name, running in executor.running_services().items()
+            for name, pid in executor.running_services().items()
         )
 
     def _circuits(self) -> tuple[CircuitState, ...]:
+        admitted, now_us = self._executor.admitted, self._executor.now_ns() // 1000
+        if admitted is None:
+            return ()
+        owners = {(str(Address.parse(p.address)), p.port): s.name for s in admitted.manifest.services for p in s.listen}
+        params = _params(admitted.manifest)
         return tuple(
-            CircuitState(str(c.destination.address), c.destination.port, c.state.name.lower(), c.refused)
+            CircuitState(
+                str(c.destination.address),
+                c.destination.port,
+                c.state.name.lower(),
+                c.refused,
+                owners.get((str(c.destination.address), c.destination.port), ""),
+                breaker.left_us(c.word, params, now_us) // 1000,
+                c.failures,
+                c.opened,
+            )
             for c in self._executor.circuits()
         )
+
+    def events(self, cursor: str, last: int) -> FeedPage:
+        return feed.page(self._executor.journal, self._changes, cursor, last)
 
     def evidence(self, nonce: bytes) -> Evidence:
         executor = self._executor
@@ -197,3 +274,33 @@ class ExecutorBackend:
     def accessed(self, accesses: Sequence[Access]) -> None:
         for access in accesses:
             self._executor.record(entry.Access(role=access.role, method=access.method, count=access.count))
+
+
+def _size_of(database: Path) -> int:
+    """Bytes of the journal with what SQLite keeps beside it."""
+    parts = (Path(f"{database}{end}") for end in ("", "-wal", "-shm"))
+    return sum(p.stat().st_size for p in parts if p.exists())
+
+
+def _words(target: Target, names: Mapping[int, str]) -> str:
+    kind, *rest = target
+    if kind in ("service", "channel") and rest:
+        return f"{kind} {names.get(int(rest[0]), rest[0])}"
+    return " ".join((str(kind), ":".join(map(str, rest)))).strip()
+
+
+def _health(pid: int, places: Iterable[Any]) -> str:
+    """What a look from outside says: whether every declared TCP address accepts."""
+    if not pid:
+        return "stopped"
+    wanted = [(Address.parse(p.address), p.port) for p in places if p.protocol == "tcp"]
+    if not wanted:
+        return "running"
+    return "accepting" if all(listening(*place) for place in wanted) else "not accepting"
+
+
+def _params(manifest: Manifest) -> breaker.Params:
+    """The breaker's constants as the manifest sets them."""
+    known = breaker.Params.__dataclass_fields__
+    values = {k: v for s in manifest.sensors if s.name == "breaker" for k, v in s.params.items() if k in known}
+    return breaker.Params(**values)

@@ -10,11 +10,14 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pointcall_runbook.errors import PointcallError
+
+RESTART: Final = ("node", "cgroup", "gate", "tee", "api", "groups", "pin", "mode")
+"""Settings that cannot change while running."""
 
 
 class ConfigError(PointcallError):

@@ -48,9 +48,9 @@ from pointcall_executor import VERSION, wasm
 from pointcall_executor.actions import KERNEL_LEASES, REGISTRY, WITHOUT_INTENT
 from pointcall_executor.actions.world import Done, Verb, World
 from pointcall_executor.arming import ArmingError, armed_of, names_of, topology_of
-from pointcall_executor.config import Config, ConfigError
+from pointcall_executor.config import RESTART, Config, ConfigError
 from pointcall_executor.core import guard
-from pointcall_executor.core.event import decode
+from pointcall_executor.core.event import KernelEvent, decode
 from pointcall_executor.core.step import (
     Armed,
     Decide,
@@ -162,6 +162,8 @@ class Executor:
         self.state = State()
         self.failure: BaseException | None = None
         self.on_receipt: Callable[[Run], None] = lambda _run: None
+        self.on_record: Callable[[KernelEvent], None] = lambda _record: None  # on the loop: it must not wait
+        self.beats = 0  # turns of the loop: whoever watches it sees that it lives
         self._now: _Now
         self._session: Session | None = None
         self._stopped: Session | None = None  # disarmed, but its services run
@@ -253,7 +255,8 @@ class Executor:
         self._recorder.roll(attested.keys, leaf, reason)
         self._now = _Now(attested, trust, admitted, self._context(attested, admitted))
         self._numbers = itertools.count()
-        self._epoch_due_ns = time.monotonic_ns() + self.config.epoch_minutes * 60_000_000_000
+        self.epoch_opened_ns = time.monotonic_ns()
+        self._epoch_due_ns = self.epoch_opened_ns + self.config.epoch_minutes * 60_000_000_000
 
     def _context(self, attested: Attested, admitted: Admitted | None) -> Epoch | None:
         if admitted is None:
@@ -479,11 +482,6 @@ class Executor:
         self._paused_until_ns = until_ns
         self._recorder.record(entry.Config(what=what, detail=detail))
 
-    @property
-    def paused_until_ns(self) -> int:
-        """When the pause ends (CLOCK_MONOTONIC); 0 where nothing is paused."""
-        return self._paused_until_ns
-
     def reload(self, config: Config) -> None:
         """Take over settings that can change while running, and read the trust folder again.
 
@@ -491,8 +489,7 @@ class Executor:
         by that. ConfigError `config.restart` where a setting needs a new process; OSError or MalformedError for the
         trust folder. Then everything stays as it was.
         """
-        fixed = ("node", "cgroup", "gate", "tee", "api", "pin", "groups", "mode")
-        changed = [name for name in fixed if getattr(config, name) != getattr(self.config, name)]
+        changed = [name for name in RESTART if getattr(config, name) != getattr(self.config, name)]
         if changed:
             raise ConfigError("a setting needs a restart", id="config.restart", got=", ".join(changed))
         trust = load_trust(self.state_dir / "trust")
@@ -661,6 +658,16 @@ class Executor:
         """Events that the sensors of this session could not deliver."""
         return sum(self._lost.values())
 
+    @property
+    def paused_until_ns(self) -> int:
+        """When a pause ends by itself (CLOCK_MONOTONIC), 0 where there is none."""
+        return self._paused_until_ns
+
+    @property
+    def checked_ns(self) -> int:
+        """When the kernel's programs were last compared with what was armed, 0 where they were not yet."""
+        return max(0, self._recheck_due_ns - RECHECK_NS)
+
     @staticmethod
     def now_ns() -> int:
         """CLOCK_MONOTONIC."""
@@ -753,6 +760,7 @@ class Executor:
         self._held = held
 
     def _tick(self, now_ns: int) -> None:
+        self.beats += 1
         while self._timers and self._timers[0].due_ns <= now_ns and not self._held:
             self._fire(heapq.heappop(self._timers))
         if self._paused_until_ns and now_ns >= self._paused_until_ns:
@@ -813,6 +821,7 @@ class Executor:
         if session is None:  # a record before it disarmed the executor
             return
         record = decode(raw)
+        self.on_record(record)
         history, noticed = notice(record, session.topology, self.state.guard.history)
         self.state = replace(self.state, guard=replace(self.state.guard, history=history))
         if noticed.event is not None:

@@ -15,11 +15,13 @@ from pointcall_attest.verdict import Verdict
 from pointcall_executor.agent_api.inbox import Inbox
 from pointcall_executor.agent_api.recorded import Reader
 from pointcall_executor.api.accesses import Access
+from pointcall_executor.feed import FeedPage
 
 
 @dataclass(frozen=True, slots=True)
 class ArmedRunbook:
-    """One runbook that is armed now. `fuel_bound` is the proven worst case of its handlers."""
+    """One runbook that is armed now. `fuel_bound` is the proven worst case of its handlers; `state` is armed, or
+    quarantined after a trap."""
 
     name: str
     version: str
@@ -27,31 +29,40 @@ class ArmedRunbook:
     events: tuple[str, ...]
     capabilities: tuple[str, ...]
     fuel_bound: int
+    state: str = "armed"
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceState:
-    """One declared service; `state` is a word of the supervisor, such as running or stopped."""
+    """One declared service; `state` is a word of the supervisor, such as running or stopped. `health`: whether its
+    declared addresses accept, as the kernel's table of listening sockets says."""
 
     name: str
     kind: str
     state: str
     restarts: int
+    pid: int = 0
+    health: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class CircuitState:
-    """One armed destination; `refused` counts the connects that the gate turned away."""
+    """One armed destination; `refused` counts the connects that the gate turned away. `left_ms`: until a forced one
+    ends by itself, or until the next connect to an open one is a probe."""
 
     address: str
     port: int
     state: str
     refused: int
+    service: str = ""
+    left_ms: int = 0
+    failures: int = 0
+    opened: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
-    """What is armed and what happened, in one look."""
+    """What is armed and what happened, in one look. Times are milliseconds; ages count from the past until now."""
 
     node: str
     state: str
@@ -74,6 +85,17 @@ class NodeStatus:
     runs: int
     refusals: int
     lost_events: int
+    ready: bool = False
+    paused_left_ms: int = 0
+    storm_left_ms: int = 0
+    in_flight: tuple[str, ...] = ()
+    epoch_age_ms: int = 0
+    journal_bytes: int = 0
+    signed_size: int = 0
+    programs: int = 0
+    checked_age_ms: int = 0
+    beats: int = 0
+    uptime_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +179,9 @@ class Backend(Protocol):
 
     def status(self) -> NodeStatus:
         """What is armed now."""
+
+    def events(self, cursor: str, last: int) -> FeedPage:
+        """What happened since `cursor`; with an empty one, the last so many and a cursor for what comes."""
 
     def evidence(self, nonce: bytes) -> Evidence:
         """Fresh evidence over a nonce of 32 bytes."""

@@ -48,6 +48,7 @@ class Method:
 
 
 _READERS: Final = frozenset({Role.OPERATOR, Role.AUDITOR, Role.AGENT})
+_AUDITORS: Final = frozenset({Role.OPERATOR, Role.AUDITOR})
 _EVERYBODY: Final = frozenset(Role)
 _OPERATOR: Final = frozenset({Role.OPERATOR})
 _MIB: Final = 1024 * 1024
@@ -62,6 +63,7 @@ METHODS: Final[Mapping[str, Method]] = {
         cost=10,  # each one asks the platform
     ),
     "/pointcall.v1.Status/ListWaiting": Method(_READERS),
+    "/pointcall.v1.Events/ListEvents": Method(_AUDITORS, cost=2),
     "/pointcall.v1.Proposals/SubmitProposal": Method(
         frozenset({Role.OPERATOR, Role.AGENT}),
         cost=50,

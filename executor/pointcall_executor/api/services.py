@@ -47,6 +47,7 @@ class Services:
                 "GetEvidence": self._get_evidence,
                 "ListWaiting": self._list_waiting,
             },
+            "Events": {"ListEvents": self._list_events},
             "Proposals": {
                 "SubmitProposal": self._submit_proposal,
                 "ListProposals": self._list_proposals,
@@ -91,6 +92,12 @@ class Services:
                 "a nonce has 32 bytes", id="api.nonce", want="32 fresh random bytes", got=f"{size} bytes"
             )
         return message(self._backend.evidence(bytes(request.nonce)), "Evidence")
+
+    def _list_events(self, request: Any) -> Any:
+        if request.last > recorded.MAX_PAGE:
+            want = f"at most {recorded.MAX_PAGE}"
+            raise RequestError("the page is too large", id="api.page", want=want, got=str(request.last))
+        return message(self._backend.events(request.cursor, request.last), "ListEventsResponse")
 
     def _submit_proposal(self, request: Any) -> Any:
         submission = proposal.Submission.of(

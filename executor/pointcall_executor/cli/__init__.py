@@ -28,11 +28,17 @@ VERBS: Final[Mapping[str, str]] = {
     "explain": "print the schema of an event, an action or a field",
     "run": "run the executor on this node",
     "status": "show what is armed and what happened last",
+    "top": "watch this node, full screen: what is wrong, what was done, what is held back",
+    "events": "show what happens on this node, as it happens",
     "arm": "load a newer manifest into the running executor",
     "disarm": "stop acting: detach everything; services go on",
     "halt": "the kill switch: hold the node still until a person clears it",
     "approve": "a second person's signed word for an action that is held back",
     "acknowledge": "say that somebody has seen an escalation",
+    "pause": "let no runbook act for a while",
+    "resume": "end a pause",
+    "trip": "refuse connects to a destination for a while",
+    "release": "close a circuit now",
     "log": "list, show, prove and export log entries",
     "verify": "check a receipt offline, down to the root key",
     "replay": "decide recorded runs again with the second implementation",
@@ -41,11 +47,13 @@ VERBS: Final[Mapping[str, str]] = {
     "propose": "submit a runbook as a proposal, or export one as a patch",
     "mcp": "serve agents over MCP: read and propose, nothing else",
     "drill": "rehearse: inject a fault that is guaranteed to end",
-    "doctor": "say what this machine offers and what is missing",
+    "doctor": "say what this machine offers and what is missing; write a support bundle",
+    "completion": "print the completion script of a shell",
 }
 
 
-def _parser(verb: str) -> argparse.ArgumentParser:
+def parser_of(verb: str) -> argparse.ArgumentParser:
+    """The parser of one verb, with the options that all have; the verb adds its own."""
     parser = argparse.ArgumentParser(prog=f"pointcall {verb}", description=VERBS[verb])
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     parser.add_argument("--state-dir", metavar="DIR", help="where all state lives (default: XDG state folder)")
@@ -82,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(verb: str, rest: list[str]) -> int:
     module = importlib.import_module(f"pointcall_executor.cli.{verb.replace('-', '_')}")
-    parser = _parser(verb)
+    parser = parser_of(verb)
     module.configure(parser)
     args = parser.parse_args(rest)
     from pointcall_executor.cli import output

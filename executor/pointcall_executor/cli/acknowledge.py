@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import argparse
 
+from pointcall_executor.cli import connection
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="as `pointcall approve --list` and `pointcall status` show it")
-    parser.add_argument("--reason", required=True, help="goes into the log")
+    parser.add_argument("run", metavar="RUN", help="as `pointcall approve --list` shows it")
+    connection.add_reason(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from pointcall_executor.api.client import Client
-    from pointcall_executor.api.roles import Role
-    from pointcall_executor.cli.output import Exit, print_json, state_dir
-
-    with Client(state_dir(args) / "run" / f"{Role.OPERATOR.value}.sock") as client:
-        answer = client.call("Control/Acknowledge", run=args.run, reason=args.reason)
-    if args.json:
-        print_json({"ok": True, "state": answer.state, "detail": answer.detail})
-    else:
-        print(answer.detail)
-    return Exit.OK
+    return connection.control(args, "Acknowledge", run=args.run, reason=connection.reason(args))

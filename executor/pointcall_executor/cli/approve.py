@@ -28,11 +28,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from pointcall_executor.api.client import Client
-    from pointcall_executor.api.roles import Role
-    from pointcall_executor.cli.output import Exit, UsageRefusal, print_json, state_dir
+    from pointcall_executor.cli.connection import operator
+    from pointcall_executor.cli.output import Exit, UsageRefusal, print_json
 
-    with Client(state_dir(args) / "run" / f"{Role.OPERATOR.value}.sock") as client:
+    with operator(args) as client:
         if args.list:
             return _listed(client, as_json=args.json)
         if args.hand_in is None and args.run is None:

@@ -11,16 +11,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from pointcall_executor.api.client import Client
-    from pointcall_executor.api.roles import Role
+    from pointcall_executor.api.client import UnreachableError
+    from pointcall_executor.cli import connection
     from pointcall_executor.cli.output import Exit, UsageRefusal, print_json, state_dir
     from pointcall_executor.daemon import Bundle
 
     bundle = Bundle.read(args.folder)
     if not bundle.signatures:
         raise UsageRefusal("nothing to arm there", want="a *.sigstore.json file", got=str(args.folder))
-    with Client(state_dir(args) / "run" / f"{Role.OPERATOR.value}.sock") as client:
-        answer = client.call("Control/Arm", bundles=list(bundle.signatures), files=dict(bundle.files))
+    try:
+        with connection.operator(args) as client:
+            answer = client.call("Control/Arm", bundles=list(bundle.signatures), files=dict(bundle.files))
+    except UnreachableError as refusal:
+        raise connection.unreachable(refusal, state_dir(args) / "run" / "operator.sock") from None
     failed = [(c.id, c.expected, c.observed) for c in answer.checks if c.outcome == "fail"]
     if args.json:
         print_json({"ok": answer.armed, "manifest": answer.manifest_sha256, "failed": [f[0] for f in failed]})

@@ -1,4 +1,4 @@
-"""`pointcall status`: what is armed on this node and what happened, asked of the running executor."""
+"""`pointcall status`: what is armed on this node, what is held back, what happened; asked of the running executor."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pointcall_executor.cli import output
+from pointcall_executor.cli import connection, output
+from pointcall_executor.cli.connection import duration
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--socket", type=Path, metavar="PATH", help="a role's socket (default: the operator's or auditor's)"
+    )
+    parser.add_argument(
+        "--ready", action="store_true", help="print nothing but one word; exit 0 only where something is armed"
     )
 
 
@@ -20,29 +24,29 @@ def run(args: argparse.Namespace) -> int:
 
     from pointcall_executor.api.client import Client, UnreachableError
 
-    socket = args.socket or _socket(output.state_dir(args) / "run")
+    socket = args.socket or connection.socket_of(output.state_dir(args) / "run")
     try:
         with Client(socket) as client:
             status = client.call("Status/GetStatus")
-            runs = client.call("Runs/ListRuns", page_size=5).runs
+            runs = [] if args.ready else client.call("Runs/ListRuns", page_size=5).runs
     except UnreachableError as refusal:
-        raise output.EnvironmentRefusal(
-            refusal.message, id=refusal.id, got=str(socket), hint="is `pointcall run` running with this --state-dir?"
-        ) from None
+        raise connection.unreachable(refusal, socket) from None
+    options: dict[str, Any] = {"preserving_proto_field_name": True, "always_print_fields_with_no_presence": True}
+    if args.ready:
+        return _ready(status, as_json=args.json)
     if args.json:
-        options: dict[str, Any] = {"preserving_proto_field_name": True, "always_print_fields_with_no_presence": True}
         output.print_json(MessageToDict(status, **options) | {"last_runs": [MessageToDict(r, **options) for r in runs]})
     else:
         _show(status, runs)
     return output.Exit.OK
 
 
-def _socket(folder: Path) -> Path:
-    """The operator's socket if it can be opened, else the auditor's."""
-    import os
-
-    operator = folder / "operator.sock"
-    return operator if os.access(operator, os.W_OK) else folder / "auditor.sock"
+def _ready(status: Any, *, as_json: bool) -> int:
+    if as_json:
+        output.print_json({"ready": status.ready, "state": status.state})
+    else:
+        print("ready" if status.ready else f"not ready: {status.state}")
+    return output.Exit.OK if status.ready else output.Exit.REFUSED
 
 
 def _show(status: Any, runs: Any) -> None:
@@ -51,65 +55,128 @@ def _show(status: Any, runs: Any) -> None:
 
     console = Console(highlight=False)
     colour = {"armed": "green", "paused": "yellow"}.get(status.state, "red")
-    console.print(
-        f"[bold]{status.node}[/]  [{colour}]{status.state}[/]{' (' + status.reason + ')' if status.reason else ''}"
-    )
+    console.print(f"[bold]{status.node}[/]  [{colour}]{status.state}[/]")
     if status.tier == "emulated":
         console.print("[bold yellow]EMULATED[/]: software-emulated TEE; no confidentiality or integrity claim")
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    for name, text in _facts(status):
-        table.add_row(name, text, style=None)
+    from rich.text import Text
+
+    for name, text in facts(status):
+        table.add_row(name, Text(text))
     console.print(table)
-    for title, header, rows in _tables(status, runs):
+    for title, header, rows in tables(status, runs):
         _print_table(console, title, header, rows)
 
 
-def _facts(status: Any) -> list[tuple[str, str]]:
+def facts(status: Any) -> list[tuple[str, str]]:
+    """One line each, in the order in which a person on call asks."""
+    found = [(name, text) for name, text in _held(status) if text]
     return [
-        ("manifest", f"{status.manifest or 'none'}, sequence {status.sequence}, {status.manifest_sha256[:16]}"),
+        *found,
+        ("manifest", _manifest(status)),
         ("signed by", ", ".join(status.signers) or "nobody"),
-        ("expires", status.expires or "never"),
-        ("evidence", f"{status.platform}, {status.tier}"),
-        ("epoch", status.epoch[:16]),
-        ("log", f"{status.tree_size} entries, {status.runs} runs, {status.refusals} refusals"),
+        ("expires", status.expires or "never: nothing is armed"),
+        ("mode", _modes(status)),
+        ("evidence", f"{status.platform}, {status.tier}, {duration(status.epoch_age_ms / 1000)} old"),
+        ("epoch", f"{status.epoch[:16]}, opened {duration(status.epoch_age_ms / 1000)} ago"),
+        ("kernel", _kernel(status)),
+        ("log", _log(status)),
         ("lost", f"{status.lost_events} events"),
-        ("executor", status.executor),
+        ("executor", f"{status.executor}, up {duration(status.uptime_ms / 1000)}"),
     ]
 
 
-def _tables(status: Any, runs: Any) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
+def _held(status: Any) -> list[tuple[str, str]]:
+    """What is held back, and until when."""
+    paused = f"{status.reason or 'no reason given'}; ends by itself in {duration(status.paused_left_ms / 1000)}"
+    quarantined = [b.name for b in status.runbooks if b.state == "quarantined"]
+    return [
+        ("PAUSED", paused if status.state == "paused" else ""),
+        ("FAILED", status.reason if status.state == "failed" else ""),
+        ("STORM", f"no action for {duration(status.storm_left_ms / 1000)}" if status.storm_left_ms else ""),
+        ("QUARANTINE", f"{', '.join(quarantined)}: trapped; arm a fixed manifest" if quarantined else ""),
+        ("working on", ", ".join(status.in_flight)),
+    ]
+
+
+def _manifest(status: Any) -> str:
+    if not status.manifest:
+        return "none is armed"
+    return f"{status.manifest}, sequence {status.sequence}, {status.manifest_sha256[:16]}"
+
+
+def _modes(status: Any) -> str:
+    modes = [b.mode for b in status.runbooks]
+    return ", ".join(f"{modes.count(m)} {m}" for m in sorted(set(modes))) or "no runbook"
+
+
+def _kernel(status: Any) -> str:
+    if not status.programs:
+        return "nothing loaded"
+    return f"{status.programs} programs as armed, compared {duration(status.checked_age_ms / 1000)} ago"
+
+
+def _log(status: Any) -> str:
+    unsigned = max(0, status.tree_size - status.signed_size)
+    size = f"{status.journal_bytes / 1e6:.1f} MB"
+    return (
+        f"{status.tree_size} entries ({unsigned} after the last checkpoint), {status.runs} runs, "
+        f"{status.refusals} refusals, {size}"
+    )
+
+
+def left(circuit: Any) -> str:
+    """What a circuit does next, in words."""
+    if circuit.state == "forced":
+        return f"ends in {duration(circuit.left_ms / 1000)}"
+    if circuit.state == "open":
+        return f"probe in {duration(circuit.left_ms / 1000)}" if circuit.left_ms else "next connect is the probe"
+    return "a probe is on its way" if circuit.state == "half" else ""
+
+
+def where(circuit: Any) -> str:
+    """`ADDRESS:PORT` as verbs take it."""
+    host = f"[{circuit.address}]" if ":" in circuit.address else circuit.address
+    return f"{host}:{circuit.port}"
+
+
+def what_was_done(run: Any) -> str:
+    """The actions of a run with their outcomes, and the rule that held one back."""
+    done = [f"{a.action} {a.target}: {a.guard_check or a.outcome}" for a in run.actions]
+    return (run.trap and f"trapped: {run.trap}") or ", ".join(done) or "nothing"
+
+
+def tables(status: Any, runs: Any) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
+    """(title, header, rows) of everything that is a list."""
     return [
         (
             "runbooks",
-            ("name", "version", "mode", "on", "may", "fuel"),
+            ("name", "version", "mode", "state", "on", "may", "fuel"),
             [
-                (b.name, b.version, b.mode, ", ".join(b.events), ", ".join(b.capabilities), str(b.fuel_bound))
+                (b.name, b.version, b.mode, b.state, ", ".join(b.events), ", ".join(b.capabilities), str(b.fuel_bound))
                 for b in status.runbooks
             ],
         ),
         (
             "services",
-            ("name", "kind", "state", "restarts"),
-            [(s.name, s.kind, s.state, str(s.restarts)) for s in status.services],
+            ("name", "kind", "state", "pid", "health", "restarts in 1 h"),
+            [
+                (s.name, s.kind, s.state, str(s.pid) if s.pid else "-", s.health or "-", str(s.restarts))
+                for s in status.services
+            ],
         ),
         (
             "circuits",
-            ("destination", "state", "refused"),
-            [(f"{c.address}:{c.port}", c.state, str(c.refused)) for c in status.circuits],
+            ("destination", "service", "state", "next", "opened", "refused"),
+            [
+                (where(c), c.service or "-", c.state, left(c) or "-", str(c.opened), str(c.refused))
+                for c in status.circuits
+            ],
         ),
         (
             "last runs",
-            ("run", "started", "runbook", "event", "actions"),
-            [
-                (
-                    r.id,
-                    r.started[:19],
-                    r.runbook,
-                    r.event,
-                    ", ".join(f"{a.action} {a.target}: {a.outcome}" for a in r.actions),
-                )
-                for r in runs
-            ],
+            ("run", "started", "runbook", "mode", "event", "actions"),
+            [(r.id, r.started[:19], r.runbook, r.mode, r.event, what_was_done(r)) for r in runs],
         ),
     ]
 

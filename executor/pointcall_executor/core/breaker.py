@@ -166,6 +166,17 @@ def cooldown_us(params: Params, streak: int) -> int:
     return min(params.cooldown_us << min(max(streak - 1, 0), GROWTH_MAX), params.cooldown_max_us)
 
 
+def left_us(word: Word, params: Params, now_us: int) -> int:
+    """How long connects go on being refused: until a forced lease ends, or the next connect is a probe; 0: not."""
+    match word.state:
+        case State.FORCED:
+            return age_us(word.time_us, now_us)
+        case State.OPEN:
+            return max(0, cooldown_us(params, word.streak) - age_us(now_us, word.time_us))
+        case _:
+            return 0
+
+
 def _connect(circuit: Circuit, now: int, params: Params) -> Step:
     word = circuit.word
     match word.state:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from pointcall_attest.verdict import Check, Verdict
+from pointcall_executor import feed
 from pointcall_executor.agent_api.inbox import Inbox
 from pointcall_executor.api import backend
 from pointcall_executor.api.accesses import Access
 from pointcall_runbook.errors import PointcallError
-from tests.unit.report.sample_log import CHECKED, START, SampleLog
+from tests.unit.report.sample_log import BOOT_NS, CHECKED, START, SampleLog
 
 STATUS = backend.NodeStatus(
     node="node-7",
@@ -46,6 +47,7 @@ class FakeBackend:
         self.proposals: list[Mapping[str, Any]] = []
         self.accesses: list[Access] = []
         self.time = START
+        self.changes = feed.Changes("0123456789abcdef", lambda ns: int(START.timestamp() * 1e9) + ns - BOOT_NS)
         self.refuse_with: Exception | None = None
         self._inbox = Inbox(directory / "proposals")
 
@@ -62,6 +64,9 @@ class FakeBackend:
         if self.refuse_with is not None:
             raise self.refuse_with
         return STATUS
+
+    def events(self, cursor: str, last: int) -> feed.FeedPage:
+        return feed.page(self.log, self.changes, cursor, last)
 
     def evidence(self, nonce: bytes) -> backend.Evidence:
         self.asked.append(("evidence", nonce))

@@ -19,6 +19,7 @@ EXPECTED = {
     "pointcall.v1.Status/GetStatus": {O, U, A},
     "pointcall.v1.Status/GetEvidence": {O, U, R},
     "pointcall.v1.Status/ListWaiting": {O, U, A},
+    "pointcall.v1.Events/ListEvents": {O, U},
     "pointcall.v1.Proposals/SubmitProposal": {O, A},
     "pointcall.v1.Proposals/ListProposals": {O, U, A},
     "pointcall.v1.Proposals/GetProposal": {O, U, A},

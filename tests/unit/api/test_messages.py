@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pointcall_attest.verdict import Check
+from pointcall_executor import feed
 from pointcall_executor.agent_api import examination, proposal, recorded
 from pointcall_executor.api import backend, generate
 from pointcall_executor.api.messages import as_pairs, message, pb
@@ -29,6 +30,8 @@ PAIRS: dict[str, tuple[Any, set[str]]] = {
     "Waiting": (backend.Waiting, set()),
     "HeldBack": (backend.HeldBack, set()),
     "Called": (backend.Called, set()),
+    "FeedItem": (feed.FeedItem, set()),
+    "ListEventsResponse": (feed.FeedPage, set()),
     "ControlResponse": (backend.ControlAnswer, set()),
     "Run": (recorded.Run, set()),
     "Action": (recorded.Action, set()),
@@ -85,7 +88,9 @@ def test_without_generated_classes_the_error_says_what_to_do() -> None:
 
 def test_the_page_on_the_api_names_every_method_with_its_roles() -> None:
     page = (ROOT / "docs/spec/api.md").read_text()
-    rows = re.findall(r"^\| (`(?:Runs|Status|Proposals|Control)/.*?) \| (.*?) \| \d+ \| .*?\|$", page, re.MULTILINE)
+    rows = re.findall(
+        r"^\| (`(?:Runs|Status|Events|Proposals|Control)/.*?) \| (.*?) \| \d+ \| .*?\|$", page, re.MULTILINE
+    )
     documented = {}
     for names, cells in rows:
         roles = {r for r, c in zip(Role, cells.split("|"), strict=True) if c.strip() == "yes"}
