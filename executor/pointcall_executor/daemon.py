@@ -50,7 +50,8 @@ from pointcall_executor.actions.world import Done, Verb, World
 from pointcall_executor.arming import ArmingError, armed_of, names_of, topology_of
 from pointcall_executor.config import RESTART, Config, ConfigError
 from pointcall_executor.core import guard
-from pointcall_executor.core.event import KernelEvent, decode
+from pointcall_executor.core.breaker import State as CircuitWord
+from pointcall_executor.core.event import CircuitEvent, KernelEvent, decode
 from pointcall_executor.core.step import (
     Armed,
     Decide,
@@ -186,6 +187,8 @@ class Executor:
         self._flying = 0  # runs decided whose receipt is not yet durable
         self._held = False  # decisions wait
         self._generation = 0  # of disarming: what was decided before one is not done after it
+        self._begin = threading.Lock()  # held while an action begins, and while beginning is forbidden
+        self._held_back = ""  # why no durable action may begin now: the pause that somebody asked for
         self._stopping = self._closed = self._renewing = False
         self._tick_due_ns = self._checkpoint_due_ns = self._recheck_due_ns = self._epoch_due_ns = 0
         self._paused_until_ns = 0
@@ -201,6 +204,7 @@ class Executor:
         now, now_ns = datetime.now(UTC), time.monotonic_ns()
         if left.paused is not None and left.paused.until > now:
             self._paused_until_ns = now_ns + int((left.paused.until - now).total_seconds() * 1e9)
+            self._held_back = left.paused.reason
             self.state = replace(self.state, guard=replace(self.state.guard, paused=left.paused.reason))
         for run, code in left.escalations.items():
             self._waiting.call(run, (), code, now_ns)
@@ -382,10 +386,11 @@ class Executor:
             self.journal.put_blob(content)
         with contextlib.ExitStack() as undo:
             sensors = self._node.sensors(admitted, armed.rules)
+            attached_ns = time.monotonic_ns()
             undo.callback(sensors.detach)
             channels = self._node.channels(admitted)
             topology = topology_of(admitted.manifest)
-            session = Session(bundle, trust, admitted, armed, runners, sensors, channels, topology)
+            session = Session(bundle, trust, admitted, armed, runners, sensors, attached_ns, channels, topology)
             with self._quiet():
                 self._start_services(session, undo)
                 self._call(lambda: self._switch(session, attested, generation))
@@ -422,14 +427,39 @@ class Executor:
         self._recorder.record(entry.Config(what="kernel programs", detail=detail))
         for fd in session.sensors.fds():
             self._epoll.register(fd, select.EPOLLIN)
+        left = self._inherit(session, old) if old is not None else []
         same = {b.name for b in session.armed.runbooks} & self._unchanged(session.armed)
         memory = {key: value for key, value in self.state.memory.items() if key[0] in same}
         self._timers = sorted(t for t in self._timers if t.runbook in same)
-        self.state = replace(self.state, armed=session.armed, memory=memory)
+        leases = guard.circuits_held(self.state.guard, _forced(session.sensors))
+        self.state = replace(self.state, armed=session.armed, memory=memory, guard=leases)
         self._session, self._stopped, self._lost = session, None, {}
         self._waiting.forget_asked()
-        if old is not None:
-            self._drop(old.sensors, leave=True)
+        if old is None:
+            self._found_in_kernel(session)
+        for record in left:
+            self._record(record, time.monotonic_ns())
+
+    def _inherit(self, session: Session, old: Session) -> list[bytes]:
+        """Hold what the old session held, then drop it; the records that only it has seen."""
+        session.sensors.inherit(old.sensors)
+        seen = [record for record in old.sensors.drain() if self._only_before(record, session)]
+        self._drop(old.sensors, leave=True)
+        return seen
+
+    def _only_before(self, record: bytes, session: Session) -> bool:
+        """Both sessions see what happens once the new one is attached; a pinned ring is one and the same."""
+        event = decode(record)
+        return event.at_ns < session.attached_ns or (self.config.pin and isinstance(event, CircuitEvent))
+
+    def _found_in_kernel(self, session: Session) -> None:
+        """Circuits that an executor before this one forced open and left pinned: their slot was the intent."""
+        for address, port, until_ns in _forced(session.sensors):
+            action = OpenCircuit(address, port, max(0, until_ns - time.monotonic_ns()))
+            act = Act(0, Call.of(action), action, target=f"{address}:{port}")
+            self._recorder.record(_intent(act, {}, grant="kernel"))
+            act.outcome, act.detail = Outcome.APPLIED, {"until_ns": str(until_ns), "reason": "found held open"}
+            self._recorder.record(_outcome(act))
 
     def _unchanged(self, armed: Armed) -> set[str]:
         """Names of runbooks whose module is the one that is armed now: only they keep what they remember."""
@@ -437,7 +467,8 @@ class Executor:
         return {b.name for b in armed.runbooks if now.get(b.name) == b.module}
 
     def _drop(self, sensors: Sensors, *, leave: bool = False) -> None:
-        """Out of the loop and out of the kernel; `leave` keeps what is pinned."""
+        """Out of the loop and out of the kernel; `leave` keeps what is pinned. Its loss is counted to the end."""
+        self._count_lost(sensors)
         for fd in sensors.fds():
             self._epoll.unregister(fd)
         if leave:
@@ -447,8 +478,13 @@ class Executor:
 
     def disarm(self, reason: str) -> None:
         """Stop acting: everything out of the kernel, nothing armed, what waits is not done. Services go on running."""
-        self._generation += 1
+        self._outdate()
         self._call(lambda: self._disarm(reason))
+
+    def _outdate(self) -> None:
+        """From here on nothing begins that was decided before."""
+        with self._begin:
+            self._generation += 1
 
     def _disarm(self, reason: str, *, leave: bool = False) -> None:
         if self._session is None:
@@ -462,12 +498,14 @@ class Executor:
 
     def _disarm_by_itself(self, check: str, want: str, got: str, hint: str) -> None:
         """On the loop thread: what is armed may not be any more."""
-        self._generation += 1
+        self._outdate()
         self._recorder.record(_refusal(check, "the armed manifest", want, got, hint))
         self._disarm(check)
 
     def pause(self, reason: str, seconds: int) -> None:
         """Refuse every action for so long, also after a restart; the breaker in the kernel goes on."""
+        with self._begin:
+            self._held_back = reason or "no reason given"
         until = datetime.now(UTC) + timedelta(seconds=seconds)
         detail: dict[str, JsonValue] = {"reason": reason, "until": until.isoformat()}
         until_ns = time.monotonic_ns() + seconds * 1_000_000_000
@@ -480,6 +518,8 @@ class Executor:
     def _set_paused(self, paused: str, until_ns: int, what: str, detail: dict[str, JsonValue]) -> None:
         self.state = replace(self.state, guard=replace(self.state.guard, paused=paused))
         self._paused_until_ns = until_ns
+        with self._begin:
+            self._held_back = paused
         self._recorder.record(entry.Config(what=what, detail=detail))
 
     def reload(self, config: Config) -> None:
@@ -769,7 +809,8 @@ class Executor:
             return
         self._tick_due_ns = now_ns + int(TICK_SECONDS * 1e9)
         self._recorder.watch()
-        self._count_lost()
+        if self._session is not None:
+            self._count_lost(self._session.sensors)
         self._check_armed(now_ns)
         self._call_again(now_ns)
         if now_ns >= self._epoch_due_ns:
@@ -805,10 +846,8 @@ class Executor:
             hint = "find out who did it, then arm again"
             self._disarm_by_itself("kernel.changed", "the programs that were armed", changed[0], hint)
 
-    def _count_lost(self) -> None:
-        if self._session is None:
-            return
-        for sensor, count in self._session.sensors.lost().items():
+    def _count_lost(self, sensors: Sensors) -> None:
+        for sensor, count in sensors.lost().items():
             new = count - self._lost.get(sensor, 0)
             if new > 0:
                 self._lost[sensor] = count
@@ -992,6 +1031,7 @@ class Executor:
     def _apply(self, run: Run, act: Act, action: Action) -> None:
         """Do it, and keep what became of it. What the system refuses is an outcome, not an exception."""
         act.started_ns = time.monotonic_ns()
+        self.journal.require()
         try:
             done = _performed(REGISTRY[act.call.action], action, self._world(run.session))
         except (PointcallError, OSError) as error:
@@ -1004,17 +1044,29 @@ class Executor:
     def _durable(self, run: Run, act: Act, action: Action) -> None:
         """On the pool: the intent is on disk before anything is done."""
         try:
-            if run.generation != self._generation or self.failure is not None:
-                act.refusal = guard.Refusal("guard.disarmed", "armed", "disarmed before it began", "arm a manifest")
-                act.outcome = Outcome.REFUSED
-            else:
+            refusal = self._too_late(run)
+            if refusal is None:
                 act.intent = self._recorder.record(_intent(act, run.epoch.names), run.id)
                 act.intent_ns = time.monotonic_ns()
+                with self._begin:  # once more: writing takes its time, and somebody may have said stop meanwhile
+                    refusal = self._too_late(run)
+                    act.started_ns = time.monotonic_ns()
+            if refusal is None:
                 self._apply(run, act, action)
+            else:
+                self._refuse(run, act, action, refusal)
         except BaseException as error:
             self._post(lambda error=error: self._fail(error))  # type: ignore[misc]
             return
         self._post(lambda: self._ended(run, act))
+
+    def _too_late(self, run: Run) -> guard.Refusal | None:
+        """What forbids that an action of this run begins now, though the guard has let it through."""
+        if run.generation != self._generation or self.failure is not None:
+            return guard.Refusal("guard.disarmed", "armed", "disarmed before it began", "arm a manifest")
+        if self._held_back:
+            return guard.Refusal("guard.paused", "not paused", f"paused: {self._held_back}", "pointcall resume")
+        return None
 
     def _fail(self, error: BaseException) -> None:
         raise error
@@ -1026,9 +1078,10 @@ class Executor:
         now_ns = time.monotonic_ns()
         if isinstance(act.action, Escalate) and act.outcome is Outcome.APPLIED:
             self._called(run, (act.action.channel.number,), act.action.code, "the runbook decided it")
-        elif act.outcome in (Outcome.FAILED, Outcome.UNCONFIRMED) and act.call.action not in WITHOUT_INTENT:
+        elif act.outcome is not Outcome.APPLIED and act.call.action not in WITHOUT_INTENT:
             self.state = replace(self.state, guard=guard.undone(self.state.guard, act.action))
-            self._escalate(run, act)
+            if act.outcome is not Outcome.REFUSED:
+                self._escalate(run, act)
         self._advance(Ended(run.id, run.runbook, run.subject, act.action, act.outcome, now_ns), "action", now_ns)
         self._maybe_finish(run)
 
@@ -1042,7 +1095,9 @@ class Executor:
         """On the pool: what is not yet recorded of the run, then its receipt."""
         try:
             for act in run.acts:
-                if act.action is None or act.outcome in (Outcome.REFUSED, Outcome.MONITORED):
+                if act.action is None:
+                    continue
+                if act.intent is None and act.outcome in (Outcome.REFUSED, Outcome.MONITORED):
                     continue
                 if act.intent is None and act.call.action in KERNEL_LEASES:
                     act.intent = self._recorder.record(_intent(act, run.epoch.names), run.id)
@@ -1062,7 +1117,7 @@ class Executor:
         if self._closed:
             return
         self._closed = True
-        self._generation += 1
+        self._outdate()
         with self._arming, contextlib.suppress(PointcallError):
             self._call(lambda: self._disarm(reason, leave=self.config.pin))
             with self._idle:
@@ -1077,7 +1132,10 @@ class Executor:
             session.services.stop_all()
         self._node.shutdown()
         if self.failure is None:
-            self._recorder.close(reason)
+            try:
+                self._recorder.close(reason)
+            except PointcallError as error:
+                self.failure = error
         self.journal.close()
         for waiting in (self._epoll, self._woken):
             waiting.close()
@@ -1089,6 +1147,12 @@ def _warm(runner: wasm.Runner, info: ModuleInfo) -> None:
     for handler in info.handlers.values():
         with contextlib.suppress(Trap):
             runner.decide(handler.event, (0,) * handler.arity)
+
+
+def _forced(sensors: Sensors) -> list[tuple[Address, int, int]]:
+    """(address, port, until when) of every circuit that is forced open now."""
+    found = ((c.destination.address, c.destination.port, c.word) for c in sensors.states())
+    return [(address, port, word.time_us * 1000) for address, port, word in found if word.state is CircuitWord.FORCED]
 
 
 def _ages(acted: Iterable[tuple[str, str, datetime]], now: datetime) -> list[tuple[str, str, int]]:

@@ -124,6 +124,11 @@ class Journal(JournalReader):
             os.close(lock)
             raise _opening(error) from error
 
+    def require(self) -> None:
+        """Raise what stopped the journal for good; nothing while it works."""
+        if self._failure is not None:
+            raise _stopped(self._failure)
+
     def append(self, leaf: bytes) -> int:
         """The index of this entry, once it is durable. MalformedError for what no reader would accept."""
         row = _row(leaf)

@@ -114,6 +114,11 @@ class JournalReader:
         sql = f"select i, leaf, kind, run, raw from entry where {' and '.join(where)} order by i limit ?"  # noqa: S608
         return [_entry(row) for row in self._all(sql, *values, min(limit, MAX_PAGE))]
 
+    def latest(self, kind: Kind, limit: int) -> list[Entry]:
+        """The last `limit` entries of one kind, oldest first, whatever the limit of a page."""
+        sql = "select i, leaf, kind, run, raw from entry where kind = ? and length(raw) > 0 order by i desc limit ?"
+        return [_entry(row) for row in reversed(self._all(sql, kind, limit))]
+
     def runs(self, start: int = 0, limit: int = 1000) -> list[Entry]:
         """The receipts, oldest first."""
         return self.entries("receipt", start=start, limit=limit)

@@ -106,6 +106,11 @@ class RecordedSensors:
         self.isolated.pop(cgroup_id, None)
         self.commands.append(("end_isolation", str(cgroup_id)))
 
+    def inherit(self, before: object) -> None:
+        if isinstance(before, RecordedSensors):
+            self._forced |= before._forced
+            self.isolated |= before.isolated
+
     def changed(self) -> list[str]:
         return []
 

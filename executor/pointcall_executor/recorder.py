@@ -22,7 +22,8 @@ from pointcall_attest.log.checkpoint import Checkpoint
 from pointcall_executor.journal import Journal
 from pointcall_keys.node import EpochKeys
 
-RECONCILED_MAX: Final = 4096  # entries that are looked through for open ends at start
+RECONCILED_MAX: Final = 4096  # entries of a kind that are looked through for open ends at start
+RECONCILED: Final[tuple[entry.Kind, ...]] = ("intent", "outcome", "config")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,8 @@ class Recorder:
         return future.result()
 
     def watch(self) -> None:
-        """Raise the failure of any entry that nobody waited for."""
+        """Raise the failure of any entry that nobody waited for, or of the journal itself, whoever met it first."""
+        self.journal.require()
         for _ in range(len(self._unobserved)):
             future = self._unobserved.popleft()
             if future.done():
@@ -133,18 +135,18 @@ class Recorder:
     def reconcile(self) -> Left:
         """Give every intent that a crash left without its outcome an `unconfirmed` one, and say what is still in force.
 
-        Looks through the last `RECONCILED_MAX` entries.
+        Looks through the last `RECONCILED_MAX` entries of each kind that matters; far fewer can be open at once.
         """
-        start = max(0, self.journal.size - RECONCILED_MAX)
+        recent = [item for kind in RECONCILED for item in self.journal.latest(kind, RECONCILED_MAX)]
         opened: dict[tuple[str | None, str, str], int] = {}
         left = Left()
-        for item in self.journal.entries(start=start, limit=RECONCILED_MAX):
+        for item in sorted(recent, key=lambda each: each.index):
             if item.kind in ("intent", "outcome"):
                 key = (item.run, str(item.body["action"]), str(item.body["target"]))
                 opened[key] = opened.get(key, 0) + (1 if item.kind == "intent" else -1)
                 if item.kind == "intent" and item.run is not None:
                     left.acted.append((str(item.body["action"]), str(item.body["target"]), item.at))
-            elif item.kind == "config":
+            else:
                 left.note(str(item.body["what"]), item.body["detail"])
         for run, action, target in (key for key, count in opened.items() if count > 0):
             detail: dict[str, JsonValue] = {"reason": "the executor ended before it knew"}

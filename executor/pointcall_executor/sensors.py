@@ -10,6 +10,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
@@ -33,6 +34,7 @@ from pointcall_executor.kernel.sensor import Sensor
 from pointcall_executor.services.managed import ServiceError
 from pointcall_runbook.vocabulary import Address, Network
 
+PROBE_NS: Final = 1_000_000_000  # forced for an instant, before its probe may leave
 BPFFS: Final = Path("/sys/fs/bpf")
 
 
@@ -226,6 +228,26 @@ class KernelSensors:
         if self._isolator is None:
             raise _undeclared("isolate", "isolate")
         self._isolator.end(cgroup_id)
+
+    def inherit(self, before: object) -> None:
+        """Hold what the sensors of the session before hold: a takeover is no gap in what is refused.
+
+        A circuit that is forced open stays so until its time; one that the breaker opened lets one probe through first,
+        because how its failures came is not known here. Isolations stay until theirs.
+        """
+        if not isinstance(before, KernelSensors) or before.breaker is self.breaker:
+            return
+        now_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        for circuit in before.states():
+            place = (circuit.destination.address, circuit.destination.port)
+            if circuit.state is State.CLOSED or place not in self._places:
+                continue
+            forced = circuit.state is State.FORCED
+            self.force(*place, circuit.word.time_us * 1000 if forced else now_ns + PROBE_NS)
+            if not forced and self.breaker is not None:
+                self.breaker.make_probe_ready(self._places[place])
+        for isolation in before._isolator.isolations() if before._isolator and self._isolator else ():
+            self.isolate(isolation.cgroup, isolation.until_ns)
 
     # ---- how long it stays -----------------------------------------------------------------------------------------
 

@@ -58,6 +58,7 @@ class Session:
     armed: Armed
     runners: dict[str, Runner]
     sensors: Sensors
+    attached_ns: int  # CLOCK_MONOTONIC: what happens from then on, they see
     channels: Channels
     topology: Topology
     services: RunningServices = field(init=False)

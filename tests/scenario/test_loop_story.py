@@ -30,7 +30,7 @@ from pointcall_executor.config import ConfigError
 from pointcall_executor.core.event import CircuitEvent, Destination, Kind, ProcessEvent
 from pointcall_executor.daemon import Bundle, Executor, StoppedError
 from pointcall_executor.journal import JournalReader
-from pointcall_executor.recorded import RecordedNode, RecordedServices
+from pointcall_executor.recorded import RecordedNode, RecordedSensors, RecordedServices
 from pointcall_executor.run import Run
 from pointcall_executor.services.process import ServiceError, Started
 from pointcall_runbook.vocabulary import Address
@@ -525,6 +525,77 @@ def test_what_waits_when_it_is_disarmed_is_not_begun(watched: Watched, monkeypat
     assert watched.node.current_services is not None
     assert watched.node.current_services.starts == ["api"]
     assert journal.count("receipt") == 1
+
+
+@pytest.mark.parametrize("stop", ["disarm", "pause"])
+def test_whoever_says_stop_while_the_intent_is_written_is_obeyed(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, stop: str
+) -> None:
+    watched.arm()
+    record = watched.executor._recorder.record
+
+    def meanwhile(body: entry.Body, run: str | None = None) -> int:
+        index = record(body, run)
+        if isinstance(body, entry.Intent) and run is not None:
+            watched.executor.disarm("stop") if stop == "disarm" else watched.executor.pause("stop", 60)
+        return index
+
+    monkeypatch.setattr(watched.executor._recorder, "record", meanwhile)
+    (acted,) = watched.happen(opened()).actions
+    check = "guard.disarmed" if stop == "disarm" else "guard.paused"
+    assert (acted.outcome, acted.guard.check, acted.intent is not None) == ("refused", check, True)
+    assert watched.node.current_services is not None
+    assert watched.node.current_services.starts == ["api"]
+    (intent, outcome) = [e for e in watched.executor.journal.entries() if e.run and e.kind in ("intent", "outcome")]
+    assert (intent.index, outcome.body["outcome"]) == (acted.intent, "refused")
+    assert check in watched.refusals()
+
+
+def test_what_was_lost_until_the_end_is_in_the_log(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched.arm()
+    monkeypatch.setattr(daemon, "TICK_SECONDS", 3600)
+    time.sleep(0.3)
+    monkeypatch.setattr(RecordedSensors, "lost", lambda _: {"breaker": 7})
+    watched.executor.disarm("enough")
+    assert [e.body["count"] for e in watched.executor.journal.entries(kind="lost")] == [7]
+
+
+def test_a_journal_that_failed_for_somebody_else_stops_the_loop_too(watched: Watched) -> None:
+    watched.arm()
+    sensors = watched.node.current_sensors
+    watched.executor.journal._failure = sqlite3.OperationalError("disk I/O error")
+    deadline = time.monotonic() + 5
+    while watched.executor.failure is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert sensors is not None
+    assert sensors.fds() == ()
+
+
+def test_records_that_only_the_old_session_saw_reach_the_new_one(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched.arm()
+    old = watched.node.current_sensors
+    assert old is not None
+    hold = watched.executor._hold
+
+    def held(value: bool) -> None:
+        hold(value)
+        if value:
+            old.happen(replace(opened(), at_ns=1))
+
+    monkeypatch.setattr(watched.executor, "_hold", held)
+    watched.arm(sequence=3)
+    assert watched.next_receipt().trigger.at_ns == 1
+
+
+def test_what_is_held_open_stays_so_when_another_manifest_takes_over(watched: Watched) -> None:
+    watched.arm()
+    watched.executor.trip(HERE.address, PORT, 60_000_000_000, "by hand")
+    watched.arm(sequence=3)
+    assert watched.node.current_sensors is not None
+    assert watched.node.current_sensors.forced_until(HERE.address, PORT) > time.monotonic_ns()
 
 
 def test_a_manifest_that_cannot_be_armed_leaves_everything_as_it_was(

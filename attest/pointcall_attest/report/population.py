@@ -30,7 +30,7 @@ from pointcall_attest.log.tree import Tree, leaf_hash
 from pointcall_attest.verdict import Check, Verdict
 
 MAX_NAMED: Final = 5  # entries that one check names
-WITHOUT_RUN: Final = frozenset({"operator", "manifest"})  # grants of intents that no runbook decided
+WITHOUT_RUN: Final = frozenset({"operator", "manifest", "kernel"})  # grants of intents that no runbook decided
 
 
 @dataclass(frozen=True)

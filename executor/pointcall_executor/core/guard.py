@@ -7,11 +7,11 @@ Words follow Node Healthcheck. Spec: DESIGN section 4, docs/spec/guard.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from pointcall_executor.core.history import History
+from pointcall_executor.core.history import HOUR_NS, History
 from pointcall_runbook.vocabulary import (
     Action,
     Address,
@@ -126,6 +126,7 @@ class GuardState:
     buckets: Mapping[tuple[str, Target], Bucket] = field(default_factory=dict)
     leases: Mapping[Target, int] = field(default_factory=dict)  # (action, *target) -> until when it is held
     approvals: Mapping[tuple[str, Action], int] = field(default_factory=dict)  # (runbook, action) -> until when
+    recreated: Mapping[int, tuple[int, int]] = field(default_factory=dict)  # service -> (times in a row, last one)
     history: History = field(default_factory=History)
 
 
@@ -293,23 +294,29 @@ def _blast_radius(state: GuardState, request: Request, rules: Rules) -> Refusal 
 
 def flap_ns(state: GuardState, number: int, now_ns: int, rules: Rules) -> int:
     """How long a service is left alone after its last recreation: doubles with each one before it recovered."""
-    times = state.history.times.get(("restart", number), ())
-    quiet = rules.healthy_delay_ns or 60 * MINUTE_NS
-    count, later = 0, now_ns
-    for at in reversed(times):
-        if later - at >= quiet:
-            break
-        count, later = count + 1, at
-    return 0 if count == 0 else min(rules.flap_base_ns << min(count - 1, 32), rules.flap_max_ns)
+    streak, last = state.recreated.get(number, (0, 0))
+    if streak == 0 or now_ns - last >= _quiet(rules):
+        return 0
+    return min(rules.flap_base_ns << min(streak - 1, 32), rules.flap_max_ns)
+
+
+def _quiet(rules: Rules) -> int:
+    return rules.healthy_delay_ns or HOUR_NS
+
+
+def _in_a_row(state: GuardState, number: int, now_ns: int, quiet_ns: int) -> Mapping[int, tuple[int, int]]:
+    """`recreated` after one more recreation: a service that was quiet for long enough counts from one again."""
+    streak, last = state.recreated.get(number, (0, 0))
+    return {**state.recreated, number: (streak + 1 if now_ns - last < quiet_ns else 1, now_ns)}
 
 
 def _flapping(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
     if not isinstance(request.action, Recreate):
         return None
     number = request.action.service.number
-    last = state.history.last(("restart", number))
+    _, last = state.recreated.get(number, (0, 0))
     wait = flap_ns(state, number, request.now_ns, rules)
-    if last is None or request.now_ns - last >= wait:
+    if request.now_ns - last >= wait:
         return None
     age = (request.now_ns - last) // 1_000_000
     want = f"{wait // 1_000_000} ms since the last recreation"
@@ -356,8 +363,11 @@ def permitted(state: GuardState, request: Request, rules: Rules) -> GuardState:
     now, target = request.now_ns, target_of(request.action)
     history = state.history.noted(("actions",), now, keep=rules.actions_per_minute)
     history = history.noted(("target", request.runbook, *target), now)
+    recreated = state.recreated
     if isinstance(request.action, Recreate):
-        history = history.noted(("restart", request.action.service.number), now)
+        number = request.action.service.number
+        history = history.noted(("restart", number), now)
+        recreated = _in_a_row(state, number, now, _quiet(rules))
     bucket = Bucket(_tokens(state, request) - TOKEN_MICRO, now)
     buckets = {**state.buckets, (request.runbook, target): bucket}
     return replace(
@@ -366,6 +376,7 @@ def permitted(state: GuardState, request: Request, rules: Rules) -> GuardState:
         buckets=buckets,
         leases=_leased(state.leases, request.action, now),
         approvals=_spent(state.approvals, request),
+        recreated=recreated,
         history=history,
     )
 
@@ -392,6 +403,14 @@ def approved(state: GuardState, runbook: str, action: Action, until_ns: int) -> 
     return replace(state, approvals={**state.approvals, (runbook, action): until_ns})
 
 
+def circuits_held(state: GuardState, forced: Iterable[tuple[Address, int, int]]) -> GuardState:
+    """The state with exactly these circuits held open: (address, port, until when), as the kernel says."""
+    kept = {key: until for key, until in state.leases.items() if key[1] != "circuit"}
+    name = capability(OpenCircuit)
+    held: dict[Target, int] = {(name, "circuit", str(address), port): until for address, port, until in forced}
+    return replace(state, leases={**kept, **held})
+
+
 def undone(state: GuardState, action: Action) -> GuardState:
     """The state after an action was rolled back: what it held is free again."""
     held = (capability(type(action)), *target_of(action))
@@ -403,14 +422,17 @@ def recalled(state: GuardState, acted: Sequence[tuple[str, str, int]], now_ns: i
 
     A restart must not make the guard forget how often a service was recreated, nor how often the node acted.
     """
-    history = state.history
     for action, target, age_ns in acted:
-        if age_ns >= 60 * MINUTE_NS or age_ns > now_ns:
+        at = now_ns - age_ns
+        if at < 0:
             continue
-        history = history.noted(("actions",), now_ns - age_ns)
+        history = state.history.noted(("actions",), at)
         if action == capability(Recreate):
-            history = history.noted(("restart", service(target).number), now_ns - age_ns)
-    return replace(state, history=history)
+            number = service(target).number
+            history = history.noted(("restart", number), at)
+            state = replace(state, recreated=_in_a_row(state, number, at, HOUR_NS))
+        state = replace(state, history=history)
+    return state
 
 
 def counted(state: GuardState, now_ns: int, rules: Rules) -> GuardState:

@@ -78,7 +78,7 @@ def test_a_granted_action_in_quiet_times_passes() -> None:
         ),
         (GuardState(busy={("service", API.number): "run-0"}), request(), "guard.busy"),
         (GuardState(busy={("service", 5): "r", ("service", 6): "r"}), request(), "guard.blast-radius"),
-        (GuardState(history=History().noted(("restart", API.number), 1000 * SECOND - 5)), request(), "guard.flapping"),
+        (GuardState(recreated={API.number: (1, 1000 * SECOND - 5)}), request(), "guard.flapping"),
     ],
 )
 def test_one_wrong_thing_fails_exactly_its_rule(state: GuardState, asked: Request, rule: str) -> None:
@@ -103,6 +103,16 @@ def test_the_flap_hold_off_doubles_with_each_recreation_and_is_bounded() -> None
         waits.append(guard.flap_ns(state, API.number, 1001 * SECOND, RULES))
     assert waits[:4] == [SECOND, 2 * SECOND, 4 * SECOND, 8 * SECOND]
     assert waits[-1] == RULES.flap_max_ns
+
+
+def test_the_flap_hold_off_remembers_longer_than_an_hour() -> None:
+    state, at, waits = GuardState(), 1000 * SECOND, []
+    for _ in range(40):
+        at += max(guard.flap_ns(state, API.number, at, RULES), SECOND)
+        state = recreated(state, at)
+        waits.append(guard.flap_ns(state, API.number, at, RULES))
+    assert at > 3 * 3600 * SECOND
+    assert waits == sorted(waits)
 
 
 @pytest.mark.parametrize(("healthy_delay_s", "quiet_s"), [(0, 3600), (30, 30)])
