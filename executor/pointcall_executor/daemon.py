@@ -391,18 +391,19 @@ class Executor:
             channels = self._node.channels(admitted)
             topology = topology_of(admitted.manifest)
             session = Session(bundle, trust, admitted, armed, runners, sensors, attached_ns, channels, topology)
-            with self._quiet():
-                self._start_services(session, undo)
+            with self._quiet(), contextlib.ExitStack() as put_back:  # nobody decides while services are put back
+                self._start_services(session, put_back)
                 self._call(lambda: self._switch(session, attested, generation))
+                put_back.pop_all()
             undo.pop_all()
         session.services.commit()
         return admitted
 
-    def _start_services(self, session: Session, undo: contextlib.ExitStack) -> None:
+    def _start_services(self, session: Session, put_back: contextlib.ExitStack) -> None:
         """Start what the manifest declares and what does not run yet, each start recorded like an action."""
         before = self._session or self._stopped
         session.services = self._node.services(session.admitted, before.services if before else None, session.moved)
-        undo.callback(session.services.undo)
+        put_back.callback(session.services.undo)
         for number in session.services.adopt():
             action = Recreate(Service(number))
             act = Act(0, Call.of(action), action, target=session.services.name(number))
