@@ -31,7 +31,7 @@ from pointcall_executor.kernel.ring import Ring
 from pointcall_executor.services.declared import DeclaredServices, OnMoved
 from pointcall_executor.services.groups import remove_empty
 from pointcall_executor.services.managed import ServiceError
-from pointcall_executor.services.process import Spawner
+from pointcall_executor.services.spawning import Spawner
 from pointcall_runbook.vocabulary import Address, Level, Network, channel
 
 __all__ = ["KernelNode", "KernelSensors", "LogChannels", "Node", "OnMoved", "Pins", "RunningServices", "Sensors"]
@@ -183,6 +183,11 @@ class KernelSensors:
         breaker, destination = self._armed(address, port)
         breaker.close_circuit(destination)
 
+    def allow(self, cgroup_id: int) -> None:
+        """Never refuse what this cgroup connects to, and never take it for the half-open probe."""
+        if self.breaker is not None:
+            self.breaker.allow(cgroup_id)
+
     def probe_service(self, number: int) -> int:
         """Let the next connect to each address of the service be the one probe; how many circuits there are."""
         if self.breaker is None:
@@ -261,6 +266,7 @@ class KernelNode:
         self._config, self._folder, self._say = config, state_dir / "services", say
         self._pins = Pins(state_dir)
         self._spawner: Spawner | None = None
+        self._services: DeclaredServices | None = None
 
     def sensors(self, admitted: Admitted, rules: Rules) -> KernelSensors:
         gate = find_root() / self._config.gate
@@ -268,19 +274,30 @@ class KernelNode:
             Cgroup.create(self._config.gate)
         if not self._config.pin:
             self._pins.drop()
-        return KernelSensors(admitted, rules, gate, self._pins if self._config.pin else None)
+        made = KernelSensors(admitted, rules, gate, self._pins if self._config.pin else None)
+        made.allow(self._spawning().cgroup_id)
+        return made
+
+    def _spawning(self) -> Spawner:
+        if self._spawner is None:
+            self._spawner = Spawner(self._config.cgroup)
+        return self._spawner
 
     def services(self, admitted: Admitted, before: RunningServices | None, on_moved: OnMoved) -> DeclaredServices:
-        if self._spawner is None:
-            self._spawner = Spawner()
         taken = before if isinstance(before, DeclaredServices) else None
-        return DeclaredServices(admitted, self._config.cgroup, self._folder, self._spawner, taken, on_moved)
+        self._services = DeclaredServices(
+            admitted, self._config.cgroup, self._folder, self._spawning(), taken, on_moved
+        )
+        return self._services
 
     def channels(self, admitted: Admitted) -> Channels:
         return LogChannels(admitted, self._say)
 
     def shutdown(self) -> None:
         """End the spawner and remove our cgroups if nothing lives in them."""
+        if self._services is not None:
+            self._services.release()
+            self._services = None
         if self._spawner is not None:
             self._spawner.close()
             self._spawner = None
