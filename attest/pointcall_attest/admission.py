@@ -80,7 +80,7 @@ class Candidate:
     policy: TrustPolicy
     files: Mapping[str, bytes]  # those that have the digest that was signed
     modules: Mapping[str, ModuleInfo]  # runbook name to its verified module
-    declarations: Mapping[str, ServiceDeclaration]  # service name to its declaration, kind `process`
+    declarations: Mapping[str, ServiceDeclaration]  # service name to its declaration
     verdict: Verdict
 
 
@@ -414,7 +414,7 @@ def _declarations(manifest: Manifest, files: Mapping[str, bytes]) -> _Declaratio
     found: dict[str, ServiceDeclaration] = {}
     unformed: list[str] = []
     for service in manifest.services:
-        if service.kind != "process" or service.declaration not in files:
+        if service.declaration not in files:
             continue
         try:
             found[service.name] = ServiceDeclaration.parse(files[service.declaration])
@@ -433,6 +433,8 @@ def _declarations(manifest: Manifest, files: Mapping[str, bytes]) -> _Declaratio
 def _mismatch(service: Service, declared: ServiceDeclaration) -> Iterable[str]:
     if declared.name != service.name:
         yield f"{service.name} is declared as {declared.name}"
+    if declared.kind != service.kind:
+        yield f"{service.name} is {service.kind}, and declared as {declared.kind}"
 
 
 def _collisions(number: Callable[[str], vocabulary.Service | vocabulary.Channel], names: Sequence[str]) -> list[str]:

@@ -19,7 +19,7 @@ from pointcall_executor.kernel.cgroup import Cgroup, find_root
 from pointcall_executor.sensors import KernelSensors, Pins
 from pointcall_executor.services.declared import DeclaredServices, OnMoved
 from pointcall_executor.services.groups import remove_empty
-from pointcall_executor.services.process import Spawner
+from pointcall_executor.services.spawning import Spawner
 
 __all__ = ["KernelNode", "KernelSensors", "Node", "OnMoved", "Pins", "RunningServices", "Sensors"]
 
@@ -71,6 +71,7 @@ class KernelNode:
         self._config, self._folder, self._say = config, state_dir / "services", say
         self._pins = Pins(state_dir)
         self._spawner: Spawner | None = None
+        self._services: DeclaredServices | None = None
 
     def sensors(self, admitted: Admitted, rules: Rules) -> KernelSensors:
         gate = find_root() / self._config.gate
@@ -78,19 +79,30 @@ class KernelNode:
             Cgroup.create(self._config.gate)
         if not self._config.pin:
             self._pins.drop()
-        return KernelSensors(admitted, rules, gate, self._pins if self._config.pin else None)
+        made = KernelSensors(admitted, rules, gate, self._pins if self._config.pin else None)
+        made.allow(self._spawning().cgroup_id)
+        return made
+
+    def _spawning(self) -> Spawner:
+        if self._spawner is None:
+            self._spawner = Spawner(self._config.cgroup)
+        return self._spawner
 
     def services(self, admitted: Admitted, before: RunningServices | None, on_moved: OnMoved) -> DeclaredServices:
-        if self._spawner is None:
-            self._spawner = Spawner()
         taken = before if isinstance(before, DeclaredServices) else None
-        return DeclaredServices(admitted, self._config.cgroup, self._folder, self._spawner, taken, on_moved)
+        self._services = DeclaredServices(
+            admitted, self._config.cgroup, self._folder, self._spawning(), taken, on_moved
+        )
+        return self._services
 
     def channels(self, admitted: Admitted) -> Channels:
         return DeclaredChannels(admitted.manifest, self._config.node, self._say)
 
     def shutdown(self) -> None:
         """End the spawner and remove our cgroups if nothing lives in them."""
+        if self._services is not None:
+            self._services.release()
+            self._services = None
         if self._spawner is not None:
             self._spawner.close()
             self._spawner = None

@@ -144,8 +144,10 @@ def _sensor(row: SensorSource, blobs_dir: Path, files: dict[str, bytes]) -> Sens
 
 def _service(row: ServiceSource, base_dir: Path, files: dict[str, bytes]) -> Service:
     raw, name = _read(base_dir, row.declaration), f"services/{row.name}.json"
-    if row.kind == "process" and (declared := ServiceDeclaration.parse(raw)).name != row.name:
-        raise MalformedError(f"{row.declaration} declares {declared.name}", id="build.malformed", want=row.name)
+    declared = ServiceDeclaration.parse(raw)
+    if (declared.name, declared.kind) != (row.name, row.kind):
+        got, want = f"{declared.kind} {declared.name}", f"{row.kind} {row.name}"
+        raise MalformedError(f"{row.declaration} declares {got}", id="build.malformed", want=want)
     files[name] = raw
     digest = hashlib.sha256(raw).hexdigest()
     return Service(name=row.name, kind=row.kind, declaration=name, digest=digest, listen=row.listen)

@@ -11,7 +11,8 @@ from pathlib import Path
 from pointcall_attest.admission import Admitted
 from pointcall_executor.services.groups import destroy_leftovers
 from pointcall_executor.services.managed import Managed, ServiceError, Started, cannot, not_running
-from pointcall_executor.services.process import Process, Spawner
+from pointcall_executor.services.process import Process
+from pointcall_executor.services.spawning import Spawner
 from pointcall_runbook.vocabulary import service
 
 OnMoved = Callable[[int, int], None]  # service number, its new cgroup id (0: none)
@@ -29,11 +30,12 @@ class DeclaredServices:
         before: DeclaredServices | None,
         on_moved: OnMoved,
     ) -> None:
-        self._on_moved, self._parent, self._before = on_moved, parent, before
+        self._on_moved, self._parent, self._folder, self._before = on_moved, parent, folder, before
         self._by_number: dict[int, Managed] = {}
         self._final = False
         self._stopped: list[int] = []  # of those before: what had to make room
         self._started: list[int] = []
+        self.refused: dict[str, str] = {}  # service -> why what ran before was not adopted; empty: it was
         for name, declaration in admitted.declarations.items():
             number = service(name).number
             old = before.managed().get(number) if before else None
@@ -93,17 +95,21 @@ class DeclaredServices:
         if self._before is not None and old is not None and old is not self._by_number[number] and old.running:
             self._stopped.append(number)
             self._before.destroy(number, _grace_ns(old))
+            old.release()
 
     def adopt(self) -> list[int]:
-        """Take over what runs as declared; the numbers of the others. Leftovers of an earlier executor end here."""
+        """Take over what runs as declared; the numbers of the others.
+
+        What an earlier executor left is adopted if it can be proven to be what is declared now, and destroyed if not.
+        """
         missing = []
         for number, one in self._by_number.items():
+            if self._before is None and not one.running:
+                self.refused[one.name] = one.adopt()
             if one.running:
                 self._on_moved(number, one.cgroup_id)
-            else:
+            if not one.running:  # it may have ended before anybody watched it
                 missing.append(number)
-            if self._before is None:
-                destroy_leftovers(self._parent, one.name)
         return missing
 
     def _end(self) -> tuple[DeclaredServices | None, list[int], list[int]]:
@@ -116,7 +122,7 @@ class DeclaredServices:
         """Destroy what this one started, start again what it stopped. ServiceError where that fails."""
         before, started, stopped = self._end()
         for number in started:
-            self._by_number[number].destroy(0)
+            _end(self._by_number[number], 0)
         if before is not None:
             for number in stopped:
                 before.start(number)
@@ -124,14 +130,34 @@ class DeclaredServices:
     def commit(self) -> None:
         """Destroy those of before that were not taken over."""
         before, _, _ = self._end()
+        if before is None:
+            self._sweep()
         staying = self._by_number.values()
         for one in before.managed().values() if before else ():
             if one not in staying:
-                one.destroy(_grace_ns(one))
+                _end(one, _grace_ns(one))
+
+    def _sweep(self) -> None:
+        """What an earlier executor left of services that are not declared any more ends here."""
+        declared = {one.name for one in self._by_number.values()}
+        for folder in self._folder.iterdir() if self._folder.is_dir() else ():
+            if folder.name not in declared:
+                destroy_leftovers(self._parent, folder.name)
 
     def stop_all(self) -> None:
         for number, one in self._by_number.items():
             self.destroy(number, _grace_ns(one))
+            one.release()
+
+    def release(self) -> None:
+        """No service is started by this executor any more; those that run go on."""
+        for one in self._by_number.values():
+            one.release()
+
+
+def _end(one: Managed, grace_ns: int) -> None:
+    one.destroy(grace_ns)
+    one.release()
 
 
 def _grace_ns(one: Managed) -> int:

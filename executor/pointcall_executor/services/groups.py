@@ -1,20 +1,26 @@
-"""The cgroups of one service: a v2 folder always, and a v1 memory folder on hybrid hosts where a limit is declared.
+"""The cgroups of one instance of a service: a v2 folder always, a v1 memory folder on hybrid hosts if limited.
 
-A service is destroyed by killing its cgroup, so that nothing it forked survives. A recreated service gets a new folder
-and so a new id; events of the old one cannot be mistaken for the new one's.
+A service is destroyed by killing its cgroup, so that nothing it forked survives. Each instance gets folders of its own
+name and so an id of its own: events of the old one cannot be mistaken for the new one's, and removing the old folders,
+which takes the kernel up to 20 ms, need not be waited for.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from pointcall_executor.kernel.cgroup import MOUNTS, Cgroup, find_root
+from pointcall_executor.services.chores import CHORES
 
-REMOVE_SECONDS: Final = 5.0  # how long a killed cgroup may take to become empty
+EMPTY_SECONDS: Final = 5.0  # how long a killed cgroup may take to become empty
+REMOVE_AFTER_SECONDS: Final = 0.5  # the kernel's cgroup lock, which a new start needs, is held while one is removed
 
 
 def v1_mount(controller: str, mounts: str | None = None) -> Path | None:
@@ -26,13 +32,44 @@ def v1_mount(controller: str, mounts: str | None = None) -> Path | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class Freezer:
+    """The file by which the kernel stops every task of a cgroup, and the words for it."""
+
+    folder: Path
+    v1: bool = False
+
+    @property
+    def files(self) -> list[list[str]]:
+        """[[path, what stops, what frees]], as the spawner wants them."""
+        if self.v1:
+            return [[str(self.folder / "freezer.state"), "FROZEN", "THAWED"]]
+        return [[str(self.folder / "cgroup.freeze"), "1", "0"]]
+
+    @property
+    def frozen(self) -> bool:
+        """Whether every task is stopped now."""
+        with contextlib.suppress(FileNotFoundError):
+            if self.v1:
+                return (self.folder / "freezer.state").read_text().strip() == "FROZEN"
+            return "frozen 1" in (self.folder / "cgroup.events").read_text()
+        return False
+
+
 class ServiceGroups:
-    """The folders of one service below the executor's parent folder."""
+    """The folders of one instance below the executor's parent folder."""
 
     def __init__(self, relative: str) -> None:
-        self._relative = relative
+        self.relative = relative
         self._main = Cgroup(find_root() / relative)
-        self._memory: Path | None = None
+        v1 = v1_mount("memory")
+        self._memory = v1 / relative if v1 is not None else None
+        self.freezer = Freezer(self._main.path)
+
+    @classmethod
+    def fresh(cls, parent: str, name: str) -> Self:
+        """Folders that nobody had before: the clock does not go back before the next boot."""
+        return cls(f"{parent}/{name}.{time.monotonic_ns()}")
 
     @property
     def folder(self) -> Path:
@@ -40,25 +77,23 @@ class ServiceGroups:
         return self._main.path
 
     @property
-    def frozen(self) -> bool:
-        """Whether every task is stopped now."""
-        with contextlib.suppress(FileNotFoundError):
-            return "frozen 1" in (self._main.path / "cgroup.events").read_text()
-        return False
+    def id(self) -> int:
+        """Of the v2 folder. OSError where it does not exist."""
+        return self._main.id
 
     def create(self, *, memory_bytes: int | None = None) -> int:
-        """Make the folders empty and new; the v2 cgroup's id."""
-        self.destroy()
-        self._main.path.mkdir(parents=True)
+        """Make the folders; the v2 cgroup's id."""
+        try:
+            self._main.path.mkdir()
+        except FileNotFoundError:
+            self._main.path.mkdir(parents=True)
         if memory_bytes is not None:
             self._limit_memory(memory_bytes)
         return self._main.id
 
     def _limit_memory(self, limit: int) -> None:
         """On a pure v2 host in the same folder, on a hybrid host in the v1 memory hierarchy."""
-        v1 = v1_mount("memory")
-        if v1 is not None:
-            self._memory = v1 / self._relative
+        if self._memory is not None:
             self._memory.mkdir(parents=True, exist_ok=True)
             (self._memory / "memory.limit_in_bytes").write_text(str(limit))
             return
@@ -68,37 +103,61 @@ class ServiceGroups:
         (self._main.path / "memory.max").write_text(str(limit))
         (self._main.path / "memory.swap.max").write_text("0")
 
-    def open_procs(self) -> list[int]:
-        """Descriptors of cgroup.procs in every folder; a process that writes 0 into them joins. The caller closes."""
-        folders = [self._main.path, *([self._memory] if self._memory else [])]
-        return [os.open(folder / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC) for folder in folders]
-
-    def kill(self) -> None:
-        """SIGKILL to everything in the cgroup at once."""
-        if self._main.path.exists():
-            self._main.kill()
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[tuple[int, ...]]:
+        """Descriptors of the v2 folder, to be born in, and of cgroup.procs of the v1 folder if there is one."""
+        found = [os.open(self._main.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
+        try:
+            if self._memory is not None and self._memory.exists():
+                found.append(os.open(self._memory / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
+            yield tuple(found)
+        finally:
+            for fd in found:
+                os.close(fd)
 
     def destroy(self) -> None:
-        """Kill what is left and remove the folders. Nothing there is no error."""
+        """Kill what is left and wait until nothing lives; the folders go a little later. Nothing there is no error."""
         if self._main.path.exists():
-            self._main.kill()
-            _remove(self._main.path)
-        if self._memory is not None:
-            _remove(self._memory)
-            self._memory = None
+            _empty(self._main)
+        for folder in (self._main.path, self._memory):
+            if folder is not None and folder.exists():
+                CHORES.later(REMOVE_AFTER_SECONDS, functools.partial(_remove, folder))
 
 
-def destroy_leftovers(parent: str, name: str) -> None:
-    """Kill and remove what an earlier executor left of a service: every folder `<name>.<n>` below `parent`."""
-    for root in filter(None, (find_root(), v1_mount("memory"))):
-        for folder in sorted((root / parent).glob(f"{name}.*")):
-            if folder.name.removeprefix(f"{name}.").isdecimal() and folder.is_dir():
-                Cgroup(folder).kill()
-                _remove(folder)
+def _empty(group: Cgroup) -> None:
+    """Kill and wait. Looks often: recovery waits. (Of changes the kernel tells every 10 ms at most.)"""
+    deadline = time.monotonic() + EMPTY_SECONDS
+    with contextlib.suppress(FileNotFoundError):
+        if group.populated():
+            group.kill()
+        while group.populated():
+            if time.monotonic() > deadline:
+                raise OSError(f"{group.path.name}: a killed task does not end")
+            time.sleep(0.0002)
+
+
+def instances(parent: str, name: str) -> set[str]:
+    """What an earlier executor left of a service: paths of folders `<name>.<n>` below `parent`, in either hierarchy."""
+    return {
+        str(folder.relative_to(root))
+        for root in filter(None, (find_root(), v1_mount("memory")))
+        for folder in (root / parent).glob(f"{name}.*")
+        if folder.name.removeprefix(f"{name}.").isdecimal() and folder.is_dir()
+    }
+
+
+def destroy_leftovers(parent: str, name: str, *, keep: str = "") -> None:
+    """Kill and remove every instance but `keep`. Frozen tasks can be killed."""
+    for relative in instances(parent, name) - {keep}:
+        for root in filter(None, (find_root(), v1_mount("memory"))):
+            if (root / relative).is_dir():
+                Cgroup(root / relative).kill()
+                _remove(root / relative)
 
 
 def remove_empty(relative: str) -> None:
     """Remove a folder and its parents from both hierarchies as far as nothing lives in them."""
+    CHORES.finish()
     for root in filter(None, (find_root(), v1_mount("memory"))):
         folder = root / relative
         with contextlib.suppress(OSError):
@@ -108,12 +167,16 @@ def remove_empty(relative: str) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """rmdir works once the last task is gone; tasks of a killed cgroup take a moment. Looks often: recovery waits."""
-    deadline = time.monotonic() + REMOVE_SECONDS
+    """With what the service made below. rmdir works once the last task is gone; a killed one takes a moment."""
+    deadline = time.monotonic() + EMPTY_SECONDS
     while folder.exists():
         try:
+            for below in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
+                below.rmdir()
             folder.rmdir()
+        except FileNotFoundError:
+            continue
         except OSError:
             if time.monotonic() > deadline:
                 raise
-            time.sleep(0.0003)
+            time.sleep(0.001)

@@ -61,6 +61,11 @@ class Managed(Protocol):
     @property
     def abilities(self) -> frozenset[Ability]: ...
 
+    def adopt(self) -> str:
+        """Take over what an earlier executor started, if it can be proven to be what is declared; empty if that is
+        done. Otherwise nothing of it runs afterwards, and the answer is why."""
+        ...
+
     def start(self, on_cgroup: OnCgroup = ...) -> Started:
         """Verify, start, wait until it is ready. A failure leaves nothing behind. `on_cgroup` hears the id of the
         new cgroup before anything runs in it, where the kind can say it that early, else as soon as it is known."""
@@ -68,6 +73,10 @@ class Managed(Protocol):
 
     def destroy(self, grace_ns: int) -> int:
         """Ask it to stop, after `grace_ns` kill what is left; ns that it took. Not running is no error."""
+        ...
+
+    def release(self) -> None:
+        """No start is expected any more: let go of what was kept for it. Twice without harm."""
         ...
 
     def signal(self, number: int) -> None:

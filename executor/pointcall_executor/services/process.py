@@ -1,7 +1,8 @@
 """Services of kind `process`: started from a declaration whose digest is in the manifest, never patched live.
 
 Start = verify every listed file by digest, make a fresh cgroup, execute the verified program by its descriptor, wait
-until it accepts. Destroy = ask, wait, kill everything left in the cgroup, remove it. Recreate = destroy + start.
+until it is ready. Destroy = ask, wait, kill everything left in the cgroup. Recreate = destroy + start. A service
+outlives its executor; the next one adopts what it can prove to be what it declares, and destroys the rest.
 Not here: whether it may be recreated (the guard), why (the runbook), the record of it (the journal).
 
 Limit: a file other than the program itself is read again by the program after it was verified; who can replace it in
@@ -12,139 +13,317 @@ from __future__ import annotations
 
 import contextlib
 import grp
-import hashlib
-import itertools
-import json
 import os
 import pwd
-import select
 import signal
-import socket
-import subprocess
-import sys
+import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from pointcall_attest.declaration import Process as Declared
 from pointcall_attest.declaration import ServiceDeclaration
-from pointcall_executor.services.groups import ServiceGroups
-from pointcall_executor.services.listening import listening
-from pointcall_executor.services.managed import ABILITIES, ServiceError, Started, not_running
-from pointcall_runbook.vocabulary import Address
+from pointcall_executor.services import record as records
+from pointcall_executor.services.chores import CHORES
+from pointcall_executor.services.files import opened_verified
+from pointcall_executor.services.groups import ServiceGroups, destroy_leftovers
+from pointcall_executor.services.managed import ABILITIES, OnCgroup, ServiceError, Started, not_running
+from pointcall_executor.services.ready import await_ready, described, unready
+from pointcall_executor.services.record import RunRecord
+from pointcall_executor.services.spawning import Spawner, Unborn, readable
 
-MAX_OUTPUT_BYTES: Final = 1 << 20  # of a service's captured output; older output is cut at each start
-POLL_SECONDS: Final = (0.0002, 0.002)  # between two looks at the port: short at first
-POLL_SHORT_FOR_SECONDS: Final = 0.05
-SPAWN_SECONDS: Final = 10.0  # for the spawner's answer
+PREPARE_AFTER_SECONDS: Final = 0.3  # after a start, when whoever waited for it has gone on
 
 
-class Spawner:
-    """The executor's end of the spawner process. Thread-safe; a spawner that died is replaced at the next request."""
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """An instance that waits to execute the file that `program` identifies."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._channel, self._process = self._begin()
+    groups: ServiceGroups
+    cgroup_id: int
+    unborn: Unborn
+    program: tuple[int, int]
 
-    @staticmethod
-    def _begin() -> tuple[socket.socket, subprocess.Popen[bytes]]:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.settimeout(SPAWN_SECONDS)
-        command = [sys.executable, "-m", "pointcall_executor.services.spawner", str(theirs.fileno())]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), env=environment, stdin=subprocess.DEVNULL)
-        theirs.close()
-        return ours, process
+    def drop(self) -> None:
+        self.unborn.close()
+        self.groups.destroy()
 
-    def spawn(self, request: dict[str, Any], descriptors: Sequence[int]) -> tuple[int, int]:
-        """(pid, pidfd) of the new process. ServiceError names the step that failed."""
-        with self._lock:
-            answer, found = self._ask({"do": "spawn"} | request, descriptors)
-        if "pid" not in answer or len(found) != 1:
-            got = f"{answer.get('step', 'pidfd')}: {os.strerror(answer.get('errno', 0))}"
-            raise ServiceError(
-                f"cannot start {request['argv'][0]}", id="service.spawn", want="a running process", got=got
+
+def _identity(fd: int) -> tuple[int, int]:
+    about = os.fstat(fd)
+    return about.st_dev, about.st_ino
+
+
+def _nobody(_cgroup_id: int) -> None:
+    """Nobody wants to hear of the new cgroup."""
+
+
+class Process:
+    """One declared service. Thread-safe: one start or stop at a time."""
+
+    def __init__(self, declaration: ServiceDeclaration, parent: str, folder: Path, spawner: Spawner) -> None:
+        self.declaration, self.spawner = declaration, spawner
+        self.name = declaration.name
+        self.abilities = ABILITIES["process"]
+        self.folder = folder / declaration.name
+        self._parent = parent
+        self._groups: ServiceGroups | None = None
+        self._lock = threading.RLock()
+        self._leased = False
+        self._next: _Prepared | None = None
+        self.pid = 0
+        self.pidfd = -1
+        self.cgroup_id = 0
+
+    @property
+    def _declared(self) -> Declared:
+        return self.declaration.process
+
+    @property
+    def running(self) -> bool:
+        """Whether the main process lives."""
+        pidfd = self.pidfd
+        return pidfd >= 0 and not readable(pidfd, 0)
+
+    # ---- start -----------------------------------------------------------------------------------------------------
+
+    def start(self, on_cgroup: OnCgroup = _nobody) -> Started:
+        """Verify, start, wait until it is ready. ServiceError leaves nothing behind.
+
+        `on_cgroup` hears the id of the new cgroup before anything runs in it.
+        """
+        begin = time.monotonic_ns()
+        declared = self._declared
+        with self._lock, opened_verified(declared.files, declared.argv[0]) as program:
+            verified = time.monotonic_ns()
+            self.destroy(0)
+            try:
+                self._spawn(program, on_cgroup)
+                spawned = time.monotonic_ns()
+                hint = f"see {self.folder}/output.log"
+                await_ready(declared.ready, self.spawner.connecting, name=self.name, pidfd=self.pidfd, hint=hint)
+            except BaseException:
+                self.destroy(0)
+                raise
+            ready = time.monotonic_ns()
+            self._write_down(program)
+            CHORES.later(PREPARE_AFTER_SECONDS, self._prepare_next)
+            return Started(
+                pid=self.pid,
+                cgroup_id=self.cgroup_id,
+                files=len(declared.files),
+                verified_ns=verified - begin,
+                spawned_ns=spawned - verified,
+                ready_ns=ready - spawned,
+                ready_for=self._ready_for(),
             )
-        return int(answer["pid"]), found[0]
 
-    def freeze(self, folder: Path, until_ns: int) -> None:
-        """Freeze a cgroup until CLOCK_MONOTONIC `until_ns`, or until this process dies."""
-        self._lease({"do": "freeze", "folder": str(folder), "until_ns": until_ns})
+    def _ready_for(self) -> str:
+        return described(self._declared.ready) or "its program was executed"
 
-    def thaw(self, folder: Path) -> None:
-        """Thaw a cgroup now; one that is gone or not frozen is no error."""
-        self._lease({"do": "thaw", "folder": str(folder)})
+    def _spawn(self, program: int, on_cgroup: OnCgroup) -> None:
+        self._forget()
+        instance = self._take_next(program) or self._prepare(program)
+        self._groups, self.cgroup_id = instance.groups, instance.cgroup_id
+        on_cgroup(self.cgroup_id)
+        self.pidfd, self.pid = instance.unborn.execute(self._declared.argv[0]), instance.unborn.pid
 
-    def _lease(self, request: dict[str, Any]) -> None:
-        with self._lock:
-            answer, _ = self._ask(request, ())
-        if answer.get("step") is not None:
-            got = os.strerror(answer.get("errno", 0))
-            raise ServiceError(f"cannot {request['do']} the service", id="service.freeze", got=got)
-
-    def _ask(self, request: dict[str, Any], descriptors: Sequence[int]) -> tuple[dict[str, Any], list[int]]:
+    def _prepare(self, program: int) -> _Prepared:
+        """An instance that only has to execute."""
+        groups = ServiceGroups.fresh(self._parent, self.name)
         try:
-            if self._process.poll() is not None:
-                self._end()
-                self._channel, self._process = self._begin()
-            socket.send_fds(self._channel, [json.dumps(request).encode()], list(descriptors))
-            data, found, _, _ = socket.recv_fds(self._channel, 65536, 1, socket.MSG_CMSG_CLOEXEC)
-        except OSError as error:
-            self._end()  # a late answer would be taken for the next request's
-            raise ServiceError("the spawner does not answer", id="service.spawner", got=str(error)) from error
-        return dict(json.loads(data or b'{"step":"spawner","errno":0}')), list(found)
+            cgroup_id = groups.create(memory_bytes=self._declared.limits.memory_bytes)
+            with groups.opened() as opened:
+                unborn = self.spawner.prepare(self._request(), [program, *opened])
+            return _Prepared(groups, cgroup_id, unborn, _identity(program))
+        except BaseException as error:
+            groups.destroy()
+            if isinstance(error, OSError):
+                raise ServiceError(f"cannot prepare {self.name}", id="service.spawn", got=str(error)) from error
+            raise
 
-    def _end(self) -> None:
-        self._channel.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=1)
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait(timeout=5)
+    def _take_next(self, program: int) -> _Prepared | None:
+        """The instance that waits, if it waits with the very file that was just verified."""
+        waiting, self._next = self._next, None
+        if waiting is None:
+            return None
+        if waiting.program == _identity(program) and not readable(waiting.unborn.pidfd, 0):
+            return waiting
+        waiting.drop()
+        return None
 
-    def close(self) -> None:
-        """End the spawner; the services that it started go on."""
+    def _prepare_next(self) -> None:
+        """While nothing is wrong, so that the next start is fast. ServiceError costs that start its speed only."""
         with self._lock:
-            self._end()
+            if self._next is None and self.running:
+                program = os.open(self._declared.argv[0], os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    self._next = self._prepare(program)
+                finally:
+                    os.close(program)
+
+    def release(self) -> None:
+        """Nothing is kept for a next start. Twice without harm."""
+        with self._lock:
+            waiting, self._next = self._next, None
+            if waiting is not None:
+                waiting.drop()
+
+    def _forget(self) -> None:
+        """What an earlier instance said or left says nothing about this one."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        records.forget(self.folder)
+        file = self._declared.ready.file
+        try:
+            if file is not None:
+                Path(file).unlink(missing_ok=True)
+        except OSError as error:
+            raise ServiceError(f"{file} is left over", id="service.file", want="no file", got=str(error)) from error
+
+    def _request(self) -> dict[str, Any]:
+        process = self._declared
+        return {
+            "argv": list(process.argv),
+            "environment": dict(process.environment),
+            "directory": process.directory,
+            "uid": _uid(process.user),
+            "gid": _gid(process.group, process.user),
+            "namespaces": list(process.namespaces),
+            "processes": process.limits.processes,
+            "no_new_privileges": process.no_new_privileges,
+            "folder": str(self.folder),
+        }
+
+    # ---- from one executor to the next -----------------------------------------------------------------------------
+
+    def _write_down(self, program: int) -> None:
+        """For the next executor. One that cannot be written costs the service its adoption, not its start."""
+        assert self._groups is not None
+        device, inode = _identity(program)
+        with contextlib.suppress(OSError):
+            record = RunRecord(
+                boot=records.boot_id(),
+                name=self.name,
+                declaration=self.declaration.sha256,
+                pid=self.pid,
+                born=records.born(self.pid) or 1,
+                cgroup=self._groups.relative,
+                cgroup_id=self.cgroup_id,
+                device=device,
+                inode=inode,
+                spawner=self.spawner.pid,
+                spawner_born=records.born(self.spawner.pid) or 1,
+            )
+            records.write(self.folder, record)
+
+    def adopt(self) -> str:
+        """Take over the instance that an earlier executor started; empty if that is done. Every other instance, and
+        one of which it cannot be proven what it is, is destroyed."""
+        with self._lock:
+            if self.pidfd >= 0:
+                return ""
+            wrong = self._adopt()
+            keep = self._groups.relative if self._groups is not None else ""
+            destroy_leftovers(self._parent, self.name, keep=keep)
+            return wrong
+
+    def _adopt(self) -> str:
+        record = records.read(self.folder)
+        if record is None:
+            return "there is no record of it"
+        try:
+            pidfd = os.pidfd_open(record.pid)
+        except OSError:
+            return "its process is gone"
+        wrong = records.disproved(record, self.declaration, self._parent) or self._take(record, pidfd)
+        if wrong:
+            self.pidfd, self.pid, self.cgroup_id, self._groups = -1, 0, 0, None
+            os.close(pidfd)
+        return wrong
+
+    def _take(self, record: RunRecord, pidfd: int) -> str:
+        self._groups = ServiceGroups(record.cgroup)
+        self.pid, self.pidfd, self.cgroup_id = record.pid, pidfd, record.cgroup_id
+        self.spawner.thaw(self._groups.freezer)  # a freeze ends with the executor that asked for it
+        if not self.running:
+            return "its process is gone"
+        if wrong := unready(self._declared.ready, self.spawner.connecting):
+            return wrong
+        if records.born(record.spawner) != record.spawner_born:
+            self._read_on()
+        return ""
+
+    def _read_on(self) -> None:
+        """The spawner that kept its output is gone: ours reads on, by the service's own end of the pipe."""
+        with contextlib.suppress(OSError):
+            pipe = os.open(f"/proc/{self.pid}/fd/1", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                if stat.S_ISFIFO(os.fstat(pipe).st_mode):
+                    self.spawner.read(pipe, self.folder)
+            finally:
+                os.close(pipe)
+
+    # ---- while it runs ---------------------------------------------------------------------------------------------
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the main process. ServiceError `service.not-running` where there is none."""
+        with self._lock:
+            if not self.running:
+                raise not_running(self.name)
+            signal.pidfd_send_signal(self.pidfd, number)
+
+    def freeze(self, until_ns: int) -> None:
+        """Stop every task until CLOCK_MONOTONIC `until_ns`. The spawner ends it, also if this process dies."""
+        with self._lock:
+            if self._groups is None or not self.running:
+                raise not_running(self.name)
+            self._leased = True
+            self.spawner.freeze(self._groups.freezer, until_ns)
+
+    def thaw(self) -> None:
+        with self._lock:
+            if self._groups is not None:
+                self._leased = False
+                self.spawner.thaw(self._groups.freezer)
+
+    def healthy(self) -> str:
+        """Empty if it runs, is not frozen and is ready as declared."""
+        groups = self._groups
+        if groups is None or not self.running:
+            return "its main process does not run"
+        if groups.freezer.frozen:
+            return "it is frozen"
+        return unready(self._declared.ready, self.spawner.connecting)
+
+    # ---- destroy ---------------------------------------------------------------------------------------------------
+
+    def destroy(self, grace_ns: int) -> int:
+        """Stop the service: nothing of it lives afterwards; ns that it took. Nothing there is no error."""
+        with self._lock:
+            begin = time.monotonic_ns()
+            if self._leased and self.running:
+                self.thaw()  # a frozen task cannot hear that it should stop
+            if self.pidfd >= 0:
+                self._stop(grace_ns)
+                pidfd, self.pidfd, self.pid = self.pidfd, -1, 0
+                os.close(pidfd)
+                records.forget(self.folder)
+            if self._groups is not None:
+                groups, self._groups, self.cgroup_id = self._groups, None, 0
+                groups.destroy()
+            return time.monotonic_ns() - begin
+
+    def _stop(self, grace_ns: int) -> None:
+        if grace_ns <= 0 or self._groups is None or not self.running:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.Signals[f"SIG{self._declared.stop.signal}"])
+        readable(self.pidfd, grace_ns / 1e9)
 
 
-def _readable(fd: int, seconds: float) -> bool:
-    """Whether `fd` becomes readable in time. Not select: its descriptors end at 1023."""
-    waiting = select.poll()
-    waiting.register(fd, select.POLLIN)
-    return bool(waiting.poll(seconds * 1000))
-
-
-def _open_verified(path: str, sha256: str) -> int:
-    """A descriptor of the file, whose content has just been read and has this digest."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise ServiceError(f"cannot read {path}", id="service.file", want=sha256, got=str(error)) from error
-    with os.fdopen(os.dup(fd), "rb") as file:
-        got = hashlib.file_digest(file, "sha256").hexdigest()
-    if got != sha256:
-        os.close(fd)
-        hint = "the file changed after it was declared; build and sign a new manifest, or put the file back"
-        raise ServiceError(f"{path} is not what was declared", id="service.digest", want=sha256, got=got, hint=hint)
-    return fd
-
-
-@contextlib.contextmanager
-def _verified(declaration: ServiceDeclaration) -> Iterator[int]:
-    """Verify every file of the declaration; yields a descriptor of the program (argv[0])."""
-    opened: dict[str, int] = {}
-    try:
-        for file in declaration.process.files:
-            opened[file.path] = _open_verified(file.path, file.sha256)
-        yield opened[declaration.process.argv[0]]
-    finally:
-        for fd in opened.values():
-            os.close(fd)
-
-
-def _account(find: Callable[[str], Any], name: str) -> Any:
+def _account(find: Any, name: str) -> Any:
     try:
         return find(name)
     except KeyError:
@@ -161,169 +340,3 @@ def _gid(group: str | None, user: str | None) -> int | None:
     if group is not None:
         return int(_account(grp.getgrnam, group).gr_gid)
     return None if user is None else int(_account(pwd.getpwnam, user).pw_gid)
-
-
-class Process:
-    """One declared service as started by one executor. Thread-safe: one start or stop at a time.
-
-    Its cgroup's name is its own (`<name>.<n>`), so that nothing that replaces it can touch it by name.
-    """
-
-    _instances: Final = itertools.count(1)
-
-    def __init__(self, declaration: ServiceDeclaration, parent: str, folder: Path, spawner: Spawner) -> None:
-        self.declaration, self.spawner = declaration, spawner
-        self.name = declaration.name
-        self.abilities = ABILITIES["process"]
-        self.folder = folder / declaration.name
-        self._groups = ServiceGroups(f"{parent}/{declaration.name}.{next(self._instances)}")
-        self._lock = threading.RLock()
-        self.pid = 0
-        self.pidfd = -1
-        self.cgroup_id = 0
-
-    @property
-    def running(self) -> bool:
-        """Whether the main process lives."""
-        pidfd = self.pidfd
-        return pidfd >= 0 and not _readable(pidfd, 0)
-
-    def start(self, on_cgroup: Callable[[int], None] = lambda _id: None) -> Started:
-        """Verify, start, wait until it accepts. ServiceError leaves nothing behind.
-
-        `on_cgroup` hears the id of the new cgroup before anything runs in it.
-        """
-        begin = time.monotonic_ns()
-        with self._lock, _verified(self.declaration) as program:
-            verified = time.monotonic_ns()
-            try:
-                self._spawn(program, on_cgroup)
-                spawned = time.monotonic_ns()
-                self._await_ready()
-            except BaseException:
-                self.destroy(0)
-                raise
-            ready = time.monotonic_ns()
-            return Started(
-                pid=self.pid,
-                cgroup_id=self.cgroup_id,
-                files=len(self.declaration.process.files),
-                verified_ns=verified - begin,
-                spawned_ns=spawned - verified,
-                ready_ns=ready - spawned,
-                ready_for=self._ready_for(),
-            )
-
-    def _ready_for(self) -> str:
-        ready = self.declaration.process.ready
-        found = [f"accepts on {ready.tcp}"] if ready.tcp is not None else []
-        found += [f"{ready.file} exists"] if ready.file is not None else []
-        return " and ".join(found) or "its program was executed"
-
-    def _spawn(self, program: int, on_cgroup: Callable[[int], None]) -> None:
-        self.cgroup_id = self._groups.create(memory_bytes=self.declaration.process.limits.memory_bytes)
-        on_cgroup(self.cgroup_id)
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        output = os.open(self.folder / "output.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        joins = self._groups.open_procs()
-        try:
-            if os.fstat(output).st_size > MAX_OUTPUT_BYTES:
-                os.ftruncate(output, 0)
-            self._forget_ready()
-            self.pid, self.pidfd = self.spawner.spawn(self._request(), [output, program, *joins])
-        finally:
-            for fd in (output, *joins):
-                os.close(fd)
-
-    def _forget_ready(self) -> None:
-        """The file by which an earlier instance said that it is ready says nothing about this one."""
-        file = self.declaration.process.ready.file
-        try:
-            if file is not None:
-                Path(file).unlink(missing_ok=True)
-        except OSError as error:
-            raise ServiceError(f"{file} is left over", id="service.file", want="no file", got=str(error)) from error
-
-    def _request(self) -> dict[str, Any]:
-        process = self.declaration.process
-        return {
-            "argv": list(process.argv),
-            "environment": dict(process.environment),
-            "directory": process.directory,
-            "uid": _uid(process.user),
-            "gid": _gid(process.group, process.user),
-            "namespaces": list(process.namespaces),
-            "processes": process.limits.processes,
-            "no_new_privileges": process.no_new_privileges,
-        }
-
-    def _await_ready(self) -> None:
-        ready = self.declaration.process.ready
-        begin = time.monotonic()
-        while not self._accepts():
-            age = time.monotonic() - begin
-            pause = POLL_SECONDS[age > POLL_SHORT_FOR_SECONDS]
-            if _readable(self.pidfd, pause):
-                raise ServiceError(
-                    f"{self.name} ended at once", id="service.ended", hint=f"see {self.folder}/output.log"
-                )
-            if age * 1000 > ready.timeout_ms:
-                want = f"{ready.tcp or ready.file} within {ready.timeout_ms} ms"
-                raise ServiceError(f"{self.name} is not ready", id="service.not-ready", want=want, got="nothing there")
-
-    def _accepts(self) -> bool:
-        ready = self.declaration.process.ready
-        if ready.tcp is not None:
-            host, _, port = ready.tcp.rpartition(":")
-            if not listening(Address.parse(host.strip("[]")), int(port)):
-                return False
-        return ready.file is None or Path(ready.file).exists()
-
-    def signal(self, number: int) -> None:
-        """Send a signal to the main process. ServiceError `service.not-running` where there is none."""
-        with self._lock:
-            if not self.running:
-                raise not_running(self.name)
-            signal.pidfd_send_signal(self.pidfd, number)
-
-    def freeze(self, until_ns: int) -> None:
-        """Stop every task until CLOCK_MONOTONIC `until_ns`. The spawner ends it, also if this process dies."""
-        with self._lock:
-            if not self.running:
-                raise not_running(self.name)
-            self.spawner.freeze(self._groups.folder, until_ns)
-
-    def thaw(self) -> None:
-        with self._lock:
-            self.spawner.thaw(self._groups.folder)
-
-    def healthy(self) -> str:
-        """Empty if it runs, is not frozen and is ready as declared."""
-        if not self.running:
-            return "its main process does not run"
-        if self._groups.frozen:
-            return "it is frozen"
-        return "" if self._accepts() else f"not ready: {self._ready_for()} is not so"
-
-    def destroy(self, grace_ns: int) -> int:
-        """Stop the service and remove its cgroup; ns that it took. Destroying what is not there is no error."""
-        with self._lock:
-            begin = time.monotonic_ns()
-            if self.pidfd >= 0:
-                self.spawner.thaw(self._groups.folder)  # a frozen task cannot hear that it should stop
-                self._stop(grace_ns)
-                pidfd, self.pidfd, self.pid = self.pidfd, -1, 0
-                os.close(pidfd)
-            self._groups.destroy()
-            return time.monotonic_ns() - begin
-
-    def _stop(self, grace_ns: int) -> None:
-        if not self.running:
-            return
-        if grace_ns > 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.pidfd, signal.Signals[f"SIG{self.declaration.process.stop.signal}"])
-            if _readable(self.pidfd, grace_ns / 1e9):
-                return
-        self._groups.kill()
-        _readable(self.pidfd, 5)

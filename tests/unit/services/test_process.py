@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pwd
+import shutil
 import signal
 import socket
 import sys
@@ -19,10 +20,13 @@ import pytest
 
 from pointcall_attest.declaration import ServiceDeclaration
 from pointcall_executor.kernel.cgroup import find_root
+from pointcall_executor.services.chores import CHORES
 from pointcall_executor.services.groups import remove_empty
 from pointcall_executor.services.listening import listening
 from pointcall_executor.services.managed import ServiceError
-from pointcall_executor.services.process import Process, Spawner
+from pointcall_executor.services.output import MAX_OUTPUT_BYTES
+from pointcall_executor.services.process import Process
+from pointcall_executor.services.spawning import Spawner
 from pointcall_runbook.vocabulary import Address
 
 PARENT = f"pointcall-test-{os.getpid()}"
@@ -53,7 +57,7 @@ def port() -> int:
 
 @pytest.fixture(scope="module")
 def spawner() -> Iterator[Spawner]:
-    made = Spawner()
+    made = Spawner(PARENT)
     yield made
     made.close()
     remove_empty(PARENT)
@@ -79,6 +83,7 @@ def make(tmp_path: Path, spawner: Spawner) -> Iterator[Callable[..., Process]]:
     yield build
     for process in made:
         process.destroy(0)
+        process.release()
 
 
 def serving(make: Callable[..., Process], port: int, *words: str, **over: Any) -> Process:
@@ -87,6 +92,12 @@ def serving(make: Callable[..., Process], port: int, *words: str, **over: Any) -
 
 def folders() -> list[Path]:
     return list((find_root() / PARENT).glob("svc.*"))
+
+
+def swept() -> list[Path]:
+    """What is left once the removal that nobody waits for is done."""
+    assert CHORES.finish()
+    return folders()
 
 
 def test_a_started_service_listens_runs_in_its_own_cgroup_and_its_output_is_kept(
@@ -115,7 +126,7 @@ def test_destroy_leaves_no_process_and_no_cgroup_and_may_be_called_twice(
     process.start()
     process.destroy(0)
     assert not process.running
-    assert folders() == []
+    assert swept() == []
     assert not listening(LOOPBACK, port)
     process.destroy(0)
 
@@ -145,7 +156,7 @@ def test_a_changed_file_is_never_executed(make: Callable[..., Process], port: in
     with pytest.raises(ServiceError) as refusal:
         process.start()
     assert refusal.value.id == "service.digest"
-    assert folders() == []
+    assert swept() == []
 
 
 def test_a_missing_file_is_named(make: Callable[..., Process], port: int, tmp_path: Path) -> None:
@@ -168,7 +179,7 @@ def test_a_service_that_does_not_come_up_is_an_error_and_leaves_nothing(
     with pytest.raises(ServiceError) as refusal:
         process.start()
     assert refusal.value.id == id
-    assert folders() == []
+    assert swept() == []
 
 
 def test_a_program_that_cannot_be_executed_names_the_step(make: Callable[..., Process], tmp_path: Path) -> None:
@@ -241,15 +252,14 @@ def test_services_that_are_started_at_once_get_their_own_process(make: Callable[
     for process, one in zip(made, started, strict=True):
         info = Path(f"/proc/self/fdinfo/{process.pidfd}").read_text()
         assert f"Pid:\t{one.pid}" in info
-        assert Path(f"/proc/{one.pid}/cgroup").read_text().count(process._groups._relative)
+        assert Path(f"/proc/{one.pid}/cgroup").read_text().count(process._groups.relative)
     made[0].destroy(0)
     assert [p.running for p in made] == [False] + [True] * 5
 
 
 def test_a_spawner_that_died_is_replaced(make: Callable[..., Process], port: int, spawner: Spawner) -> None:
     process = serving(make, port)
-    spawner._process.kill()
-    spawner._process.wait()
+    os.kill(spawner.pid, signal.SIGKILL)
     assert process.start().pid
     assert process.running
 
@@ -300,12 +310,12 @@ def test_a_frozen_service_ends_politely_too(make: Callable[..., Process], port: 
     process.start()
     process.freeze(time.monotonic_ns() + 60_000_000_000)
     assert process.destroy(10_000_000_000) < 10_000_000_000
-    assert folders() == []
+    assert swept() == []
 
 
 def test_a_freeze_ends_when_the_executor_is_gone(make: Callable[..., Process], port: int, spawner: Spawner) -> None:
     process = serving(make, port)
-    process.spawner = Spawner()
+    process.spawner = Spawner(PARENT)
     process.start()
     process.freeze(time.monotonic_ns() + 60_000_000_000)
     wait_for(lambda: frozen(process))
@@ -324,3 +334,124 @@ def test_a_signal_reaches_the_main_process(make: Callable[..., Process], port: i
         with pytest.raises(ServiceError) as refusal:
             ask()
         assert refusal.value.id == "service.not-running"
+
+
+def test_the_pid_and_mount_namespaces_are_the_services_own(make: Callable[..., Process], tmp_path: Path) -> None:
+    source = """
+import os, pathlib, sys
+found = sorted(int(p.name) for p in pathlib.Path("/proc").iterdir() if p.name.isdecimal())
+pathlib.Path(sys.argv[1]).write_text(f"{os.getpid()} {found}")
+import time; time.sleep(600)
+"""
+    told = tmp_path / "told"
+    process = make(source, str(told), namespaces=["pid", "mount", "cgroup"], ready={"file": str(told)})
+    process.start()
+    wait_for(lambda: told.read_text() == "1 [1]")
+    assert Path("/proc/self").exists()
+    assert Path(f"/proc/{process.pid}/stat").exists()
+
+
+def test_a_service_in_its_own_network_has_a_loopback_that_works(make: Callable[..., Process], tmp_path: Path) -> None:
+    source = """
+import pathlib, socket, sys
+with socket.create_server(("127.0.0.1", 0)) as one, socket.create_connection(one.getsockname()):
+    pathlib.Path(sys.argv[1]).touch()
+import time; time.sleep(600)
+"""
+    told = tmp_path / "told"
+    process = make(source, str(told), namespaces=["network"], ready={"file": str(told)})
+    assert process.start().ready_for == f"{told} exists"
+    assert Path(f"/proc/{process.pid}/ns/net").readlink() != Path("/proc/self/ns/net").readlink()
+
+
+def test_output_is_bounded_while_the_service_runs(make: Callable[..., Process], tmp_path: Path) -> None:
+    process = make(
+        "import sys\nfor n in range(60000): print(n, 'x' * 90)\nsys.stdout.flush()\nimport time; time.sleep(600)"
+    )
+    process.start()
+    log = tmp_path / "services/svc/output.log"
+    wait_for(lambda: log.exists() and b"\n59999 " in log.read_bytes())
+    assert sum(p.stat().st_size for p in log.parent.glob("output.log*")) <= MAX_OUTPUT_BYTES
+    assert process.healthy() == ""
+
+
+def test_a_service_that_answers_http_is_ready_and_one_that_answers_otherwise_is_not(
+    make: Callable[..., Process], port: int
+) -> None:
+    source = """
+import socket, sys
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+while True:
+    with listener.accept()[0] as channel:
+        channel.recv(4096); channel.sendall(b"HTTP/1.1 " + sys.argv[2].encode() + b" x\\r\\n\\r\\n")
+"""
+    ready = {"tcp": f"127.0.0.1:{port}", "http": {"path": "/live", "status": 204}, "timeout_ms": 3000}
+    process = make(source, str(port), "204", ready=ready)
+    assert process.start().ready_for == f"accepts on 127.0.0.1:{port} and answers GET /live with 204"
+    assert process.healthy() == ""
+    process.destroy(0)
+    process = make(source, str(port), "500", ready=ready | {"timeout_ms": 300})
+    with pytest.raises(ServiceError) as refusal:
+        process.start()
+    assert (refusal.value.id, refusal.value.got) == ("service.not-ready", "GET /live was answered with 500")
+
+
+def test_the_next_instance_waits_and_is_used(make: Callable[..., Process], port: int) -> None:
+    process = serving(make, port)
+    process.start()
+    assert CHORES.finish()
+    assert process._next is not None
+    waiting = process._next.unborn.pid
+    assert waiting != process.pid
+    process.destroy(0)
+    assert process.start().pid == waiting
+    assert Path(f"/proc/{waiting}/cgroup").read_text().count(f"{process._groups.relative}\n")
+    assert str(waiting) in (find_root() / process._groups.relative / "cgroup.procs").read_text().split()
+
+
+def test_an_instance_that_waits_with_a_file_that_was_replaced_is_not_used(
+    make: Callable[..., Process], port: int, tmp_path: Path
+) -> None:
+    program = tmp_path / "copy"
+    shutil.copy(Path(sys.executable).resolve(), program)
+    script = tmp_path / "main.py"
+    script.write_text(SERVE)
+    files = [{"path": str(p), "sha256": sha256(p)} for p in (program, script)]
+    process = serving(make, port, argv=[str(program), "-I", "-S", str(script), str(port)], files=files)
+    process.start()
+    assert CHORES.finish()
+    waiting = process._next.unborn.pid
+    shutil.copy(program, tmp_path / "new")
+    (tmp_path / "new").replace(program)  # the same content in another file
+    assert process.start().pid != waiting
+    wait_for(lambda: not Path(f"/proc/{waiting}").exists())
+
+
+def test_an_instance_that_was_killed_while_it_waited_is_not_used(make: Callable[..., Process], port: int) -> None:
+    process = serving(make, port)
+    process.start()
+    assert CHORES.finish()
+    waiting = process._next.unborn.pid
+    os.kill(waiting, signal.SIGKILL)
+    assert process.start().pid != waiting
+
+
+def test_what_waits_ends_when_it_is_released(make: Callable[..., Process], port: int) -> None:
+    process = serving(make, port)
+    process.start()
+    assert CHORES.finish()
+    waiting = process._next.unborn.pid
+    process.destroy(0)
+    process.release()
+    wait_for(lambda: not Path(f"/proc/{waiting}").exists())
+    assert swept() == []
+
+
+def test_a_lease_is_kept_when_the_spawner_dies(make: Callable[..., Process], port: int, spawner: Spawner) -> None:
+    process = serving(make, port)
+    process.start()
+    process.freeze(time.monotonic_ns() + 1_500_000_000)
+    wait_for(lambda: frozen(process))
+    os.kill(spawner.pid, signal.SIGKILL)
+    wait_for(lambda: not frozen(process))
+    assert process.healthy() == ""

@@ -1,0 +1,185 @@
+"""How a service is born: cloned straight into its cgroup and namespaces, prepared, executed by descriptor.
+
+In two parts, since the first is slow: an unborn process has done everything but execute, and waits for one byte. It is
+cloned with CLONE_INTO_CGROUP: it never runs outside its cgroup, and is not moved there (moving a task, as into a v1
+cgroup, makes the kernel wait for a grace period, 10 to 20 ms). It ends by itself if the executor does.
+Runs in the spawner only: one thread, the standard library.
+Source: linux/sched.h, clone3(2), execveat(2), namespaces(7).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import functools
+import json
+import os
+import resource
+import signal
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+_SYS_CLONE3: Final = 435  # on every architecture
+_AT_EMPTY_PATH: Final = 0x1000
+_PR_SET_DUMPABLE: Final = 4
+_CLONE_PIDFD: Final = 0x00001000
+_CLONE_INTO_CGROUP: Final = 0x200000000
+_CLONE_ARGS: Final = struct.Struct(
+    "=11Q"
+)  # flags pidfd child_tid parent_tid exit_signal stack stack_size tls set_tid n cgroup
+_NAMESPACES: Final = {
+    "mount": 0x00020000,
+    "cgroup": 0x02000000,
+    "uts": 0x04000000,
+    "ipc": 0x08000000,
+    "pid": 0x20000000,
+    "network": 0x40000000,
+}
+_PR_SET_NO_NEW_PRIVS: Final = 38
+_MS_SLAVE_REC: Final = (1 << 19) | 0x4000
+_MS_NOSUID_NODEV_NOEXEC: Final = 2 | 4 | 8
+_SIOCSIFFLAGS: Final = 0x8914
+_IFF_UP: Final = 1
+_IFREQ: Final = struct.Struct("=16sh22x")
+_MAX_FAILURE_BYTES: Final = 4096
+_SILENT: Final = b'{"step": "killed", "errno": 3}'  # ESRCH
+READY: Final = b"+"
+
+# Not CDLL: that would give up the interpreter's lock around the call, and the child has no other thread to return it.
+LIBC: Final = ctypes.PyDLL(None, use_errno=True)
+
+
+def _clone(namespaces: Sequence[str], cgroup: int) -> tuple[int, int]:
+    """(pid, pidfd) in the parent, (0, -1) in the child."""
+    pidfd = ctypes.c_int(-1)
+    flags = functools.reduce(int.__or__, (_NAMESPACES[n] for n in namespaces), _CLONE_PIDFD | _CLONE_INTO_CGROUP)
+    words = (flags, ctypes.addressof(pidfd), 0, 0, signal.SIGCHLD, 0, 0, 0, 0, 0, cgroup)
+    raw = ctypes.create_string_buffer(_CLONE_ARGS.pack(*words), _CLONE_ARGS.size)
+    pid = int(LIBC.syscall(_SYS_CLONE3, raw, ctypes.c_size_t(_CLONE_ARGS.size)))
+    if pid < 0:
+        raise OSError(ctypes.get_errno(), "clone3")
+    return pid, pidfd.value
+
+
+def _call(result: int, name: str) -> None:
+    if result:
+        raise OSError(ctypes.get_errno(), name)
+
+
+def _mount(what: str, where: str, kind: str | None, flags: int) -> None:
+    _call(LIBC.mount(what.encode(), where.encode(), kind and kind.encode(), ctypes.c_ulong(flags), None), "mount")
+
+
+def _loopback_up() -> None:
+    """A new network namespace has a loopback interface that is down."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+        fcntl.ioctl(channel, _SIOCSIFFLAGS, _IFREQ.pack(b"lo", _IFF_UP))
+
+
+def _inside(namespaces: Sequence[str]) -> list[tuple[str, Callable[[], object]]]:
+    """What makes new namespaces usable: mounts that do not reach the host, its own /proc, its own loopback."""
+    steps: list[tuple[str, Callable[[], object]]] = []
+    if "mount" in namespaces:
+        steps.append(("namespaces", lambda: _mount("none", "/", None, _MS_SLAVE_REC)))
+        if "pid" in namespaces:
+            steps.append(("namespaces", lambda: _mount("proc", "/proc", "proc", _MS_NOSUID_NODEV_NOEXEC)))
+    if "network" in namespaces:
+        steps.append(("namespaces", _loopback_up))
+    return steps
+
+
+def _steps(request: dict[str, Any], output: int, joins: Sequence[int]) -> list[tuple[str, Callable[[], object]]]:
+    """What the child does before it executes, in order, each with the name that an error carries."""
+    steps: list[tuple[str, Callable[[], object]]] = [("setsid", os.setsid)]
+    steps += [("cgroup", functools.partial(os.write, fd, b"0")) for fd in joins]
+    steps += [
+        ("stdin", lambda: os.dup2(os.open(os.devnull, os.O_RDONLY), 0)),
+        ("stdout", lambda: os.dup2(output, 1)),
+        ("stderr", lambda: os.dup2(output, 2)),
+        *_inside(request["namespaces"]),
+        ("directory", lambda: os.chdir(request["directory"])),
+    ]
+    if (processes := request.get("processes")) is not None:
+        steps.append(("processes", lambda: resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))))
+    if (gid := request.get("gid")) is not None:
+        steps += [("groups", lambda: os.setgroups([])), ("group", lambda: os.setgid(gid))]
+    if (uid := request.get("uid")) is not None:
+        steps.append(("user", lambda: os.setuid(uid)))
+    if request["no_new_privileges"]:
+        steps.append(("no_new_privileges", lambda: _call(LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")))
+    return steps
+
+
+def _texts(values: Sequence[str]) -> ctypes.Array[ctypes.c_char_p]:
+    return (ctypes.c_char_p * (len(values) + 1))(*(os.fsencode(v) for v in values), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a child needs: the request and open descriptors. `joins` are cgroup.procs files of v1 folders."""
+
+    request: dict[str, Any]
+    program: int
+    output: int
+    joins: Sequence[int]
+
+
+def _child(plan: Plan, report: int, go: int) -> None:
+    """In the child: prepare, say so by one byte, wait, execute. Never returns; a failure is written to `report`."""
+    step = "signals"
+    request = plan.request
+    try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        for number in (signal.SIGPIPE, signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        for step, action in _steps(request, plan.output, plan.joins):  # noqa: B007 - the name is for the report
+            action()
+        # Until it executes it holds a copy of the spawner's memory, perhaps under the service's own account.
+        _call(LIBC.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "prctl")
+        argv = _texts(request["argv"])
+        environment = _texts([f"{k}={v}" for k, v in request["environment"].items()])
+        execute, buffer = LIBC.execveat, ctypes.create_string_buffer(1)
+        arguments = (plan.program, b"", argv, environment, _AT_EMPTY_PATH)
+        os.write(report, READY)
+        step = "exec"
+        if LIBC.read(go, buffer, 1) == 1:  # every other descriptor closes on exec
+            execute(*arguments)
+            raise OSError(ctypes.get_errno(), "execveat")
+    except BaseException as error:
+        code = error.errno if isinstance(error, OSError) else errno.EINVAL
+        os.write(report, json.dumps({"step": step, "errno": code or 0}).encode())
+    finally:
+        os._exit(127)
+
+
+def unborn(plan: Plan, cgroup: int) -> tuple[dict[str, Any], list[int]]:
+    """({"pid"}, [pidfd, go, report]) of a child that executes once a byte is written to `go`; `report` then ends, or
+    says {"step", "errno"}. ({"step", "errno"}, []) if it could not be prepared. `cgroup` is the open v2 folder.
+
+    SIGCHLD must be blocked: nobody else may reap it.
+    """
+    report, told = os.pipe2(os.O_CLOEXEC)
+    hear, go = os.pipe2(os.O_CLOEXEC)
+    try:
+        pid, pidfd = _clone(plan.request["namespaces"], cgroup)
+        if pid == 0:
+            os.close(go)  # or it would never hear that the executor is gone
+            _child(plan, told, hear)
+    except OSError as error:
+        pid, pidfd, answer = 0, -1, {"step": "clone3", "errno": error.errno or 0}
+    os.close(told)
+    os.close(hear)
+    if pid:
+        first = os.read(report, _MAX_FAILURE_BYTES)
+        if first == READY:
+            return {"pid": pid}, [pidfd, go, report]
+        answer = dict(json.loads(first or _SILENT))
+        os.waitpid(pid, 0)
+    for fd in (pidfd, go, report):
+        if fd >= 0:
+            os.close(fd)
+    return answer, []

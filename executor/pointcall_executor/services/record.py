@@ -1,0 +1,112 @@
+"""What an executor writes down of a service that it started, so that the next executor can prove that it is the same.
+
+Trust: not trusted. Who can write here can stop the node from adopting a service, or name another process; a process is
+adopted only if the kernel says that it was born when the record says, that it is in a cgroup of that service with that
+id, and that its program has the digest that is declared now.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import Field, ValidationError
+
+from pointcall_attest.declaration import ServiceDeclaration
+from pointcall_attest.model import Name, Sha256, Strict
+from pointcall_executor.kernel.cgroup import find_root
+
+FILE: Final = "running.json"
+MAX_RECORD_BYTES: Final = 4096
+_BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
+_START_FIELD: Final = 19  # of /proc/PID/stat after the command: starttime, field 22 of proc(5)
+
+Number = Annotated[int, Field(ge=1, le=2**63 - 1)]
+
+
+class RunRecord(Strict):
+    """One running instance."""
+
+    format: Literal["pointcall-running/v1"] = "pointcall-running/v1"
+    boot: Annotated[str, Field(min_length=1, max_length=64)]
+    name: Name
+    declaration: Sha256
+    pid: Number
+    born: Number  # clock ticks after boot
+    cgroup: Annotated[str, Field(min_length=1, max_length=400)]  # below the root of the v2 tree
+    cgroup_id: Number
+    device: Annotated[int, Field(ge=0, le=2**63 - 1)]  # of the program, as executed
+    inode: Number
+    spawner: Number
+    spawner_born: Number
+
+
+def boot_id() -> str:
+    """Pids, cgroups and birth times mean nothing after another boot."""
+    return _BOOT.read_text().strip()
+
+
+def born(pid: int) -> int:
+    """When a process was born, in clock ticks after boot; 0 if there is none."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return int(text.rpartition(")")[2].split()[_START_FIELD])
+
+
+def write(folder: Path, record: RunRecord) -> None:
+    """All or nothing. Not synced: after a power cut there is nothing to adopt."""
+    new = folder / f"{FILE}.new"
+    new.write_text(record.model_dump_json())
+    new.replace(folder / FILE)
+
+
+def read(folder: Path) -> RunRecord | None:
+    """None if there is none, or if it is not one."""
+    try:
+        with (folder / FILE).open("rb") as file:
+            return RunRecord.model_validate_json(file.read(MAX_RECORD_BYTES))
+    except (OSError, ValidationError):
+        return None
+
+
+def forget(folder: Path) -> None:
+    (folder / FILE).unlink(missing_ok=True)
+
+
+def disproved(record: RunRecord, declaration: ServiceDeclaration, parent: str) -> str:
+    """Empty if the process of the record runs and is the declared service; otherwise what speaks against it.
+
+    The caller holds a pidfd of `record.pid` that it opened before: the pid cannot be another's meanwhile.
+    """
+    process = declaration.process
+    prefix, number = f"{parent}/{declaration.name}.", record.cgroup.rpartition(".")[2]
+    if record.boot != boot_id():
+        return "the machine was booted since"
+    if (record.name, record.declaration) != (declaration.name, declaration.sha256):
+        return "it was declared otherwise"
+    if record.cgroup != prefix + number or not number.isdecimal():
+        return f"{record.cgroup} is no cgroup of this service"
+    if born(record.pid) != record.born:
+        return "its process is not the one that was started"
+    try:
+        if f"0::/{record.cgroup}" not in Path(f"/proc/{record.pid}/cgroup").read_text().splitlines():
+            return "its process is in another cgroup"
+        if (find_root() / record.cgroup).stat().st_ino != record.cgroup_id:
+            return "its cgroup is another one"
+        return _other_program(record, {f.path: f.sha256 for f in process.files}[process.argv[0]])
+    except OSError as error:
+        return f"it cannot be looked at: {error}"
+
+
+def _other_program(record: RunRecord, sha256: str) -> str:
+    """The program that the kernel runs, by identity and by content; /proc/PID/exe opens that very file."""
+    with Path(f"/proc/{record.pid}/exe").open("rb") as program:
+        about = os.fstat(program.fileno())
+        if (about.st_dev, about.st_ino) != (record.device, record.inode):
+            return "it runs another program"
+        got = hashlib.file_digest(program, "sha256").hexdigest()
+    return "" if got == sha256 else f"its program has the digest {got}"
