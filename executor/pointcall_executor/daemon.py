@@ -242,7 +242,7 @@ class Executor:
             platform=attested.evidence.platform,
             evidence=attested.evidence.sha256,
             engine=self._engine,
-            blobs={s.name: manifest.subjects[s.blob] for s in manifest.sensors} | {"timer": NOTHING, "action": NOTHING},
+            blobs={**manifest.sensor_blobs, "timer": NOTHING, "action": NOTHING},
             boot_id=self.boot_id,
             names=names_of(manifest),
         )

@@ -16,7 +16,9 @@ from pointcall_executor.config import Config
 from pointcall_executor.core.guard import Rules
 from pointcall_executor.kernel.breaker import CircuitState
 from pointcall_executor.kernel.cgroup import Cgroup, find_root
-from pointcall_executor.sensors import KernelSensors, Pins
+from pointcall_executor.learning import Learned
+from pointcall_executor.pins import Pins
+from pointcall_executor.sensors import KernelSensors
 from pointcall_executor.services.groups import destroy_leftovers, remove_empty
 from pointcall_executor.services.process import Process, ServiceError, Spawner, Started
 from pointcall_runbook.vocabulary import Level, channel, service
@@ -188,6 +190,8 @@ class KernelNode:
     def __init__(self, config: Config, state_dir: Path, say: Callable[[str], None] = _to_stderr) -> None:
         self._config, self._folder, self._say = config, state_dir / "services", say
         self._pins = Pins(state_dir)
+        self._learned = Learned()
+        self._kept: KernelSensors | None = None
         self._spawner: Spawner | None = None
 
     def sensors(self, admitted: Admitted, rules: Rules) -> KernelSensors:
@@ -196,7 +200,13 @@ class KernelNode:
             Cgroup.create(self._config.gate)
         if not self._config.pin:
             self._pins.drop()
-        return KernelSensors(admitted, rules, gate, self._pins if self._config.pin else None)
+        pins = self._pins if self._config.pin else None
+        return KernelSensors(admitted, rules, gate, pins, self._learned, self._succeed)
+
+    def _succeed(self, kept: KernelSensors) -> KernelSensors | None:
+        """These are in service from now on; the ones that were before."""
+        before, self._kept = self._kept, kept
+        return before
 
     def services(self, admitted: Admitted, before: RunningServices | None, on_moved: OnMoved) -> ProcessServices:
         if self._spawner is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pointcall_executor import node
+from pointcall_executor import sensors
 from pointcall_executor.core.event import Destination
 from pointcall_executor.core.guard import Rules
 from pointcall_runbook.vocabulary import Address, Network
@@ -25,4 +25,4 @@ HERE = Destination(Address.parse("10.0.0.7"), 443, 0, 6)
     ],
 )
 def test_no_circuit_where_the_list_forbids_one(rules: Rules, forbidden: bool) -> None:
-    assert node._never(HERE, 7, rules) is forbidden
+    assert sensors._never(HERE, 7, rules) is forbidden
