@@ -13,6 +13,7 @@ enum pointcall_event_kind {
 	POINTCALL_CIRCUIT_CLOSED = 3,   /* HALF -> CLOSED: the probe succeeded */
 	POINTCALL_CIRCUIT_REOPENED = 4, /* HALF -> OPEN: the probe failed */
 	POINTCALL_CIRCUIT_EXPIRED = 5,  /* FORCED -> CLOSED: its time is over, seen by the next caller */
+	POINTCALL_CIRCUIT_STUCK = 6,    /* open or half-open for too long; written by user space, which reads the circuits */
 	POINTCALL_OOM_VICTIM = 16,
 	POINTCALL_PROCESS_EXIT = 17,
 	POINTCALL_RESETS = 24,          /* established connections to a destination were reset, in one window */
@@ -22,6 +23,7 @@ enum pointcall_event_kind {
 	POINTCALL_DISK_ERROR = 33,      /* operations failed in one window */
 	POINTCALL_SYSCALL_NOVEL = 40,   /* a call that was never made while learning */
 	POINTCALL_SYSCALL_ERRORS = 41,  /* too large a share of calls failed in one window */
+	POINTCALL_PRESSURE = 48,        /* tasks of a cgroup stalled; written by user space, which the kernel's PSI trigger woke */
 };
 
 enum pointcall_operation { /* as Operation in the vocabulary */
@@ -29,6 +31,12 @@ enum pointcall_operation { /* as Operation in the vocabulary */
 	POINTCALL_WRITE = 1,
 	POINTCALL_FSYNC = 2,
 	POINTCALL_OTHER = 3,
+};
+
+enum pointcall_storage_source { /* which object measured it */
+	POINTCALL_SOURCE_STORAGE = 0,
+	POINTCALL_SOURCE_FUSE = 1,
+	POINTCALL_SOURCE_FSYNC = 2,
 };
 
 struct pointcall_circuit_event { /* 32 bytes */
@@ -64,7 +72,7 @@ struct pointcall_storage_event { /* 32 bytes */
 	__u32 operations; /* in this window */
 	__u32 slow;
 	__u32 errors;
-	__u32 pad;
+	__u32 source;     /* enum pointcall_storage_source */
 	__u64 longest_ns;
 };
 
@@ -74,6 +82,23 @@ struct pointcall_syscall_event { /* 32 bytes */
 	__u64 errors;     /* in this window */
 	__u64 calls;
 	__u64 pad;
+};
+
+struct pointcall_stuck_event { /* 32 bytes */
+	__u8 address[16];
+	__u64 open_for_ns;
+	__u16 port;
+	__u8 protocol;
+	__u8 pad;
+	__u32 probes;     /* that left meanwhile */
+};
+
+struct pointcall_pressure_event { /* 32 bytes */
+	__u32 resource;   /* as Resource in the vocabulary: 0 CPU, 1 memory, 2 I/O */
+	__u32 pad;
+	__u64 stalled_ns; /* in the window */
+	__u64 window_ns;
+	__u64 pad2;
 };
 
 struct pointcall_event {
@@ -88,6 +113,8 @@ struct pointcall_event {
 		struct pointcall_transport_event transport;
 		struct pointcall_storage_event storage;
 		struct pointcall_syscall_event syscall;
+		struct pointcall_stuck_event stuck;
+		struct pointcall_pressure_event pressure;
 	};
 };
 

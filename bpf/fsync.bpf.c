@@ -10,6 +10,7 @@
 #include "event.h"
 #include "circuit.h"
 #include "ring.h"
+#define PC_SOURCE POINTCALL_SOURCE_FSYNC
 #include "latency.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -9,6 +9,7 @@
 #include "event.h"
 #include "circuit.h"
 #include "ring.h"
+#define PC_SOURCE POINTCALL_SOURCE_FUSE
 #include "latency.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -7,6 +7,9 @@
 #define POINTCALL_LATENCY_H
 
 #define PC_BUCKETS 32
+#ifndef PC_SOURCE
+#define PC_SOURCE POINTCALL_SOURCE_STORAGE
+#endif
 
 volatile const __u64 slow_ns = 20000000;
 volatile const __u64 stall_ns = 250000000; /* one operation this long is enough */
@@ -86,6 +89,7 @@ static __always_inline void pc_storage_event(__u16 kind, const struct pc_latency
 	e->storage.slow = l->slow;
 	e->storage.longest_ns = l->longest;
 	e->storage.errors = l->errors;
+	e->storage.source = PC_SOURCE;
 	pc_send(e);
 }
 

@@ -23,15 +23,16 @@ volatile const __u64 window_ns = 1000000000;
 volatile const __u32 error_min = 50;
 volatile const __u32 error_percent = 30;
 
-struct habits { /* 120 bytes */
+struct habits { /* 184 bytes */
 	__u64 since;
 	__u64 calls;  /* in this window */
 	__u64 errors;
 	__u64 fired;  /* errors were reported in this window */
 	__u64 total;  /* never reset */
-	__u64 armed;  /* set by user space when learning is over */
+	__u64 armed;  /* from this time on a new call is reported, CLOCK_MONOTONIC; 0: never */
 	__u64 novel;  /* calls reported */
-	__u64 seen[CALLS / 64];
+	__u64 seen[CALLS / 64];     /* while learning */
+	__u64 reported[CALLS / 64]; /* novel ones */
 };
 
 struct {
@@ -84,9 +85,16 @@ int pc_sys_exit(__u64 *ctx)
 	h->total++;
 	bit = 1ULL << (number & 63);
 	word = &h->seen[(number >> 6) & (CALLS / 64 - 1)];
-	if (!(*word & bit) && !(__sync_fetch_and_or(word, bit) & bit) && h->armed) {
-		h->novel++;
-		report(POINTCALL_SYSCALL_NOVEL, now, cgroup, number, result, h);
+	if (!(*word & bit)) {
+		if (!h->armed || now < h->armed) {
+			__sync_fetch_and_or(word, bit);
+		} else {
+			word = &h->reported[(number >> 6) & (CALLS / 64 - 1)];
+			if (!(*word & bit) && !(__sync_fetch_and_or(word, bit) & bit)) {
+				h->novel++;
+				report(POINTCALL_SYSCALL_NOVEL, now, cgroup, number, result, h);
+			}
+		}
 	}
 	if (!failed(result))
 		return 0;

@@ -328,7 +328,7 @@ def _dangling(manifest: Manifest) -> list[str]:
         wrong += [f"{book.name}: approval of {n}" for n in book.limits.approval if n not in grants.actions]
     used = {
         *(b.module for b in manifest.runbooks),
-        *(s.blob for s in manifest.sensors),
+        *(s.blob for s in manifest.sensors if s.blob is not None),
         *(s.declaration for s in manifest.services),
     }
     wrong += [f"file {n} is not listed" for n in sorted(used - set(manifest.subjects))]

@@ -40,6 +40,8 @@ PREDICATE_TYPE: Final = "https://pointcall.dev/manifest/v1"
 MAX_MANIFEST_BYTES: Final = 160 * 1024  # base64 of it and the signature material stay below the cap of a bundle
 MAX_SUBJECTS: Final = 512
 MAX_SEQUENCE: Final = 2**53 - 1
+NOTHING: Final = "0" * 64  # the digest of what has no file
+WITHOUT_BLOB: Final = frozenset({"pressure"})  # sensors that are the kernel's own, without a program of ours
 
 Sequence = Annotated[int, Field(ge=1, le=MAX_SEQUENCE)]
 Action = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,32}$")]
@@ -115,11 +117,17 @@ class Runbook(Strict):
 
 
 class Sensor(Strict):
-    """A BPF loader blob and the values of its constants."""
+    """A kernel object by its name: its BPF loader blob and its parameters, most of them constants of its programs."""
 
     name: Name
-    blob: FileName
+    blob: FileName | None = None  # null for the sensors of WITHOUT_BLOB, and only for them
     params: Annotated[dict[SettingName, Setting], Field(default_factory=dict, max_length=64)]
+
+    @model_validator(mode="after")
+    def _has_its_blob(self) -> Self:
+        if (self.blob is None) != (self.name in WITHOUT_BLOB):
+            raise ValueError(f"sensor {self.name} has {'no ' if self.blob is None else 'a '}blob")
+        return self
 
 
 class Listen(Strict):
@@ -277,6 +285,11 @@ class Manifest:
     @property
     def sensors(self) -> tuple[Sensor, ...]:
         return self.predicate.sensors
+
+    @property
+    def sensor_blobs(self) -> Mapping[str, str]:
+        """Sensor name to the SHA-256 (hex) of its blob, 64 zeros where it has none."""
+        return {s.name: self.subjects.get(s.blob, "") if s.blob else NOTHING for s in self.sensors}
 
     @property
     def services(self) -> tuple[Service, ...]:

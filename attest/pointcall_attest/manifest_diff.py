@@ -112,7 +112,7 @@ def _runbook(old: Runbook, new: Runbook, before: Manifest, after: Manifest) -> I
 
 def _sensor(old: Sensor, new: Sensor, before: Manifest, after: Manifest) -> Iterator[Change]:
     yield from _mapping(f"sensor {new.name}: constant", old.params, new.params)
-    if before.subjects.get(old.blob) != after.subjects.get(new.blob):
+    if before.sensor_blobs[old.name] != after.sensor_blobs[new.name]:
         yield Change("changes", f"sensor {new.name}: another BPF blob")
 
 

@@ -324,8 +324,9 @@ def _listed(opened: _Opened, policy: TrustPolicy, at: datetime) -> Iterator[Chec
     revoked = {manifest.sha256, *manifest.subjects.values()} & {*policy.revoked}
     yield _none("manifest.revoked", sorted(revoked), "nothing that your policy revokes")
     event = receipt.trigger.event
-    blobs = {s.name: manifest.subjects.get(s.blob) for s in manifest.sensors}
-    sensed = NOTHING if receipt.trigger.sensor in INTERNAL_SENSORS else blobs.get(receipt.trigger.sensor)
+    sensed = (
+        NOTHING if receipt.trigger.sensor in INTERNAL_SENSORS else manifest.sensor_blobs.get(receipt.trigger.sensor)
+    )
     own = event in ("ActionDone", "Timer")
     yield _same(
         "receipt.trigger",

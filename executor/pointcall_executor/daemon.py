@@ -275,7 +275,7 @@ class Executor:
             platform=attested.evidence.platform,
             evidence=attested.evidence.sha256,
             engine=self._engine,
-            blobs={s.name: manifest.subjects[s.blob] for s in manifest.sensors} | dict.fromkeys(WITHOUT_BLOB, NOTHING),
+            blobs={**manifest.sensor_blobs, **dict.fromkeys(WITHOUT_BLOB, NOTHING)},
             boot_id=self.boot_id,
             names=names_of(manifest),
         )
@@ -428,7 +428,7 @@ class Executor:
         self._recorder.record(entry.Config(what="kernel programs", detail=detail))
         for fd in session.sensors.fds():
             self._epoll.register(fd, select.EPOLLIN)
-        left = self._inherit(session, old) if old is not None else []
+        left = self._hand_over(session, old) if old is not None else []
         same = {b.name for b in session.armed.runbooks} & self._unchanged(session.armed)
         memory = {key: value for key, value in self.state.memory.items() if key[0] in same}
         self._timers = sorted(t for t in self._timers if t.runbook in same)
@@ -441,9 +441,8 @@ class Executor:
         for record in left:
             self._record(record, time.monotonic_ns())
 
-    def _inherit(self, session: Session, old: Session) -> list[bytes]:
-        """Hold what the old session held, then drop it; the records that only it has seen."""
-        session.sensors.inherit(old.sensors)
+    def _hand_over(self, session: Session, old: Session) -> list[bytes]:
+        """Drop the old session's sensors; the records that only they have seen."""
         seen = [record for record in old.sensors.drain() if self._only_before(record, session)]
         self._drop(old.sensors, leave=True)
         return seen

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from pointcall_attest.admission import Admitted
 from pointcall_executor.actions.world import Channels, Circuits, Services
@@ -16,7 +16,9 @@ from pointcall_executor.config import Config
 from pointcall_executor.core.guard import Rules
 from pointcall_executor.kernel.breaker import CircuitState
 from pointcall_executor.kernel.cgroup import Cgroup, find_root
-from pointcall_executor.sensors import KernelSensors, Pins
+from pointcall_executor.learning import Learned
+from pointcall_executor.pins import Pins
+from pointcall_executor.sensors import KernelSensors
 from pointcall_executor.services.declared import DeclaredServices, OnMoved
 from pointcall_executor.services.groups import remove_empty
 from pointcall_executor.services.spawning import Spawner
@@ -35,7 +37,6 @@ class Sensors(Circuits, Protocol):
     def watch(self, cgroup_id: int) -> None: ...
     def unwatch(self, cgroup_id: int) -> None: ...
     def changed(self) -> list[str]: ...
-    def inherit(self, before: Any) -> None: ...
     def keep(self) -> None: ...
     def leave(self) -> None: ...
     def detach(self) -> None: ...
@@ -70,6 +71,8 @@ class KernelNode:
     def __init__(self, config: Config, state_dir: Path, say: Callable[[str], None] = to_stderr) -> None:
         self._config, self._folder, self._say = config, state_dir / "services", say
         self._pins = Pins(state_dir)
+        self._learned = Learned()
+        self._kept: KernelSensors | None = None
         self._spawner: Spawner | None = None
         self._services: DeclaredServices | None = None
 
@@ -79,9 +82,15 @@ class KernelNode:
             Cgroup.create(self._config.gate)
         if not self._config.pin:
             self._pins.drop()
-        made = KernelSensors(admitted, rules, gate, self._pins if self._config.pin else None)
+        pins = self._pins if self._config.pin else None
+        made = KernelSensors(admitted, rules, gate, pins, self._learned, self._succeed)
         made.allow(self._spawning().cgroup_id)
         return made
+
+    def _succeed(self, kept: KernelSensors) -> KernelSensors | None:
+        """These are in service from now on; the ones that were before."""
+        before, self._kept = self._kept, kept
+        return before
 
     def _spawning(self) -> Spawner:
         if self._spawner is None:

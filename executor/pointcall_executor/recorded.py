@@ -30,7 +30,8 @@ _CGROUPS: Final = itertools.count(1)  # ids that no two recorded services share
 class RecordedSensors:
     """A ring that is filled by `happen`, and circuits as a list of commands."""
 
-    def __init__(self, admitted: Admitted) -> None:
+    def __init__(self, admitted: Admitted, before: RecordedSensors | None = None) -> None:
+        self._before = before
         self.destinations = destinations_of(admitted.manifest, 0)
         self.commands: list[tuple[str, str]] = []
         self._forced: dict[tuple[Address, int], int] = {}
@@ -106,16 +107,15 @@ class RecordedSensors:
         self.isolated.pop(cgroup_id, None)
         self.commands.append(("end_isolation", str(cgroup_id)))
 
-    def inherit(self, before: object) -> None:
-        if isinstance(before, RecordedSensors):
-            self._forced |= before._forced
-            self.isolated |= before.isolated
-
     def changed(self) -> list[str]:
         return []
 
     def keep(self) -> None:
-        """Nothing is in a kernel."""
+        """What the ones before held goes on."""
+        if self._before is not None and self._before._wake >= 0:
+            self._forced |= self._before._forced
+            self.isolated |= self._before.isolated
+        self._before = None
 
     def leave(self) -> None:
         self.detach()
@@ -212,7 +212,7 @@ class RecordedNode:
         self.current_services: RecordedServices | None = None
 
     def sensors(self, admitted: Admitted, rules: Rules) -> RecordedSensors:
-        self.current_sensors = RecordedSensors(admitted)
+        self.current_sensors = RecordedSensors(admitted, self.current_sensors)
         return self.current_sensors
 
     def services(self, admitted: Admitted, before: RunningServices | None, on_moved: OnMoved) -> RecordedServices:

@@ -8,160 +8,232 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from pointcall_attest import manifest as manifests
 from pointcall_attest.admission import Admitted
-from pointcall_executor.arming import destinations_of
+from pointcall_executor.arming import SENSORS, ArmingError, destinations_of
 from pointcall_executor.core.breaker import State
-from pointcall_executor.core.event import Destination
+from pointcall_executor.core.event import Destination, KernelEvent, Kind, PressureEvent, encode
 from pointcall_executor.core.guard import Rules
+from pointcall_executor.core.stuck import Known, Seen, look
 from pointcall_executor.kernel.blob import Blob
 from pointcall_executor.kernel.breaker import BreakerSensor, CircuitState, netns_cookie, normalised
+from pointcall_executor.kernel.cgroup import by_id
 from pointcall_executor.kernel.connections import ConnectionKiller
-from pointcall_executor.kernel.errors import CircuitError, KernelError
+from pointcall_executor.kernel.errors import CircuitError, KernelError, LoadError
 from pointcall_executor.kernel.identity import Identity
 from pointcall_executor.kernel.isolation import Isolator, end_pinned
 from pointcall_executor.kernel.kernel_object import KernelObject
 from pointcall_executor.kernel.lifecycle import LifecycleSensor
-from pointcall_executor.kernel.pins import Pinned, unpin
-from pointcall_executor.kernel.ring import Ring
+from pointcall_executor.kernel.lookout import Lookout
+from pointcall_executor.kernel.pins import Pinned
+from pointcall_executor.kernel.pressure import PressureWatch, probe_pressure
+from pointcall_executor.kernel.probe import absent_hooks
 from pointcall_executor.kernel.sensor import Sensor
+from pointcall_executor.kernel.storage import StorageSensor
+from pointcall_executor.kernel.syscalls import SyscallSensor
+from pointcall_executor.kernel.transport import TransportSensor
+from pointcall_executor.learning import Key, Learned, Learning
+from pointcall_executor.pins import Pins
+from pointcall_executor.sensor_params import MS_NS, split
 from pointcall_executor.services.managed import ServiceError
-from pointcall_runbook.vocabulary import Address, Network
+from pointcall_runbook.vocabulary import Address, Network, Resource
 
-PROBE_NS: Final = 1_000_000_000  # forced for an instant, before its probe may leave
-BPFFS: Final = Path("/sys/fs/bpf")
-
-
-class Pins:
-    """Where this installation pins its breaker and its isolations, and the record of what the breaker was then."""
-
-    def __init__(self, state_dir: Path, bpffs: Path = BPFFS) -> None:
-        self._record = state_dir / "pins.json"
-        self.folder = bpffs / f"pointcall_{hashlib.sha256(str(state_dir).encode()).hexdigest()[:12]}"
-        self.isolations = bpffs / f"{self.folder.name}_isolated"
-
-    def adopt(self, make: Callable[[Pinned | None], BreakerSensor]) -> BreakerSensor:
-        """The pinned breaker if it is exactly what was recorded and wanted, else a new one. The pins stay as they are:
-        what they hold protects until something else is kept, or until it is detached."""
-        try:
-            identity = Identity.from_dict(json.loads(self._record.read_bytes()))
-            return make(Pinned(self.folder, identity))
-        except (OSError, ValueError, KeyError, TypeError, KernelError):
-            return make(None)
-
-    def keep(self, breaker: BreakerSensor) -> None:
-        """Let the breaker outlive this process. KernelError where bpffs is not mounted."""
-        self._drop_breaker()
-        pinned = breaker.pin(self.folder)
-        self._record.write_text(json.dumps(pinned.identity.as_dict()))
-
-    def drop(self) -> None:
-        """Remove all pins. What this process holds stays."""
-        self._drop_breaker()
-        end_pinned(self.isolations, only_expired=False)
-        with contextlib.suppress(FileNotFoundError):
-            self.isolations.rmdir()
-
-    def _drop_breaker(self) -> None:
-        unpin(self.folder)
-        self._record.unlink(missing_ok=True)
+TCP: Final = 6
 
 
 class KernelSensors:
-    """The kernel objects of the admitted blobs, by the names of the manifest."""
+    """The kernel objects of the admitted blobs, by the names of the manifest.
 
-    def __init__(self, admitted: Admitted, rules: Rules, gate: Path, pins: Pins | None = None) -> None:
-        self._pins, self._kept, self._rules = pins, False, rules
+    `learned` outlives a session. `succeed` says, when these are kept, which ones they take over from: circuits and
+    isolations go on. KernelError `kernel.hook` names what this kernel lacks; then nothing stays loaded.
+    """
+
+    def __init__(
+        self,
+        admitted: Admitted,
+        rules: Rules,
+        gate: Path,
+        pins: Pins | None = None,
+        learned: Learned | None = None,
+        succeed: Callable[[KernelSensors], KernelSensors | None] = lambda _: None,
+    ) -> None:
+        self._pins, self._kept, self._rules, self._gate = pins, False, rules, gate
+        self._learned, self._succeed = learned or Learned(), succeed
         self._identities: dict[str, Identity] = {}
         declared = destinations_of(admitted.manifest, netns_cookie())
         self._destinations = {d: n for d, n in declared.items() if not _never(d, n, rules)}
         self._places = {(d.address, d.port): d for d in self._destinations}
-        self.breaker: BreakerSensor | None = None
-        self.lifecycle: LifecycleSensor | None = None
-        self._killer: ConnectionKiller | None = None
-        self._isolator: Isolator | None = None
+        self._services = {s.name: s.digest for s in admitted.manifest.services}
+        self._objects: dict[str, KernelObject] = {}
+        self._learning: Learning | None = None
+        self._pressure: PressureWatch | None = None
+        self._lookout: Lookout | None = None
+        self._stuck: Known = {}
+        self._stuck_ns = self._lost_before = 0
         with contextlib.ExitStack() as undo:
-            undo.callback(self.detach)
+            undo.callback(self.leave)
             for sensor in admitted.manifest.sensors:
-                self._load(sensor.name, Blob.parse(admitted.files[sensor.blob]), dict(sensor.params), gate)
+                self._load(sensor, admitted.files)
             self._attach()
-            self._identities = {name: each.identity() for name, each in self._objects().items()}
+            self._identities = {name: each.identity() for name, each in self._objects.items()}
             undo.pop_all()
 
-    def _load(self, name: str, blob: Blob, params: Mapping[str, int], gate: Path) -> None:
+    @property
+    def breaker(self) -> BreakerSensor | None:
+        found = self._objects.get("breaker")
+        return found if isinstance(found, BreakerSensor) else None
+
+    @property
+    def isolator(self) -> Isolator | None:
+        found = self._objects.get("isolate")
+        return found if isinstance(found, Isolator) else None
+
+    # ---- loading ---------------------------------------------------------------------------------------------------
+
+    def _load(self, sensor: manifests.Sensor, files: Mapping[str, bytes]) -> None:
+        params, own = split(sensor)
+        if sensor.blob is None:
+            self._pressure = _pressure(own)
+            return
+        blob = Blob.parse(files[sensor.blob])
+        if blob.name != sensor.name:
+            raise ArmingError(
+                f"sensor {sensor.name} has the blob of another one", id="arm.sensor", want=sensor.name, got=blob.name,
+                hint="build the manifest again: pointcall build",
+            )  # fmt: skip
+        try:
+            self._objects[sensor.name] = self._made(sensor.name, blob, params)
+        except LoadError as refused:
+            raise _lacking(sensor.name, blob, refused) from None
+        if sensor.name == "breaker":
+            self._stuck_ns = own["stuck_ms"] * MS_NS
+        if isinstance(made := self._objects[sensor.name], SyscallSensor):
+            self._learning = Learning(made, self._learned, own["learn_ms"] * MS_NS)
+
+    def _made(self, name: str, blob: Blob, params: Mapping[str, int]) -> KernelObject:
         match name:
             case "breaker":
-                make = functools.partial(_breaker, blob, gate, params, self._rules.never_touch_networks)
-                self.breaker = self._pins.adopt(make) if self._pins else make(None)
+                return self._adopted(blob, params)
+            case "lifecycle":
+                return LifecycleSensor(blob, constants=params)
+            case "transport":
+                return TransportSensor(blob, constants=params)
+            case "storage" | "fuse" | "fsync":
+                return StorageSensor(blob, constants=params)
+            case "syscalls":
+                return SyscallSensor(blob, constants=params)
             case "connections":
-                self._killer = ConnectionKiller(blob)
+                return ConnectionKiller(blob, constants=params)
             case "isolate":
                 if self._pins is not None:
                     end_pinned(self._pins.isolations, only_expired=True)
-                self._isolator = Isolator(blob, self._pins.isolations if self._pins else None)
+                return Isolator(blob, self._pins.isolations if self._pins else None, constants=params)
             case _:
-                self.lifecycle = LifecycleSensor(blob)
+                raise ArmingError("a sensor of an unknown kind", id="arm.sensor", want=", ".join(SENSORS), got=name)
+
+    def _adopted(self, blob: Blob, params: Mapping[str, int]) -> BreakerSensor:
+        make = functools.partial(_breaker, blob, self._gate, params, self._rules.never_touch_networks)
+        if self._pins is None:
+            return make(None)
+        breaker = self._pins.adopt(make)
+        if breaker.sent() or breaker.lost():
+            self._lost_before = self._pins.lost  # an earlier executor has recorded so many
+        return breaker
 
     def _attach(self) -> None:
         """First what is to be watched, then the links: nothing is seen half set up."""
-        if self.breaker is not None:
-            for destination in self._destinations:
+        transport = self._objects.get("transport")
+        for destination in self._destinations:
+            if self.breaker is not None:
                 self.breaker.arm(destination)
+            if isinstance(transport, TransportSensor) and destination.protocol == TCP:
+                transport.watch(destination)
         for sensor in self._sensors().values():
             sensor.attach()
+        if self._pressure is not None or (self.breaker is not None and self._stuck_ns):
+            self._pressure = self._pressure or PressureWatch({})
+            self._lookout = Lookout(self._look, self._pressure.interrupt)
+            self._lookout.start()
 
-    def _objects(self) -> Mapping[str, KernelObject]:
-        found = {
-            "breaker": self.breaker,
-            "lifecycle": self.lifecycle,
-            "connections": self._killer,
-            "isolate": self._isolator,
-        }
-        return {name: each for name, each in found.items() if each is not None}
+    def _look(self, timeout_s: float) -> list[bytes]:
+        """On the lookout's thread."""
+        assert self._pressure is not None
+        fired = self._pressure.wait(timeout_s)
+        now_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        found: list[KernelEvent] = [
+            PressureEvent(Kind.PRESSURE, now_ns, p.cgroup, p.resource, p.stalled_ns, p.window_ns) for p in fired
+        ]
+        breaker = self.breaker
+        if breaker is not None and self._stuck_ns:
+            circuits = [Seen(c.destination, c.state, c.t_open_ns, c.probes, c.closed) for c in breaker.circuits()]
+            self._stuck, stuck = look(self._stuck, circuits, now_ns, self._stuck_ns)
+            found += stuck
+        return [encode(event) for event in found]
+
+    # ---- what the loop asks for ------------------------------------------------------------------------------------
 
     def _sensors(self) -> Mapping[str, Sensor]:
-        """Those that report."""
-        return {name: each for name, each in self._objects().items() if isinstance(each, Sensor)}
+        """Those that report through a ring."""
+        return {name: each for name, each in self._objects.items() if isinstance(each, Sensor)}
 
     def changed(self) -> list[str]:
         """What is no longer as it was when it was armed: a swapped program, a link that was taken off."""
-        return [line for n, each in self._objects().items() for line in each.recheck(self._identities[n])]
-
-    def _rings(self) -> Mapping[str, Ring]:
-        return {name: sensor.ring for name, sensor in self._sensors().items()}
+        return [line for name, each in self._objects.items() for line in each.recheck(self._identities[name])]
 
     def fds(self) -> tuple[int, ...]:
-        return tuple(ring.fileno() for ring in self._rings().values())
+        rings = tuple(sensor.ring.fileno() for sensor in self._sensors().values())
+        return (*rings, self._lookout.fileno()) if self._lookout is not None else rings
 
     def drain(self) -> list[bytes]:
-        """Every finished record of every ring, 56 bytes each."""
-        return [record for ring in self._rings().values() for record in ring.drain()]
+        """Every finished record, 56 bytes each."""
+        found = [record for sensor in self._sensors().values() for record in sensor.ring.drain()]
+        return found + self._lookout.drain() if self._lookout is not None else found
 
     def lost(self) -> Mapping[str, int]:
-        return {name: sensor.lost() for name, sensor in self._sensors().items()}
+        """Records that each sensor lost since it was armed, or since an earlier executor looked last."""
+        found = {name: sensor.lost() for name, sensor in self._sensors().items()}
+        if "breaker" in found and self._pins is not None:
+            self._pins.note_lost(found["breaker"])
+            found["breaker"] -= self._lost_before
+        return found
 
     def programs(self) -> tuple[tuple[str, int, str], ...]:
         """(name, kernel id, tag) of every loaded program."""
-        return tuple(program for each in self._objects().values() for program in each.programs())
+        return tuple(program for each in self._objects.values() for program in each.programs())
 
     def states(self) -> tuple[CircuitState, ...]:
         return tuple(self.breaker.circuits()) if self.breaker is not None else ()
 
     def watch(self, cgroup_id: int) -> None:
-        if self.lifecycle is not None:
-            self.lifecycle.watch(cgroup_id)
+        """A declared service runs in this cgroup now. KernelError where a pressure trigger is refused."""
+        for each in self._objects.values():
+            if isinstance(each, LifecycleSensor):
+                each.watch(cgroup_id)
+        if self._learning is not None:
+            self._learning.watch(cgroup_id, self._service(cgroup_id), time.clock_gettime_ns(time.CLOCK_MONOTONIC))
+        if self._pressure is not None:
+            self._pressure.watch(cgroup_id)
+
+    def _service(self, cgroup_id: int) -> Key:
+        """The service of a cgroup, by the name of its folder: <service>.<number>."""
+        name = by_id(cgroup_id).path.name.rpartition(".")[0]
+        return name, self._services.get(name, "")
 
     def unwatch(self, cgroup_id: int) -> None:
-        if self.lifecycle is not None:
-            self.lifecycle.unwatch(cgroup_id)
-        if self._isolator is not None:
-            self._isolator.sweep()
+        for each in self._objects.values():
+            if isinstance(each, LifecycleSensor):
+                each.unwatch(cgroup_id)
+        if self._learning is not None:
+            self._learning.unwatch(cgroup_id)
+        if self._pressure is not None:
+            self._pressure.unwatch(cgroup_id)
+        if self.isolator is not None:
+            self.isolator.sweep()
 
     # ---- what actions ask for --------------------------------------------------------------------------------------
 
@@ -207,61 +279,57 @@ class KernelSensors:
         KernelError `kernel.undeclared` where the manifest has no sensor `connections`, CircuitError
         `kernel.circuit.never_touch` where the guard's list protects the destination.
         """
-        if self._killer is None:
+        killer = self._objects.get("connections")
+        if not isinstance(killer, ConnectionKiller):
             raise _undeclared("connections", "kill_connections")
         target = normalised(Destination(address, port, netns_cookie()))
         if _never(target, self._destinations.get(target, -1), self._rules):
             raise CircuitError(f"{target} is never touched", id="kernel.circuit.never_touch", got=str(target))
-        return self._killer.kill(target)
+        return killer.kill(target)
 
     def isolate(self, cgroup_id: int, until_ns: int) -> None:
         """Refuse all traffic of a service's cgroup until `until_ns` (CLOCK_MONOTONIC); the kernel holds the deadline.
 
         KernelError `kernel.undeclared` where the manifest has no sensor `isolate`, else as Isolator.isolate.
         """
-        if self._isolator is None:
+        if self.isolator is None:
             raise _undeclared("isolate", "isolate")
-        self._isolator.isolate(cgroup_id, until_ns)
+        self.isolator.isolate(cgroup_id, until_ns)
 
     def isolated_until(self, cgroup_id: int) -> int:
         """Until when the cgroup is isolated; 0: it is not."""
-        held = self._isolator.isolations() if self._isolator is not None else []
+        held = self.isolator.isolations() if self.isolator is not None else []
         return next((i.until_ns for i in held if i.cgroup == cgroup_id), 0)
 
     def end_isolation(self, cgroup_id: int) -> None:
         """Let the traffic of a cgroup pass again. Twice without harm."""
-        if self._isolator is None:
+        if self.isolator is None:
             raise _undeclared("isolate", "isolate")
-        self._isolator.end(cgroup_id)
-
-    def inherit(self, before: object) -> None:
-        """Hold what the sensors of the session before hold: a takeover is no gap in what is refused.
-
-        A circuit that is forced open stays so until its time; one that the breaker opened lets one probe through first,
-        because how its failures came is not known here. Isolations stay until theirs.
-        """
-        if not isinstance(before, KernelSensors) or before.breaker is self.breaker:
-            return
-        now_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        for circuit in before.states():
-            place = (circuit.destination.address, circuit.destination.port)
-            if circuit.state is State.CLOSED or place not in self._places:
-                continue
-            forced = circuit.state is State.FORCED
-            self.force(*place, circuit.word.time_us * 1000 if forced else now_ns + PROBE_NS)
-            if not forced and self.breaker is not None:
-                self.breaker.make_probe_ready(self._places[place])
-        for isolation in before._isolator.isolations() if before._isolator and self._isolator else ():
-            self.isolate(isolation.cgroup, isolation.until_ns)
+        self.isolator.end(cgroup_id)
 
     # ---- how long it stays -----------------------------------------------------------------------------------------
 
     def keep(self) -> None:
-        """Pin the breaker if the settings say so: it protects also when this process is gone."""
+        """Take over what goes on from the sensors before, and pin the breaker if the settings say so: it protects also
+        when this process is gone."""
+        before = self._succeed(self)
+        if before is not None:
+            self._take_over(before)
         if self._pins is not None and self.breaker is not None:
             self._disarm_undeclared(self.breaker)
             self._pins.keep(self.breaker)
             self._kept = True
+
+    def _take_over(self, before: KernelSensors) -> None:
+        if self._learning is not None and before._learning is not None:
+            before._learning.keep()
+            self._learning.refresh()
+        if self.breaker is not None and before.breaker is not None:
+            self.breaker.take_over(before.breaker)
+        if self.isolator is not None and before.isolator is not None:
+            for isolation in before.isolator.isolations():
+                with contextlib.suppress(KernelError):  # it is over, or its cgroup is gone, meanwhile
+                    self.isolator.isolate(isolation.cgroup, isolation.until_ns)
 
     def _disarm_undeclared(self, breaker: BreakerSensor) -> None:
         """A breaker that was taken up again may still watch what an older manifest declared."""
@@ -271,10 +339,18 @@ class KernelSensors:
                 breaker.disarm(circuit.destination)
 
     def leave(self) -> None:
-        """This process lets go: what is pinned stays in the kernel, everything else is gone."""
-        for each in self._objects().values():
-            each.close()
-        self.breaker = self.lifecycle = self._killer = self._isolator = None
+        """This process lets go: what is pinned stays in the kernel, everything else is gone. Twice without harm."""
+        if self._lookout is not None:
+            self._lookout.close()
+            self._lookout = None
+        if self._pressure is not None:
+            self._pressure.close()
+            self._pressure = None
+        if self._learning is not None:
+            self._learning.keep()
+            self._learning = None
+        while self._objects:
+            self._objects.popitem()[1].close()
 
     def detach(self) -> None:
         """Everything out of the kernel, pins too. Twice without harm."""
@@ -282,6 +358,30 @@ class KernelSensors:
             self._pins.drop()
             self._kept = False
         self.leave()
+
+
+def _pressure(own: Mapping[str, int]) -> PressureWatch:
+    stalls = {r: own[f"{r.name.lower()}_ms"] * MS_NS for r in Resource if own[f"{r.name.lower()}_ms"]}
+    try:
+        watch = PressureWatch(stalls, own["window_ms"] * MS_NS)
+    except ValueError as error:
+        raise ArmingError(
+            "the pressure sensor's values make no sense", id="arm.sensor-param", want="stalls within the window",
+            got=str(error),
+        ) from None  # fmt: skip
+    probe_pressure(own["window_ms"] * MS_NS)
+    return watch
+
+
+def _lacking(name: str, blob: Blob, refused: LoadError) -> KernelError:
+    """What exactly this kernel has not, where that is why it refused."""
+    absent = absent_hooks(blob)
+    if not absent:
+        return refused
+    return KernelError(
+        f"this kernel cannot run sensor {name}", id="kernel.hook", want=f"every hook of {blob.name}",
+        got="; ".join(absent), hint="take the sensor out of the manifest for this node; see pointcall doctor",
+    )  # fmt: skip
 
 
 def _undeclared(sensor: str, action: str) -> KernelError:

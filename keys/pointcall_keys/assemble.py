@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from pointcall_attest.declaration import ServiceDeclaration
 from pointcall_attest.errors import MalformedError
-from pointcall_attest.manifest import FORMAT, Predicate, Runbook, Sensor, Service, build_statement
+from pointcall_attest.manifest import FORMAT, WITHOUT_BLOB, Predicate, Runbook, Sensor, Service, build_statement
 from pointcall_keys.errors import KeysError
 from pointcall_keys.recovery_manifest import RecoveryManifest, RunbookSource, SensorSource, ServiceSource
 from pointcall_runbook import vocabulary
@@ -136,6 +136,10 @@ def compile_runbook(source: bytes, path: str) -> bytes:
 
 
 def _sensor(row: SensorSource, blobs_dir: Path, files: dict[str, bytes]) -> Sensor:
+    if row.name in WITHOUT_BLOB:
+        if row.blob is not None:
+            raise MalformedError(f"sensor {row.name} has no blob", id="build.malformed", got=row.blob)
+        return Sensor(name=row.name, params=row.params)
     blob = row.blob or row.name
     name = f"blobs/{blob}.blob"
     files[name] = _read(blobs_dir, f"{blob}.blob")

@@ -47,7 +47,7 @@ class RunbookSource(Strict):
 
 
 class SensorSource(Strict):
-    """A sensor; `blob` is the name of one of the executor's BPF blobs, its own name where unset."""
+    """A sensor; `blob` is the name of a BPF blob of the executor, its own name where unset (`pressure` has none)."""
 
     name: Name
     blob: Name | None = None

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from pointcall_executor.core.event import (
-    DetectorEvent,
+    KernelEvent,
     Kind,
     StorageEvent,
     SyscallEvent,
     TransportEvent,
-    decode_detector,
+    decode,
 )
 from pointcall_executor.kernel.errors import KernelError
 from pointcall_executor.kernel.pressure import PressureTrigger
@@ -36,8 +36,8 @@ PORT = 30501
 SLOW = {"slow_ns": 10_000_000, "stall_ns": 10**12, "window_ns": 10**9, "slow_min": 3, "slow_percent": 50}
 
 
-def detections(sensor: Sensor) -> list[DetectorEvent]:
-    return [decode_detector(record) for record in sensor.ring.drain()]
+def detections(sensor: Sensor) -> list[KernelEvent]:
+    return [decode(record) for record in sensor.ring.drain()]
 
 
 def storage(sensor: StorageSensor, device: int, operation: Operation) -> list[StorageEvent]:
@@ -229,7 +229,8 @@ def test_a_novel_call_and_a_burst_of_errors() -> None:
     assert {(Kind.SYSCALL_NOVEL, PTRACE), (Kind.SYSCALL_ERRORS, OPENAT)} <= seen
     assert {e.cgroup for e in events} == {number}
     assert habits.novel == sum(e.kind is Kind.SYSCALL_NOVEL for e in events)
-    assert PTRACE in habits.calls
+    assert PTRACE in habits.unknown
+    assert PTRACE not in habits.calls
 
 
 def test_what_was_learned_survives_as_a_value() -> None:
@@ -238,7 +239,7 @@ def test_what_was_learned_survives_as_a_value() -> None:
         sensor.learn(7, frozenset({0, 63, 64, 511}))
         sensor.arm(7)
         assert sensor.habits(7).calls == {0, 63, 64, 511}
-        assert sensor.habits(7).armed
+        assert sensor.habits(7).armed_ns == 1
         with pytest.raises(KernelError) as refused:
             sensor.habits(8)
         assert refused.value.id == "kernel.syscalls.absent"

@@ -27,7 +27,7 @@ from pointcall_executor.journal import JournalReader
 from pointcall_executor.kernel.bpf import prog_exists
 from pointcall_executor.kernel.cgroup import Cgroup, find_root
 from pointcall_executor.kernel.probe import BLOBS, Feature
-from pointcall_executor.sensors import Pins
+from pointcall_executor.pins import Pins
 from pointcall_executor.services.groups import remove_empty
 from tests.lab import Lab
 from tests.scenario.test_loop_story import spec

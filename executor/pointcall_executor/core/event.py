@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, assert_never
 
 from pointcall_runbook.errors import PointcallError
-from pointcall_runbook.vocabulary import Address, Operation
+from pointcall_runbook.vocabulary import Address, Operation, Resource
 
 RECORD: Final = struct.Struct("<QHHIQ32s")
 CIRCUIT: Final = struct.Struct("<16sQHBBHH")
@@ -19,6 +19,8 @@ PROCESS: Final = struct.Struct("<IIQ16s")
 TRANSPORT: Final = struct.Struct("<16sQHBBHH")
 STORAGE: Final = struct.Struct("<6IQ")
 SYSCALL: Final = struct.Struct("<IiQQQ")
+STUCK: Final = struct.Struct("<16sQHBBI")
+PRESSURE: Final = struct.Struct("<IIQQQ")
 
 
 class EventError(PointcallError):
@@ -35,6 +37,7 @@ class Kind(enum.IntEnum):
     CIRCUIT_CLOSED = 3
     CIRCUIT_REOPENED = 4
     CIRCUIT_EXPIRED = 5
+    CIRCUIT_STUCK = 6
     OOM_VICTIM = 16
     PROCESS_EXIT = 17
     RESETS = 24
@@ -44,6 +47,15 @@ class Kind(enum.IntEnum):
     DISK_ERROR = 33
     SYSCALL_NOVEL = 40
     SYSCALL_ERRORS = 41
+    PRESSURE = 48
+
+
+class Source(enum.IntEnum):
+    """enum pointcall_storage_source: which object measured it; the names are those of the sensors."""
+
+    STORAGE = 0
+    FUSE = 1
+    FSYNC = 2
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -122,6 +134,7 @@ class StorageEvent:
     operations: int
     slow: int
     errors: int
+    source: Source
     longest_ns: int
 
 
@@ -139,37 +152,50 @@ class SyscallEvent:
     calls: int
 
 
-KernelEvent = CircuitEvent | ProcessEvent  # the rings of the breaker and of lifecycle
-DetectorEvent = TransportEvent | StorageEvent | SyscallEvent  # the rings of the other detectors
+@dataclass(frozen=True, slots=True)
+class StuckEvent:
+    """A circuit that stays open; not from a ring: user space looks at the circuits."""
+
+    kind: Kind
+    at_ns: int
+    destination: Destination  # of any namespace
+    open_for_ns: int
+    probes: int  # that left meanwhile
+
+
+@dataclass(frozen=True, slots=True)
+class PressureEvent:
+    """Tasks of a cgroup stalled; not from a ring: the kernel's PSI trigger woke user space."""
+
+    kind: Kind
+    at_ns: int
+    cgroup: int
+    resource: Resource
+    stalled_ns: int
+    window_ns: int
+
+
+KernelEvent = CircuitEvent | ProcessEvent | TransportEvent | StorageEvent | SyscallEvent | StuckEvent | PressureEvent
 
 
 def decode(raw: bytes) -> KernelEvent:
-    """The event in one 56-byte record of the breaker or of lifecycle.
-
-    EventError where the kind is another one, or a flag or reserved byte is unknown.
-    """
+    """The event in one 56-byte record. EventError where its kind, a flag or a reserved byte is unknown."""
     kind, at_ns, pid, cgroup, body = _open(raw)
     match kind:
         case Kind.OOM_VICTIM | Kind.PROCESS_EXIT:
             return _process(kind, at_ns, pid, cgroup, body)
-        case k if k < Kind.OOM_VICTIM:
-            return _circuit(kind, at_ns, pid, cgroup, body)
-        case _:
-            raise EventError("a detector's record in another ring", want="a circuit or process", got=kind.name)
-
-
-def decode_detector(raw: bytes) -> DetectorEvent:
-    """The event in one 56-byte record of a detector: transport, storage or system calls. EventError as above."""
-    kind, at_ns, pid, cgroup, body = _open(raw)
-    match kind:
         case Kind.RESETS | Kind.RETRANSMITS | Kind.CONNECT_SLOW:
             return _transport(kind, at_ns, body)
         case Kind.STORAGE_SLOW | Kind.DISK_ERROR:
             return _storage(kind, at_ns, cgroup, body)
         case Kind.SYSCALL_NOVEL | Kind.SYSCALL_ERRORS:
             return _syscall(kind, at_ns, pid, cgroup, body)
+        case Kind.CIRCUIT_STUCK:
+            return _stuck(kind, at_ns, body)
+        case Kind.PRESSURE:
+            return _pressure(kind, at_ns, cgroup, body)
         case _:
-            raise EventError("another record in a detector's ring", want="a detector's kind", got=kind.name)
+            return _circuit(kind, at_ns, pid, cgroup, body)
 
 
 def _open(raw: bytes) -> tuple[Kind, int, int, int, bytes]:
@@ -185,8 +211,8 @@ def _open(raw: bytes) -> tuple[Kind, int, int, int, bytes]:
     return kind, at_ns, pid, cgroup, body
 
 
-def encode(event: KernelEvent | DetectorEvent) -> bytes:
-    """The inverse of both, for recorded events and tests."""
+def encode(event: KernelEvent) -> bytes:
+    """The inverse: for what user space notices itself, for recorded events and tests."""
     match event:
         case CircuitEvent():
             body = CIRCUIT.pack(*_to(event.destination), event.failures, event.error)
@@ -200,11 +226,18 @@ def encode(event: KernelEvent | DetectorEvent) -> bytes:
             return RECORD.pack(event.at_ns, event.kind, 0, 0, 0, body)
         case StorageEvent():
             e = event
-            body = STORAGE.pack(e.device, e.operation, e.operations, e.slow, e.errors, 0, e.longest_ns)
+            body = STORAGE.pack(e.device, e.operation, e.operations, e.slow, e.errors, e.source, e.longest_ns)
             return RECORD.pack(e.at_ns, e.kind, 0, 0, e.cgroup, body)
         case SyscallEvent():
             body = SYSCALL.pack(event.number, event.result, event.errors, event.calls, 0)
             return RECORD.pack(event.at_ns, event.kind, 0, event.pid, event.cgroup, body)
+        case StuckEvent():
+            address, _, port, protocol, _ = _to(event.destination)
+            body = STUCK.pack(address, event.open_for_ns, port, protocol, 0, event.probes)
+            return RECORD.pack(event.at_ns, event.kind, 0, 0, 0, body)
+        case PressureEvent():
+            body = PRESSURE.pack(event.resource, 0, event.stalled_ns, event.window_ns, 0)
+            return RECORD.pack(event.at_ns, event.kind, 0, 0, event.cgroup, body)
         case _:
             assert_never(event)
 
@@ -239,10 +272,14 @@ def _transport(kind: Kind, at_ns: int, body: bytes) -> TransportEvent:
 
 
 def _storage(kind: Kind, at_ns: int, cgroup: int, body: bytes) -> StorageEvent:
-    device, number, operations, slow, errors, pad, longest = STORAGE.unpack(body)
-    if pad or number not in Operation.__members__.values():
-        raise EventError("a storage record of an unknown operation", want="0..3", got=f"{number}, pad {pad}")
-    return StorageEvent(kind, at_ns, cgroup, device, Operation(number), operations, slow, errors, longest)
+    device, number, operations, slow, errors, source, longest = STORAGE.unpack(body)
+    if number not in Operation.__members__.values() or source not in Source.__members__.values():
+        raise EventError(
+            "a storage record of an unknown operation or source", want="0..3, 0..2", got=f"{number}, {source}"
+        )
+    return StorageEvent(
+        kind, at_ns, cgroup, device, Operation(number), operations, slow, errors, Source(source), longest
+    )
 
 
 def _syscall(kind: Kind, at_ns: int, pid: int, cgroup: int, body: bytes) -> SyscallEvent:
@@ -250,3 +287,15 @@ def _syscall(kind: Kind, at_ns: int, pid: int, cgroup: int, body: bytes) -> Sysc
     if pad:
         raise EventError("a system-call record with a reserved byte set", want="0", got=hex(pad))
     return SyscallEvent(kind, at_ns, pid, cgroup, number, result, errors, calls)
+
+
+def _stuck(kind: Kind, at_ns: int, body: bytes) -> StuckEvent:
+    address, open_for, port, protocol, pad, probes = STUCK.unpack(body)
+    return StuckEvent(kind, at_ns, _destination(address, 0, port, protocol, pad), open_for, probes)
+
+
+def _pressure(kind: Kind, at_ns: int, cgroup: int, body: bytes) -> PressureEvent:
+    resource, pad, stalled, window, pad2 = PRESSURE.unpack(body)
+    if pad or pad2 or resource not in Resource.__members__.values():
+        raise EventError("a pressure record of an unknown resource", want="0..2", got=f"{resource}, pad {pad} {pad2}")
+    return PressureEvent(kind, at_ns, cgroup, Resource(resource), stalled, window)

@@ -7,11 +7,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import assert_never
+from typing import Final, assert_never
 
-from pointcall_executor.core.event import CircuitEvent, Destination, KernelEvent, Kind, ProcessEvent
+from pointcall_executor.core.event import (
+    CircuitEvent,
+    Destination,
+    KernelEvent,
+    Kind,
+    PressureEvent,
+    ProcessEvent,
+    StorageEvent,
+    StuckEvent,
+    SyscallEvent,
+    TransportEvent,
+)
 from pointcall_executor.core.history import History, Key
-from pointcall_runbook.vocabulary import U63, CircuitClosed, CircuitOpened, Event, OomKilled, ProcessExited, Service
+from pointcall_runbook.vocabulary import (
+    U32,
+    U63,
+    CircuitClosed,
+    CircuitOpened,
+    CircuitStuck,
+    ConnectSlow,
+    DiskError,
+    Event,
+    FilesystemSlow,
+    OomKilled,
+    PressureHigh,
+    ProcessExited,
+    Service,
+    SyscallUnusual,
+    Unusual,
+)
+
+# Storage is often used by nobody in particular: 0, or the root of the v2 tree, where most tasks of a hybrid host are.
+NODE_WIDE: Final = frozenset({0, 1})
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +111,66 @@ def _process(record: ProcessEvent, topology: Topology, history: History) -> tupl
     return history, Noticed(event, subject, "lifecycle")
 
 
+def _stuck(record: StuckEvent, topology: Topology, history: History) -> Noticed:
+    where, number = record.destination, topology.listening(record.destination)
+    restarts = history.count(("restart", number), record.at_ns)
+    open_for = min(record.open_for_ns, U63)
+    stuck = CircuitStuck(record.at_ns, where.address, where.port, open_for, record.probes, Service(number), restarts)
+    return Noticed(stuck, str(where), "breaker")
+
+
+def _transport(record: TransportEvent, topology: Topology, history: History) -> Noticed:
+    """Resets and retransmissions have no event of the vocabulary: they are counted, and start nothing."""
+    where, number = record.destination, topology.listening(record.destination)
+    if record.kind is not Kind.CONNECT_SLOW:
+        return Noticed(None, str(where), "transport")
+    restarts = history.count(("restart", number), record.at_ns)
+    slow = ConnectSlow(
+        record.at_ns, where.address, where.port, record.count, record.attempts, Service(number), restarts
+    )
+    return Noticed(slow, str(where), "transport")
+
+
+def _storage(record: StorageEvent, topology: Topology, history: History) -> Noticed:
+    """What another program of the node does to its own files is not our business; what nobody is named for, is."""
+    number = topology.cgroups.get(record.cgroup, 0)
+    device = f"{record.device >> 20}:{record.device & 0xFFFFF}"
+    subject, sensor = f"{topology.names.get(number, 'node')} device {device}", record.source.name.lower()
+    if number == 0 and record.cgroup not in NODE_WIDE:
+        return Noticed(None, subject, sensor)
+    at, service = record.at_ns, Service(number)
+    if record.kind is Kind.DISK_ERROR:
+        return Noticed(DiskError(at, record.device, record.errors, service), subject, sensor)
+    restarts, longest = history.count(("restart", number), at), min(record.longest_ns, U63)
+    slow = FilesystemSlow(
+        at, record.device, record.operation, record.operations, record.slow, longest, service, restarts
+    )
+    return Noticed(slow, f"{subject} {record.operation.name.lower()}", sensor)
+
+
+def _syscall(record: SyscallEvent, topology: Topology, history: History) -> Noticed:
+    number = topology.cgroups.get(record.cgroup, 0)
+    subject = topology.names.get(number, "")
+    if number == 0:
+        return Noticed(None, subject, "syscalls")
+    kind = Unusual.NOVEL if record.kind is Kind.SYSCALL_NOVEL else Unusual.ERRORS
+    restarts = history.count(("restart", number), record.at_ns)
+    errors, calls = min(record.errors, U32), min(record.calls, U32)
+    unusual = SyscallUnusual(record.at_ns, kind, record.number, errors, calls, Service(number), restarts)
+    return Noticed(unusual, subject, "syscalls")
+
+
+def _pressure(record: PressureEvent, topology: Topology, history: History) -> Noticed:
+    number = topology.cgroups.get(record.cgroup, 0)
+    subject = topology.names.get(number, "")
+    if number == 0:
+        return Noticed(None, subject, "pressure")
+    restarts = history.count(("restart", number), record.at_ns)
+    stalled, window = min(record.stalled_ns, U63), min(record.window_ns, U63)
+    high = PressureHigh(record.at_ns, record.resource, stalled, window, Service(number), restarts)
+    return Noticed(high, subject, "pressure")
+
+
 def notice(record: KernelEvent, topology: Topology, history: History) -> tuple[History, Noticed]:
     """What a record means here, and the history with it."""
     match record:
@@ -88,5 +178,15 @@ def notice(record: KernelEvent, topology: Topology, history: History) -> tuple[H
             return _circuit(record, topology, history)
         case ProcessEvent():
             return _process(record, topology, history)
+        case StuckEvent():
+            return history, _stuck(record, topology, history)
+        case TransportEvent():
+            return history, _transport(record, topology, history)
+        case StorageEvent():
+            return history, _storage(record, topology, history)
+        case SyscallEvent():
+            return history, _syscall(record, topology, history)
+        case PressureEvent():
+            return history, _pressure(record, topology, history)
         case _:
             assert_never(record)

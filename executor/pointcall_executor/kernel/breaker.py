@@ -174,6 +174,15 @@ class BreakerSensor(Sensor):
             address, netns, port, protocol = KEY.unpack(key)
             yield _state(Destination(Address.from_bytes(address), port, netns, protocol), value)
 
+    def take_over(self, other: BreakerSensor) -> None:
+        """Go on with the circuits of another breaker that are armed here, too: state, policy and counters."""
+        circuits, theirs = self._maps["circuits"], other._maps["circuits"]
+        if circuits.info.id == theirs.info.id:
+            return  # the same one, taken up again
+        for key, value in list(theirs.items()):
+            if circuits.get(key) is not None:
+                circuits.set(key, value)
+
     def force(self, destination: Destination, until_ns: int) -> Word:
         """Refuse until `until_ns` (CLOCK_MONOTONIC), whatever happens to this process. Returns the word before.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import struct
 import threading
+from collections.abc import Mapping
 from typing import Final
 
 from pointcall_executor.core.event import Destination
@@ -23,8 +24,8 @@ TARGET: Final = struct.Struct("<32sQQ")  # struct kill_target
 class ConnectionKiller(KernelObject):
     """The loaded iterator. May be called from any thread: the target is a slot in a map, so one waits for the other."""
 
-    def __init__(self, blob: Blob) -> None:
-        super().__init__(blob)
+    def __init__(self, blob: Blob, *, constants: Mapping[str, int] | None = None) -> None:
+        super().__init__(blob, constants=constants)
         self._lock = threading.Lock()
 
     def kill(self, destination: Destination) -> int:

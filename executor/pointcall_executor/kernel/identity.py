@@ -36,10 +36,12 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """All of it. `constants`: SHA-256 of the read-only data that the programs were verified with."""
+    """All of it. `constants`: SHA-256 of the read-only data that the programs were verified with. `map_hash`: the
+    kernel's own SHA-256 of that map (padded with zeros to 8 bytes), empty where it makes none (before 6.18)."""
 
     blob: str
     constants: str
+    map_hash: str
     programs: tuple[Program, ...]
     links: tuple[Link, ...]
 
@@ -54,7 +56,7 @@ class Identity:
         links = tuple(
             Link(str(k["name"]), int(k["id"]), int(k["program_id"]), int(k["cgroup"])) for k in value["links"]
         )
-        return cls(str(value["blob"]), str(value["constants"]), programs, links)
+        return cls(str(value["blob"]), str(value["constants"]), str(value["map_hash"]), programs, links)
 
 
 def read(blob_sha256: str, loaded: Loaded, links: Mapping[str, int]) -> Identity:
@@ -63,7 +65,7 @@ def read(blob_sha256: str, loaded: Loaded, links: Mapping[str, int]) -> Identity
     held = {name: bpf.link_info(fd) for name, fd in sorted(links.items())}
     return Identity(
         blob_sha256,
-        _constants(loaded),
+        *_constants(loaded),
         tuple(Program(name, info.id, info.tag) for name, info in infos.items()),
         tuple(Link(name, info.id, info.program_id, info.target) for name, info in held.items()),
     )
@@ -74,6 +76,8 @@ def differences(expected: Identity, now: Identity) -> list[str]:
     found = []
     if (expected.blob, expected.constants) != (now.blob, now.constants):
         found.append("the blob or its constants are other ones")
+    if expected.map_hash != now.map_hash:
+        found.append(f"the kernel's hash of the constants: was {expected.map_hash}, is {now.map_hash}")
     found += _changed("program", {p.name: p for p in expected.programs}, {p.name: p for p in now.programs})
     found += _changed("link", {k.name: k for k in expected.links}, {k.name: k for k in now.links})
     return found
@@ -88,7 +92,9 @@ def _changed(what: str, before: Mapping[str, object], after: Mapping[str, object
     ]
 
 
-def _constants(loaded: Loaded) -> str:
+def _constants(loaded: Loaded) -> tuple[str, str]:
     fd = loaded.maps.get("rodata")
-    raw = b"" if fd is None else bpf.map_lookup(fd, bytes(4), bpf.map_info(fd).value_size)
-    return hashlib.sha256(raw).hexdigest()
+    if fd is None:
+        return hashlib.sha256(b"").hexdigest(), ""
+    raw = bpf.map_lookup(fd, bytes(4), bpf.map_info(fd).value_size)
+    return hashlib.sha256(raw).hexdigest(), bpf.map_hash(fd) or ""

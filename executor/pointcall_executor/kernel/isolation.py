@@ -12,6 +12,7 @@ import os
 import struct
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -43,8 +44,8 @@ class Isolation:
 class Isolator(KernelObject):
     """The loaded programs, and a set of links for each isolated cgroup. May be called from any thread."""
 
-    def __init__(self, blob: Blob, pins: Path | None = None) -> None:
-        super().__init__(blob)
+    def __init__(self, blob: Blob, pins: Path | None = None, *, constants: Mapping[str, int] | None = None) -> None:
+        super().__init__(blob, constants=constants)
         self._lock, self._pins = threading.Lock(), pins
         self._held: dict[int, dict[str, int]] = {}  # cgroup id -> links
 

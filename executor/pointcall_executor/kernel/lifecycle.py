@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import struct
 
-from pointcall_executor.kernel.blob import Blob
 from pointcall_executor.kernel.sensor import Sensor
 
 
 class LifecycleSensor(Sensor):
     """Attach once for the node; a cgroup that is not watched sends nothing."""
-
-    def __init__(self, blob: Blob) -> None:
-        super().__init__(blob)
 
     def watch(self, cgroup_id: int) -> None:
         """Report the processes of this cgroup (cgroup v2 id)."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -30,11 +30,15 @@ TRACEPOINTS: Final = {  # tp_btf target -> what it is needed for
     "sched_process_exit": "process exits",
 }
 OPTIONAL_TRACEPOINTS: Final = {
-    "tcp_retransmit_skb": "retransmission storms",
-    "tcp_receive_reset": "resets of established connections",
-    "block_rq_complete": "block latency",
-    "fuse_request_end": "FUSE latency",
-    "sys_exit": "system-call anomalies, on request",
+    "tcp_retransmit_skb": "sensor transport: retransmission storms, slow connects",
+    "tcp_receive_reset": "sensor transport: resets of established connections",
+    "block_rq_issue": "sensor storage: block latency and errors",
+    "block_rq_complete": "sensor storage: block latency and errors",
+    "fuse_request_send": "sensor fuse: FUSE latency (since 6.12)",
+    "fuse_request_end": "sensor fuse: FUSE latency (since 6.12)",
+    "ext4_sync_file_enter": "sensor fsync: ext4 latency (not where ext4 is a module)",
+    "ext4_sync_file_exit": "sensor fsync: ext4 latency (not where ext4 is a module)",
+    "sys_exit": "sensor syscalls: anomalies, on request",
 }
 GATES: Final = {
     "connect4": bpf.AttachType.CGROUP_INET4_CONNECT,
@@ -42,9 +46,22 @@ GATES: Final = {
     "sendmsg4": bpf.AttachType.CGROUP_UDP4_SENDMSG,
     "sendmsg6": bpf.AttachType.CGROUP_UDP6_SENDMSG,
 }
+GATE_SECTIONS: Final = frozenset(f"cgroup/{name}" for name in GATES)
 TRAMPOLINES: Final = {
     "fentry": (bpf.ProgramType.TRACING, bpf.AttachType.TRACE_FENTRY, "bpf_fentry_test1"),
     "lsm": (bpf.ProgramType.LSM, bpf.AttachType.LSM_MAC, "bpf_lsm_file_open"),
+}
+BLOB_USES: Final = {  # sensor of a manifest -> what it is for
+    "breaker": "sensor breaker: the reflex; CircuitOpened, CircuitClosed, CircuitStuck",
+    "connections": "sensor connections: the action kill_connections",
+    "drill": "sensor drill: rehearsals",
+    "fsync": "sensor fsync: FilesystemSlow on ext4",
+    "fuse": "sensor fuse: FilesystemSlow on FUSE",
+    "isolate": "sensor isolate: the action isolate",
+    "lifecycle": "sensor lifecycle: OomKilled, ProcessExited",
+    "storage": "sensor storage: FilesystemSlow, DiskError on block devices",
+    "syscalls": "sensor syscalls: SyscallUnusual; slows every system call",
+    "transport": "sensor transport: ConnectSlow, resets, retransmissions",
 }
 _RETURN: Final = {value: struct.pack("<BBhiBBhi", 0xB7, 0, 0, value, 0x95, 0, 0, 0) for value in (0, 1)}
 
@@ -71,6 +88,37 @@ def missing(features: list[Feature]) -> list[Feature]:
     return [f for f in features if f.required and not f.present]
 
 
+def absent_hooks(blob: Blob) -> list[str]:
+    """Hooks that a blob attaches to and this kernel has not, each with the reason; empty where all are there."""
+    wanted = {p.section for p in blob.programs}
+    traced = sorted(s.removeprefix("tp_btf/") for s in wanted if s.startswith("tp_btf/"))
+    found = [_tracepoint(name, "", number, required=True) for name, number in _tracepoints(traced).items()]
+    if "iter/tcp" in wanted:
+        found.append(_sock_destroy(btf.find(_vmlinux(), [(btf.Kind.FUNC, "bpf_sock_destroy")])))
+    found += [_tried(s, "", lambda s=s: _gate(GATES[s.removeprefix("cgroup/")])) for s in wanted & GATE_SECTIONS]  # type: ignore[misc]
+    return [f"{feature.id} ({feature.detail})" for feature in found if not feature.present]
+
+
+def _vmlinux() -> bytes:
+    try:
+        return btf.VMLINUX.read_bytes()
+    except OSError:
+        return b""
+
+
+def _tracepoints(names: Collection[str]) -> dict[str, int | None]:
+    """Tracepoint -> BTF id of its type, None where the kernel has no such tracepoint."""
+    raw = _vmlinux()
+    ids = btf.find(raw, [(btf.Kind.TYPEDEF, f"btf_trace_{name}") for name in names]) if raw else {}
+    return {name: ids.get((btf.Kind.TYPEDEF, f"btf_trace_{name}")) for name in names}
+
+
+def _sock_destroy(ids: Mapping[tuple[btf.Kind, str], int]) -> Feature:
+    present = (btf.Kind.FUNC, "bpf_sock_destroy") in ids
+    detail = "in the kernel's BTF" if present else "absent (since 6.5)"
+    return Feature("bpf_sock_destroy", present, detail, "killing established connections", required=False)
+
+
 def _tried(id: str, needed_for: str, attempt: Callable[[], str], *, required: bool = True) -> Feature:
     try:
         return Feature(id, True, attempt(), needed_for, required)
@@ -90,7 +138,7 @@ def _basics() -> Iterator[Feature]:
     yield _tried("ringbuf", "events", lambda: _map(MAP_TYPE_RINGBUF, 0, 0, 4096))
     yield _tried("bpffs", "pinning: protection that outlives the executor", _bpffs, required=False)
     yield _tried("map_hash", "the kernel's own SHA-256 of the constants", _map_hash, required=False)
-    yield _tried("psi", "pressure-stall triggers", _psi, required=False)
+    yield _tried("psi", "sensor pressure: pressure-stall triggers", _psi, required=False)
 
 
 def _psi() -> str:
@@ -138,22 +186,17 @@ def _gate(kind: bpf.AttachType) -> str:
 
 
 def _tracing() -> Iterator[Feature]:
-    names = [(btf.Kind.TYPEDEF, f"btf_trace_{name}") for name in (*TRACEPOINTS, *OPTIONAL_TRACEPOINTS)]
-    names += [(btf.Kind.FUNC, target) for _, _, target in TRAMPOLINES.values()]
+    reasons = TRACEPOINTS | OPTIONAL_TRACEPOINTS
+    for name, tracepoint in _tracepoints(reasons).items():
+        yield _tracepoint(name, reasons[name], tracepoint, required=name in TRACEPOINTS)
+    names = [(btf.Kind.FUNC, target) for _, _, target in TRAMPOLINES.values()]
     names.append((btf.Kind.FUNC, "bpf_sock_destroy"))
-    try:
-        ids = btf.find(btf.VMLINUX.read_bytes(), names)
-    except OSError:
-        ids = {}
-    for name, why in (TRACEPOINTS | OPTIONAL_TRACEPOINTS).items():
-        number = ids.get((btf.Kind.TYPEDEF, f"btf_trace_{name}"))
-        yield _tracepoint(name, why, number, required=name in TRACEPOINTS)
+    raw = _vmlinux()
+    ids = btf.find(raw, names) if raw else {}
     for name, (program, attach, target) in TRAMPOLINES.items():
         number = ids.get((btf.Kind.FUNC, target))
         yield _hook(name, "vfs trampolines and the LSM guard", number, program, attach, required=False)
-    present = (btf.Kind.FUNC, "bpf_sock_destroy") in ids
-    detail = "in the kernel's BTF" if present else "absent (since 6.5)"
-    yield Feature("bpf_sock_destroy", present, detail, "killing established connections", required=False)
+    yield _sock_destroy(ids)
 
 
 def _tracepoint(name: str, why: str, number: int | None, *, required: bool) -> Feature:
@@ -185,7 +228,8 @@ def _blobs(folder: Path) -> Iterator[Feature]:
         yield Feature("blobs", False, "not built: make -C bpf", "everything in the kernel")
     for path in paths:
         required = path.stem in ("breaker", "lifecycle")
-        yield _tried(f"blob/{path.stem}", "loads as a whole", lambda path=path: _blob(path), required=required)  # type: ignore[misc]
+        why = BLOB_USES.get(path.stem, "loads as a whole")
+        yield _tried(f"blob/{path.stem}", why, lambda path=path: _blob(path), required=required)  # type: ignore[misc]
 
 
 def _blob(path: Path) -> str:

@@ -6,10 +6,40 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pointcall_executor.core.event import CircuitEvent, Destination, Kind, ProcessEvent
+from pointcall_executor.core.event import (
+    CircuitEvent,
+    Destination,
+    Kind,
+    PressureEvent,
+    ProcessEvent,
+    Source,
+    StorageEvent,
+    StuckEvent,
+    SyscallEvent,
+    TransportEvent,
+)
 from pointcall_executor.core.history import History
 from pointcall_executor.core.trigger import Topology, notice
-from pointcall_runbook.vocabulary import Address, CircuitClosed, CircuitOpened, OomKilled, ProcessExited, service
+from pointcall_runbook.vocabulary import (
+    NO_SERVICE,
+    U32,
+    Address,
+    CircuitClosed,
+    CircuitOpened,
+    CircuitStuck,
+    ConnectSlow,
+    DiskError,
+    FilesystemSlow,
+    OomKilled,
+    Operation,
+    PressureHigh,
+    ProcessExited,
+    Resource,
+    SyscallUnusual,
+    Unusual,
+    service,
+    slots,
+)
 
 SECOND = 1_000_000_000
 API = service("api")
@@ -76,3 +106,73 @@ def test_facts_never_leave_their_range(kinds: list[Kind]) -> None:
         history, noticed = notice(circuit(kind, second), TOPOLOGY, history)
         if isinstance(noticed.event, CircuitOpened):
             assert 1 <= noticed.event.opens <= second + 1
+
+
+# ---- the detectors ---------------------------------------------------------------------------------------------------
+
+AT = 100 * SECOND
+RESTARTED = History().noted(("restart", API.number), 50 * SECOND)
+SDA1 = 8 << 20 | 1
+
+
+def storage(kind: Kind, cgroup: int, source: Source = Source.STORAGE) -> StorageEvent:
+    return StorageEvent(kind, AT, cgroup, SDA1, Operation.WRITE, 9, 5, 2, source, 7 * SECOND)
+
+
+def test_each_detection_becomes_its_event_with_the_facts_of_its_service() -> None:
+    told = {
+        StuckEvent(Kind.CIRCUIT_STUCK, AT, HERE, 60 * SECOND, 3): (
+            CircuitStuck(AT, HERE.address, 8080, 60 * SECOND, 3, API, 1), "tcp://127.0.0.1:8080", "breaker",
+        ),
+        TransportEvent(Kind.CONNECT_SLOW, AT, HERE, 4, 6): (
+            ConnectSlow(AT, HERE.address, 8080, 4, 6, API, 1), "tcp://127.0.0.1:8080", "transport",
+        ),
+        storage(Kind.STORAGE_SLOW, 42, Source.FUSE): (
+            FilesystemSlow(AT, SDA1, Operation.WRITE, 9, 5, 7 * SECOND, API, 1), "api device 8:1 write", "fuse",
+        ),
+        storage(Kind.DISK_ERROR, 42): (DiskError(AT, SDA1, 2, API), "api device 8:1", "storage"),
+        SyscallEvent(Kind.SYSCALL_NOVEL, AT, 7, 42, 101, -1, 1, 9): (
+            SyscallUnusual(AT, Unusual.NOVEL, 101, 1, 9, API, 1), "api", "syscalls",
+        ),
+        SyscallEvent(Kind.SYSCALL_ERRORS, AT, 7, 42, 257, -2, 2**40, 2**41): (
+            SyscallUnusual(AT, Unusual.ERRORS, 257, U32, U32, API, 1), "api", "syscalls",
+        ),
+        PressureEvent(Kind.PRESSURE, AT, 42, Resource.MEMORY, SECOND, 2 * SECOND): (
+            PressureHigh(AT, Resource.MEMORY, SECOND, 2 * SECOND, API, 1), "api", "pressure",
+        ),
+    }  # fmt: skip
+    for record, (event, subject, sensor) in told.items():
+        history, noticed = notice(record, TOPOLOGY, RESTARTED)
+        assert (noticed.event, noticed.subject, noticed.sensor) == (event, subject, sensor)
+        assert history is RESTARTED
+        assert slots(event)
+
+
+@pytest.mark.parametrize("kind", [Kind.RESETS, Kind.RETRANSMITS])
+def test_resets_and_retransmissions_start_nothing(kind: Kind) -> None:
+    assert notice(TransportEvent(kind, AT, HERE, 4, 6), TOPOLOGY, History())[1].event is None
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        storage(Kind.STORAGE_SLOW, 43),
+        storage(Kind.DISK_ERROR, 43),
+        SyscallEvent(Kind.SYSCALL_NOVEL, AT, 7, 43, 101, -1, 1, 9),
+        PressureEvent(Kind.PRESSURE, AT, 43, Resource.CPU, SECOND, 2 * SECOND),
+    ],
+)
+def test_a_cgroup_that_nobody_declared_starts_nothing(
+    record: StorageEvent | SyscallEvent | PressureEvent,
+) -> None:
+    assert notice(record, TOPOLOGY, History())[1].event is None
+
+
+@pytest.mark.parametrize("nobody", [0, 1])
+def test_storage_trouble_of_nobody_in_particular_is_the_nodes(nobody: int) -> None:
+    _, slow = notice(storage(Kind.STORAGE_SLOW, nobody), TOPOLOGY, History())
+    _, error = notice(storage(Kind.DISK_ERROR, nobody), TOPOLOGY, History())
+    assert isinstance(slow.event, FilesystemSlow)
+    assert isinstance(error.event, DiskError)
+    assert (slow.event.service, error.event.service) == (NO_SERVICE, NO_SERVICE)
+    assert (slow.subject, error.subject) == ("node device 8:1 write", "node device 8:1")

@@ -1,0 +1,268 @@
+"""Every detector on this very kernel: armed from a signed manifest, the real trouble made, the receipt there."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import queue
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pointcall_attest.receipt import Receipt
+from pointcall_attest.replay import replay_all
+from pointcall_executor.arming import ArmingError
+from pointcall_executor.config import Config
+from pointcall_executor.daemon import Executor
+from pointcall_executor.kernel import btf
+from pointcall_executor.kernel.blob import Blob
+from pointcall_executor.kernel.cgroup import find_root
+from pointcall_executor.kernel.errors import KernelError
+from pointcall_executor.kernel.probe import BLOBS
+from pointcall_executor.node import KernelNode
+from pointcall_executor.run import Run
+from pointcall_executor.services.groups import remove_empty
+from tests.kernel.lab import BLOCKED, black_hole, connects, member, need_blob, private_network
+from tests.kernel.slowfs import Op, SlowFs, loop_ext4, mounted, private_mounts
+from tests.lab import Lab
+
+pytestmark = pytest.mark.kernel
+PORT, DEAD_PORT = 30911, 30912
+EVENTS = ("CircuitStuck", "ConnectSlow", "DiskError", "FilesystemSlow", "PressureHigh", "SyscallUnusual")
+
+RUNBOOK = '''"""Tell a channel about each event, with a number for each."""
+from pointcall_runbook import (
+    CircuitStuck, ConnectSlow, Decision, DiskError, FilesystemSlow, Level, Notify, PressureHigh, SyscallUnusual,
+    channel, runbook
+)
+
+''' + "\n".join(
+    f"""@runbook
+def on_{number}(e: {event}) -> Decision:
+    return [Notify(channel=channel("ops"), level=Level.WARNING, code={number})]
+"""
+    for number, event in enumerate(EVENTS)
+)
+
+# Does what a line says, in its own cgroup: `eval` of Python from the test that declared it.
+WORKER = """
+import ctypes, os, socket, sys, threading, time
+server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+while True:
+    connection, _ = server.accept()
+    with connection, connection.makefile("rw") as lines:
+        for line in lines:
+            lines.write(repr(eval(line)) + "\\n")
+            lines.flush()
+"""
+
+
+class Worker:
+    """The declared service: a line in, what it evaluated to out."""
+
+    def __init__(self) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", PORT), timeout=30)
+        self._lines = self._socket.makefile("rw")
+
+    def do(self, line: str) -> str:
+        self._lines.write(line + "\n")
+        self._lines.flush()
+        return self._lines.readline().strip()
+
+    def close(self) -> None:
+        self._lines.close()
+        self._socket.close()
+
+
+def declare(lab: Lab, folder: Path) -> str:
+    script, python = folder / "worker.py", os.path.realpath(sys.executable)
+    script.write_text(WORKER)
+    files = [{"path": p, "sha256": hashlib.sha256(Path(p).read_bytes()).hexdigest()} for p in (python, str(script))]
+    argv = [python, "-I", "-S", str(script), str(PORT)]
+    return lab.declare("worker", {"argv": argv, "files": files, "ready": {"tcp": f"127.0.0.1:{PORT}"}})
+
+
+def spec(lab: Lab, folder: Path, sensors: list[dict[str, Any]], **over: Any) -> dict[str, Any]:
+    lab.runbook("tell", RUNBOOK)
+    places = [{"address": "127.0.0.1", "port": port} for port in (PORT, DEAD_PORT)]
+    return {
+        "runbooks": [{"name": "tell", "source": "tell", "grants": {"actions": ["notify"], "channels": ["ops"]}}],
+        "sensors": sensors,
+        "services": [{"name": "worker", "declaration": declare(lab, folder), "listen": places}],
+        "channels": [{"name": "ops", "kind": "log"}],
+    } | over
+
+
+class Story:
+    """An executor on this kernel, armed; what it was told and the receipts of its runs."""
+
+    def __init__(self, lab: Lab, executor: Executor, said: list[str]) -> None:
+        self.lab, self.executor, self.said = lab, executor, said
+        self._runs: queue.SimpleQueue[Run] = queue.SimpleQueue()
+        executor.on_receipt = self._runs.put
+
+    def receipt(self, event: str, seconds: float = 15) -> Receipt:
+        """The next receipt of a run about such an event; it replays to the same decision."""
+        deadline = time.monotonic() + seconds
+        while True:
+            run = self._runs.get(timeout=max(0.01, deadline - time.monotonic()))
+            if type(run.event).__name__ == event:
+                entry = self.executor.journal.receipt(run.id)
+                (replayed,) = replay_all([entry], self.executor.journal.blob)
+                assert replayed.differences == ()
+                return entry.receipt()
+
+
+@pytest.fixture
+def tell(lab: Lab, tmp_path: Path) -> Callable[..., contextlib.AbstractContextManager[Story]]:
+    """tell(sensors) -> a story with these sensors armed, alone in its network, mounts and cgroups."""
+
+    @contextlib.contextmanager
+    def begin(*sensors: dict[str, Any], **over: Any) -> Iterator[Story]:
+        for sensor in sensors:
+            if sensor["name"] != "pressure":
+                need_blob(sensor["name"])
+        bundle = lab.sign(lab.assemble(spec(lab, tmp_path, list(sensors), **over), blobs=BLOBS))
+        with private_network(), member("gate") as gate:
+            said: list[str] = []
+            parent = f"pointcall-detectors-{os.getpid()}"
+            settings = {"cgroup": parent, "gate": str(gate.path.relative_to(find_root())), "api": False}
+            config = Config(**({"node": "lab", "tee": "emulated"} | settings))
+            node = KernelNode(config, lab.state, said.append)
+            try:
+                with lab.executor(node, **settings) as executor:
+                    story = Story(lab, executor, said)
+                    executor.arm(bundle)
+                    yield story
+            finally:
+                remove_empty(parent)
+
+    return begin
+
+
+@pytest.fixture
+def slow_fs(tmp_path: Path) -> Iterator[SlowFs]:
+    folder = tmp_path / "slow"
+    folder.mkdir()
+    with private_mounts(), mounted(folder) as fs:
+        yield fs
+
+
+Tell = Callable[..., contextlib.AbstractContextManager[Story]]
+
+
+def proven(story: Story, receipt: Receipt, sensor: str) -> None:
+    """The receipt names the sensor and the digest of its blob, and the action was done."""
+    blob = hashlib.sha256((BLOBS / f"{sensor}.blob").read_bytes()).hexdigest() if sensor != "pressure" else "0" * 64
+    assert (receipt.trigger.sensor, receipt.trigger.blob) == (sensor, blob)
+    assert [a.outcome for a in receipt.actions] == ["applied"]
+    number = EVENTS.index(receipt.trigger.event)
+    assert f"notify channel=ops level=warning code={number}" in story.said
+
+
+def test_a_slow_connect(tell: Tell) -> None:
+    with (
+        tell({"name": "transport", "params": {"timeouts_min": 2, "window_ns": 10**10}}) as story,
+        black_hole(DEAD_PORT),
+    ):
+        clients = [socket.socket() for _ in range(2)]
+        for client in clients:
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.1", DEAD_PORT))
+        proven(story, story.receipt("ConnectSlow"), "transport")
+        for client in clients:
+            client.close()
+
+
+def test_a_stuck_circuit(tell: Tell) -> None:
+    params = {"threshold": 2, "stuck_ms": 600, "cooldown_us": 10**8, "window_us": 10**8}
+    with tell({"name": "breaker", "params": params}) as story:
+        assert connects(3, DEAD_PORT) == ["ECONNREFUSED", "ECONNREFUSED", BLOCKED]
+        proven(story, story.receipt("CircuitStuck"), "breaker")
+
+
+def test_a_slow_file_system(tell: Tell, slow_fs: SlowFs) -> None:
+    params = {"slow_ns": 10**7, "stall_ns": 10**8, "window_ns": 10**9}
+    with tell({"name": "fuse", "params": params}) as story, contextlib.closing(Worker()) as worker:
+        slow_fs.delay(Op.WRITE, 0.15)
+        assert worker.do(f"os.pwrite(os.open({str(slow_fs.path)!r}, os.O_RDWR), b'x' * 512, 0)") == "512"
+        slow_fs.delay(Op.WRITE, 0)
+        proven(story, story.receipt("FilesystemSlow"), "fuse")
+
+
+def test_a_disk_error_and_a_slow_disk(tell: Tell, slow_fs: SlowFs, tmp_path: Path) -> None:
+    folder = tmp_path / "ext4"
+    folder.mkdir()
+    params = {"slow_ns": 10**7, "stall_ns": 10**8, "window_ns": 10**9}
+    with loop_ext4(slow_fs, folder) as loop, tell({"name": "storage", "params": params}) as story:
+        slow_fs.delay(Op.READ, 0.15)
+        with loop.open("rb", buffering=0) as raw:
+            os.pread(raw.fileno(), 4096, 40 << 20)
+            slow_fs.fail(Op.READ)
+            with pytest.raises(OSError, match="Input/output error"):
+                os.pread(raw.fileno(), 4096, 60 << 20)
+        slow_fs.delay(Op.READ, 0)
+        proven(story, story.receipt("FilesystemSlow"), "storage")
+        proven(story, story.receipt("DiskError"), "storage")
+
+
+def test_a_novel_system_call_and_failing_ones(tell: Tell) -> None:
+    params = {"learn_ms": 1500, "error_min": 50, "error_percent": 30}
+    with tell({"name": "syscalls", "params": params}) as story, contextlib.closing(Worker()) as worker:
+        failing = "sum(1 for i in range(300) if not os.path.exists('/nope%d' % i))"
+        assert worker.do(failing) == "300"
+        proven(story, story.receipt("SyscallUnusual"), "syscalls")  # errors are reported while learning, too
+        time.sleep(1.6)
+        assert worker.do("ctypes.CDLL(None).ptrace(0, 0, 0, 0)") == "0"
+        proven(story, story.receipt("SyscallUnusual"), "syscalls")
+
+
+def test_pressure(tell: Tell) -> None:
+    with (
+        tell({"name": "pressure", "params": {"cpu_ms": 100, "window_ms": 2000}}) as story,
+        contextlib.closing(Worker()) as worker,
+    ):
+        spin = f"os.fork() or os.execv({sys.executable!r}, ['spin', '-c', 'while True: pass'])"
+        busy = f"[{spin} for _ in range({2 * (os.cpu_count() or 1)})]"
+        assert worker.do(busy)
+        proven(story, story.receipt("PressureHigh"), "pressure")
+
+
+def test_a_sensor_that_this_kernel_lacks_is_refused_and_named(
+    lab: Lab, tell: Tell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A blob whose tracepoint is in no kernel: the refusal names it, and nothing stays loaded."""
+    blob = need_blob("transport")
+    find = btf.find
+    monkeypatch.setattr(btf, "find", lambda *asked: {k: n for k, n in find(*asked).items() if "reset" not in k[1]})
+    broken = Blob(blob.name, blob.maps, blob.programs, blob.initial, blob.constants, bytes(len(blob.data)), blob.insns)
+    folder = lab.state / "broken"
+    folder.mkdir()
+    (folder / "transport.blob").write_bytes(broken.encode())
+    monkeypatch.setattr(sys.modules[__name__], "BLOBS", folder)
+    with pytest.raises(KernelError) as refused, tell({"name": "transport"}):
+        pass
+    assert refused.value.id == "kernel.hook"
+    assert "tp_btf/tcp_receive_reset" in refused.value.got
+
+
+@pytest.mark.parametrize(
+    ("sensor", "check"),
+    [
+        ({"name": "breaker", "params": {"thresold": 3}}, "kernel.blob.constant"),
+        ({"name": "breaker", "params": {"stuck_ms": -1}}, "arm.sensor-param"),
+        ({"name": "pressure", "params": {"cpu_ms": 3000}}, "arm.sensor-param"),
+        ({"name": "pressure", "params": {"disk_ms": 3}}, "arm.sensor-param"),
+        ({"name": "storage", "blob": "breaker"}, "arm.sensor"),
+    ],
+)
+def test_a_sensor_that_makes_no_sense_is_refused(tell: Tell, sensor: dict[str, Any], check: str) -> None:
+    with pytest.raises((ArmingError, KernelError)) as refused, tell(sensor):
+        pass
+    assert refused.value.id == check

@@ -1,0 +1,51 @@
+"""Parameters of sensors: which are the programs', which are ours, and the page that lists them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from pointcall_attest.manifest import WITHOUT_BLOB, Sensor
+from pointcall_executor.arming import SENSORS, ArmingError
+from pointcall_executor.sensor_params import OWN_PARAMS, split
+
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "spec" / "kernel-abi.md"
+
+
+def sensor(name: str, **params: int) -> Sensor:
+    return Sensor(name=name, blob=None if name in WITHOUT_BLOB else f"blobs/{name}.blob", params=params)
+
+
+def test_ours_are_taken_out_and_the_rest_are_constants() -> None:
+    assert split(sensor("breaker", threshold=3, stuck_ms=500)) == ({"threshold": 3}, {"stuck_ms": 500})
+    assert split(sensor("breaker")) == ({}, {"stuck_ms": 60_000})
+    assert split(sensor("transport", resets_min=3)) == ({"resets_min": 3}, {})
+
+
+@pytest.mark.parametrize(
+    "wrong", [sensor("breaker", stuck_ms=-1), sensor("pressure", cpu_ms=10_001), sensor("pressure", disk_ms=1)]
+)
+def test_out_of_range_or_unknown_is_refused_by_name(wrong: Sensor) -> None:
+    with pytest.raises(ArmingError) as refused:
+        split(wrong)
+    assert refused.value.id == "arm.sensor-param"
+    assert next(iter(wrong.params)) in refused.value.got
+
+
+@pytest.mark.parametrize(("name", "blob"), [("pressure", "blobs/pressure.blob"), ("breaker", None)])
+def test_a_sensor_has_its_blob_or_none(name: str, blob: str | None) -> None:
+    with pytest.raises(ValidationError, match="blob"):
+        Sensor(name=name, blob=blob, params={})
+
+
+def test_the_page_lists_every_sensor_and_its_parameters() -> None:
+    table = PAGE.read_text().split("## 14.")[1]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*)$", table, re.MULTILINE))
+    assert set(rows) == set(SENSORS)
+    for name, params in OWN_PARAMS.items():
+        assert all(f"`{param}`" in rows[name] for param in params), name
+        for param, limit in params.items():
+            assert str(limit.default) in rows[name], (name, param)
