@@ -28,8 +28,6 @@ SENSORS: Final = (
     "breaker", "connections", "drill", "fsync", "fuse", "isolate", "lifecycle", "pressure", "storage", "syscalls",
     "transport",
 )  # fmt: skip
-# Actions that a kernel object carries out, which the manifest must declare.
-NEEDS_SENSOR: Final[Mapping[str, str]] = {"kill_connections": "connections", "isolate": "isolate"}
 PROTOCOLS: Final = {"tcp": 6, "udp": 17}
 SECOND_NS: Final = 1_000_000_000
 
@@ -54,15 +52,6 @@ def check_abilities(admitted: Admitted, policy: TrustPolicy) -> None:
     for sensor in admitted.manifest.sensors:
         if sensor.name not in SENSORS:
             raise ArmingError("a sensor of an unknown kind", id="arm.sensor", want=", ".join(SENSORS), got=sensor.name)
-    declared_sensors = {sensor.name for sensor in admitted.manifest.sensors}
-    for book in admitted.manifest.runbooks:
-        for action, needed in NEEDS_SENSOR.items():
-            if action in admitted.modules[book.name].capabilities and needed not in declared_sensors:
-                raise ArmingError(
-                    f"runbook {book.name} may {action}, and no sensor does that", id="arm.sensor",
-                    want=f"a sensor `{needed}`", got=", ".join(sorted(declared_sensors)),
-                    hint=f"add `- name: {needed}` to spec.sensors and sign again",
-                )  # fmt: skip
     for declared in admitted.manifest.services:
         if declared.kind != "process":
             raise ArmingError(

@@ -22,7 +22,7 @@ from pointcall_executor.channels import ChannelError, DeclaredChannels
 from pointcall_executor.daemon import StoppedError
 from pointcall_executor.recorded import RecordedNode, RecordedSensors, RecordedServices
 from pointcall_keys.signer import sign_statement
-from pointcall_runbook.vocabulary import Level, channel
+from pointcall_runbook.vocabulary import Level, channel, service
 from tests.lab import IDENTITY, Lab, now
 from tests.scenario.test_loop_story import HERE, Watched, opened, spec
 
@@ -303,7 +303,8 @@ def test_what_was_recreated_before_a_restart_still_counts(make_lab: Callable[...
     with lab.executor(node) as executor:
         watched = Watched(lab, executor, node)
         watched.arm(sequence=3)
-        assert watched.happen(opened()).actions[0].guard.check == "guard.flapping"
+        assert executor.state.guard.recreated[service("api").number][0] == 1
+        assert watched.happen(opened()).inputs.fields["restarts"] == "1"
 
 
 def test_a_halted_node_lets_go_and_arms_nothing_until_a_person_clears_it(make_lab: Callable[..., Lab]) -> None:
