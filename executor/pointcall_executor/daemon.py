@@ -868,7 +868,7 @@ class Executor:
                 if act.intent is None and act.call.action in KERNEL_LEASES:
                     act.intent = self._recorder.record(_intent(act, run.epoch.names), run.id)
                 self._recorder.submit(_outcome(act), run.id)
-            run.receipt_index = self._recorder.receipt(run.receipt().payload())
+            run.receipt_index = self._recorder.receipt(run.receipt())
         except BaseException as error:
             self._post(lambda error=error: self._fail(error))  # type: ignore[misc]
             return

@@ -13,10 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from pointcall_attest.log import checkpoint as checkpoints
-from pointcall_attest.log.checkpoint import COSIGNER, Verifier
+from pointcall_attest.log.checkpoint import Verifier, WitnessKey
 from pointcall_attest.log.witness import MAX_REQUEST_BYTES, Request, Seen, WitnessRefusal, judge
 
 Keys = Callable[[str], Sequence[Verifier]]  # origin -> the keys of that log, none if it is unknown
@@ -26,7 +24,7 @@ TIMEOUT_S: Final = 10.0  # for one request of a slow client
 class Witness:
     """Signs growth, durably. Thread-safe; several may share one database."""
 
-    def __init__(self, path: Path, name: str, key: Ed25519PrivateKey, keys: Keys) -> None:
+    def __init__(self, path: Path, name: str, key: WitnessKey, keys: Keys) -> None:
         self._name, self._key, self._keys = name, key, keys
         self._lock = threading.Lock()
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -39,7 +37,7 @@ class Witness:
     @property
     def verifier(self) -> Verifier:
         """The key that its cosignatures are checked with."""
-        return Verifier(self._name, COSIGNER, self._key.public_key().public_bytes_raw())
+        return checkpoints.cosigner(self._name, self._key)
 
     def add_checkpoint(self, raw: bytes, *, at_s: int) -> str:
         """A cosignature line. WitnessRefusal otherwise. What is signed is durable before the line exists."""
