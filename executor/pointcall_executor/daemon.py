@@ -189,6 +189,11 @@ class Executor:
         return self._recorder.keys
 
     @property
+    def recorder(self) -> Recorder:
+        """The one hand that writes the log, for who works beside the loop (shipping.py)."""
+        return self._recorder
+
+    @property
     def attested(self) -> Attested:
         """The evidence of the running epoch."""
         return self._now.attested

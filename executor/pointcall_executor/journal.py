@@ -239,6 +239,10 @@ class Journal(JournalReader):
                 )
             time.sleep(FORGET_STEP_MS / 1000)
 
+    def tree(self) -> Tree:
+        """The tree of all durable entries: the writer's own, which only grows. Ask it for sizes that were committed."""
+        return self._log
+
     def close(self) -> None:
         """Write what is queued, stop, release the file. May be called twice; raises nothing."""
         with self._queueing:

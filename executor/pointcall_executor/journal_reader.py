@@ -117,6 +117,10 @@ class JournalReader:
         sql = f"{_ENTRIES} {' and '.join(where)} order by e.i limit ?"
         return [_entry(row) for row in self._all(sql, *values, min(limit, MAX_PAGE))]
 
+    def raws(self, first: int, end: int) -> list[bytes]:
+        """The bytes of the entries from `first` to `end` that were not pruned."""
+        return [entry.raw for entry in self.entries(start=first, limit=end - first) if entry.index < end]
+
     def runs(self, start: int = 0, limit: int = 1000) -> list[Entry]:
         """The receipts, oldest first."""
         return self.entries("receipt", start=start, limit=limit)
@@ -142,6 +146,11 @@ class JournalReader:
 
     def has_blob(self, sha256: str) -> bool:
         return bool(self._all("select 1 from blob where sha256 = ?", bytes.fromhex(sha256)))
+
+    def first_opening(self) -> int | None:
+        """The index of the oldest entry whose clear text is there; None if there is none."""
+        (found,) = self._one("select min(i) from opening")
+        return None if found is None else int(found)
 
     def stray_openings(self) -> list[int]:
         """Indices of clear texts that belong to no entry that is there: nothing we write leaves one."""
