@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import Field
 
-from pointcall_attest import canonical, dsse, statement
+from pointcall_attest import canonical, dsse, sealing, statement
 from pointcall_attest.errors import MalformedError
 from pointcall_attest.log.tree import leaf_hash
-from pointcall_attest.receipt import RECEIPT_TYPE, Receipt
+from pointcall_attest.receipt import RECEIPT_TYPE, Receipt, subject_digest
 from pointcall_attest.run_id import is_run_id
+from pointcall_attest.sealing import SEALED, SEALED_KINDS, Opening
 from pointcall_attest.statement import (
     Count,
     Detail,
@@ -51,6 +52,7 @@ Kind = Literal[
     "epoch-close",
 ]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+MAX_ERASED: Final = 256  # commitments that one erase entry names: 16 kB; more take several
 
 
 class Body(Part):
@@ -142,17 +144,24 @@ class Access(Body):
 
 
 class Prune(Body):
-    """Entries below `minimum` need no longer be served; their hashes stay."""
+    """Entries below `minimum` need no longer be served; their hashes stay. `retention_days`: all were older than that;
+    None in entries that state no retention."""
 
     minimum: Count
     reason: Text
+    retention_days: Count | None = None
 
 
 class Erase(Body):
-    """Clear texts were deleted; their commitments stay in the leaves."""
+    """Clear texts were deleted: those behind these commitments, and all of entries below `below`. The leaves stay."""
 
-    commitments: Annotated[tuple[Sha256, ...], Listed, Field(max_length=256)]
+    commitments: Annotated[tuple[Sha256, ...], Listed, Field(max_length=MAX_ERASED)]
     reason: Text
+    below: Count = 0
+
+    def covers(self, entry: Entry) -> bool:
+        """Whether it says that the clear text of this entry was deleted."""
+        return entry.index < self.below or entry.commitment in self.commitments
 
 
 class EpochClose(Body):
@@ -181,7 +190,11 @@ assert {*BODIES, "receipt"} == set(KINDS)
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A well-formed entry. For a receipt `body` is its predicate; `subject` is the digest that the statement claims."""
+    """A well-formed entry. For a receipt `body` is its predicate; `subject` is the digest that the statement claims.
+
+    `body` is whole where the entry is in clear or was opened; where it is sealed and there is no opening,
+    `sealing.HIDDEN` and nothing stand in the personal places. `leaf` is what was signed.
+    """
 
     index: int
     kind: Kind
@@ -193,14 +206,29 @@ class Entry:
     leaf_hash: bytes
     raw: bytes
     subject: str
+    leaf: Mapping[str, Any]
+    opening: Opening | None = None
+
+    @property
+    def commitment(self) -> str | None:
+        """What the personal parts are sealed under (hex); None for an entry that has none, or has them in clear."""
+        found = self.leaf.get(SEALED)
+        return None if found is None else str(found)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the personal parts are not at hand: erased, or not given."""
+        return self.commitment is not None and self.opening is None
+
+    def without_opening(self) -> Entry:
+        """The same entry as somebody reads it who has the leaf only."""
+        return self if self.opening is None else parse_entry(self.index, self.raw)
 
     @property
     def subject_holds(self) -> bool:
-        """Whether the subject digest is that of the body (of inputs and decision, for a receipt)."""
-        covered = self.body
-        if self.kind == "receipt":
-            covered = {"inputs": self.body["inputs"], "decision": self.body["decision"]}
-        return canonical.digest(covered) == self.subject
+        """Whether the subject digest is that of the leaf (of inputs and decision, for a receipt)."""
+        digest = subject_digest if self.kind == "receipt" else canonical.digest
+        return digest(self.leaf) == self.subject
 
     def typed(self) -> Body:
         """The body as its type. AssertionError for a receipt: use `receipt()`."""
@@ -213,8 +241,23 @@ class Entry:
 
 
 def payload(body: Body, *, at: datetime, ktime_ns: int, epoch: str, run: str | None = None) -> bytes:
-    """The statement of an entry, to be signed by the epoch key. `ktime_ns` is CLOCK_MONOTONIC."""
+    """The statement of an entry in clear, to be signed by the epoch key. `ktime_ns` is CLOCK_MONOTONIC."""
+    kind = _KIND_OF[type(body)]
+    return _encoded(kind, body.model_dump(mode="json"), at, ktime_ns, epoch, run)
+
+
+def sealed(
+    body: Body, *, at: datetime, ktime_ns: int, epoch: str, run: str | None = None, salt: bytes
+) -> tuple[bytes, Opening | None]:
+    """The same with the personal parts under a commitment, and what opens it; None for a kind that has none."""
     kind, data = _KIND_OF[type(body)], body.model_dump(mode="json")
+    if kind not in SEALED_KINDS:
+        return _encoded(kind, data, at, ktime_ns, epoch, run), None
+    leaf, opening = sealing.seal(kind, data, salt)
+    return _encoded(kind, leaf, at, ktime_ns, epoch, run), opening
+
+
+def _encoded(kind: str, data: dict[str, Any], at: datetime, ktime_ns: int, epoch: str, run: str | None) -> bytes:
     predicate = {
         "kind": kind,
         "at": statement.rfc3339(at),
@@ -235,14 +278,17 @@ class _Predicate(Part):
     body: dict[str, Any]
 
 
-def parse_entry(index: int, raw: bytes) -> Entry:
-    """MalformedError `dsse.*`, `json.*`, `statement.form`, `entry.form` or `receipt.form`.
+def parse_entry(index: int, raw: bytes, opening: Opening | None = None) -> Entry:
+    """MalformedError `dsse.*`, `json.*`, `statement.form`, `entry.form`, `entry.opening` or `receipt.form`.
 
-    Also where the epoch that the payload names is not the key that the envelope names.
+    Also where the epoch that the payload names is not the key that the envelope names. `opening` opens a sealed entry.
     """
     envelope = dsse.parse(raw)
     form = statement.parse(envelope.payload)
-    found = _receipt(index, raw, form) if form.predicate_type == RECEIPT_TYPE else _entry(index, raw, form)
+    read = _receipt if form.predicate_type == RECEIPT_TYPE else _entry
+    found = read(index, raw, form, opening)
+    if opening is not None and found.commitment is None:
+        raise MalformedError(f"entry {index} has nothing to open", id="entry.opening", want="no opening", got="one")
     if found.epoch != envelope.keyid:
         raise MalformedError(
             f"entry {index} names another epoch than its key", id="entry.form", want=envelope.keyid, got=found.epoch
@@ -273,11 +319,14 @@ def _run_id(text: object) -> str:
     return text
 
 
-def _entry(index: int, raw: bytes, form: Statement) -> Entry:
+def _entry(index: int, raw: bytes, form: Statement, opening: Opening | None) -> Entry:
     if form.predicate_type != ENTRY_TYPE:
         raise MalformedError("not a log entry", id="entry.form", want=ENTRY_TYPE, got=form.predicate_type[:80])
     outer = checked(_Predicate, form.predicate, "entry.form")
-    checked(BODIES[outer.kind], outer.body, "entry.form")
+    body = outer.body
+    if SEALED in body and outer.kind in SEALED_KINDS:
+        body = sealing.unseal(outer.kind, body, opening)
+    checked(BODIES[outer.kind], body, "entry.form")
     if form.subject != f"entry/{outer.kind}":
         raise MalformedError("the subject is of another kind", id="entry.form", want=outer.kind, got=form.subject[:80])
     return Entry(
@@ -287,15 +336,19 @@ def _entry(index: int, raw: bytes, form: Statement) -> Entry:
         outer.at,
         outer.ktime_ns,
         outer.epoch,
-        outer.body,
+        body,
         leaf_hash(raw),
         raw,
         form.sha256,
+        outer.body,
+        opening,
     )
 
 
-def _receipt(index: int, raw: bytes, form: Statement) -> Entry:
-    receipt = Receipt.of(form)
+def _receipt(index: int, raw: bytes, form: Statement, opening: Opening | None) -> Entry:
+    leaf = form.predicate
+    body = sealing.unseal("receipt", leaf, opening) if SEALED in leaf else leaf
+    receipt = Receipt.of(replace(form, predicate=body))
     return Entry(
         index,
         "receipt",
@@ -303,8 +356,10 @@ def _receipt(index: int, raw: bytes, form: Statement) -> Entry:
         receipt.time.started,
         receipt.trigger.at_ns,
         receipt.run.epoch,
-        form.predicate,
+        body,
         leaf_hash(raw),
         raw,
         form.sha256,
+        leaf,
+        opening,
     )

@@ -28,13 +28,15 @@ from pointcall_attest.entry import Entry, EpochOpen, Intent, OutcomeBody, parse_
 from pointcall_attest.errors import AttestError, MalformedError
 from pointcall_attest.evidence import EvidenceBundle
 from pointcall_attest.log import checkpoint as checkpoints
-from pointcall_attest.log.checkpoint import Checkpoint
-from pointcall_attest.log.proof import Proof
+from pointcall_attest.log.checkpoint import Checkpoint, Verifier
+from pointcall_attest.log.proof import Consistency, Proof
+from pointcall_attest.log.witness import WitnessPolicy
 from pointcall_attest.manifest import Manifest
-from pointcall_attest.pack import NOTHING, Pack, content_of, opening_of, signer_of
+from pointcall_attest.pack import NOTHING, Pack, content_of, erase_of, opening_of, signer_of
 from pointcall_attest.policy import TrustPolicy
-from pointcall_attest.receipt import Acted, Receipt
+from pointcall_attest.receipt import Acted, Receipt, subject_digest
 from pointcall_attest.replay import interpreter, replay
+from pointcall_attest.sealing import HIDDEN, Opening
 from pointcall_attest.signature import SignedStatement, verify_bundles
 from pointcall_attest.trust import Roots
 from pointcall_attest.verdict import Check, Verdict
@@ -61,6 +63,7 @@ class _Opened:
     entries: Mapping[int, Entry]
     proofs: Mapping[int, Proof]
     checkpoint: Checkpoint
+    consistency: Consistency | None
     entry: Entry  # the receipt
     receipt: Receipt
     openings: Mapping[str, Entry]  # by epoch
@@ -71,12 +74,21 @@ class _Opened:
         return opening_of(self.openings[self.entry.epoch])
 
 
-def verify_pack(pack: Pack, *, trust: Trust, at: datetime | None = None, in_process: bool = False) -> Verdict:
+def verify_pack(
+    pack: Pack,
+    *,
+    trust: Trust,
+    at: datetime | None = None,
+    in_process: bool = False,
+    witnesses: WitnessPolicy | None = None,
+    since: Checkpoint | None = None,
+) -> Verdict:
     """Every check on a pack; never raises for what is in it.
 
     `at` judges certificates, expiry and signatures; by default it is the time that the receipt's epoch states for its
-    opening. `in_process` verifies Sigstore bundles in this process instead of a short-lived child. MalformedError only
-    for the caller's own trust policy.
+    opening. `in_process` verifies Sigstore bundles in this process instead of a short-lived child. `witnesses` says
+    whose cosignatures are asked for, `since` is a checkpoint that was seen before: without them these two checks are
+    listed as not made. MalformedError only for the caller's own trust policy.
     """
     policy = TrustPolicy.parse(trust.policy)
     try:
@@ -93,7 +105,7 @@ def verify_pack(pack: Pack, *, trust: Trust, at: datetime | None = None, in_proc
         *manifest_checks,
         *_receipt(opened, signed, policy, moment),  # (4)
         *_run(opened),  # (5)
-        *_log(opened),  # (6)
+        *_log(opened, witnesses, since),  # (6)
         _replay(opened),  # (7)
     )
     return Verdict((*rest, *evidence.checks), evidence.tier, evidence.platform, evidence.claims)
@@ -112,7 +124,8 @@ def own_trust(pack: Pack) -> Trust:
 
 
 def _open(pack: Pack) -> _Opened:
-    entries = {index: parse_entry(index, raw) for index, raw in sorted(pack.entries.items())}
+    texts = {index: Opening.parse(raw) for index, raw in pack.openings.items()}
+    entries = {index: parse_entry(index, raw, texts.get(index)) for index, raw in sorted(pack.entries.items())}
     proofs = {index: Proof.parse(raw) for index, raw in sorted(pack.proofs.items())}
     openings = {e.epoch: e for e in entries.values() if e.kind == "epoch-open"}
     receipts = [e for e in entries.values() if e.kind == "receipt"]
@@ -124,7 +137,14 @@ def _open(pack: Pack) -> _Opened:
             got=f"{len(receipts)} receipts, {len(openings)} openings",
         )
     return _Opened(
-        pack, entries, proofs, Checkpoint.parse(pack.checkpoint), receipts[0], receipts[0].receipt(), openings
+        pack,
+        entries,
+        proofs,
+        Checkpoint.parse(pack.checkpoint),
+        None if pack.consistency is None else Consistency.parse(pack.consistency),
+        receipts[0],
+        receipts[0].receipt(),
+        openings,
     )
 
 
@@ -137,9 +157,11 @@ def _form(opened: _Opened) -> Iterator[Check]:
     strangers = [
         f"entry {e.index} ({e.kind})"
         for e in entries.values()
-        if e.run != receipt.run.id and not (e.kind == "epoch-open" and _needed(opened, e))
+        if e.run != receipt.run.id
+        and not (e.kind == "epoch-open" and _needed(opened, e))
+        and not (e.kind == "erase" and any(erase_of(e).covers(c) for c in entries.values() if c.closed))
     ]
-    yield _none("pack.members", strangers, "only entries of the run and the openings of its epochs")
+    yield _none("pack.members", strangers, "only entries of the run, what erased parts of them, and their epochs")
     yield _check("pack.proofs", opened.proofs.keys() == entries.keys(), want=_list(entries), got=_list(opened.proofs))
     wanted = {
         sha256
@@ -151,6 +173,23 @@ def _form(opened: _Opened) -> Iterator[Check]:
     yield _none("pack.content", missing, f"the {len(wanted)} files that signed entries name")
     broken = [f"entry {e.index}" for e in entries.values() if e.kind != "receipt" and not e.subject_holds]
     yield _none("entry.subject", broken, "subject digests of the bodies")
+    yield from _openings(opened)
+
+
+def _openings(opened: _Opened) -> Iterator[Check]:
+    """Every sealed entry is opened, or an entry of the log says that its text was erased."""
+    closed = [e for e in opened.entries.values() if e.closed]
+    erased = {e.index: _eraser(opened, e) for e in closed}
+    missing = [f"entry {index}" for index, by in erased.items() if by is None]
+    yield _none("entry.opening", missing, "what opens each sealed entry, or the entry that erased it")
+    told = [f"entry {e.index} ({e.kind}) by entry {erased[e.index]}" for e in closed if erased[e.index] is not None]
+    if told:
+        parts = "addresses, inputs, arguments and texts were erased"
+        yield Check.skipped("entry.erased", f"{parts}: {', '.join(told)}"[:400], spec=SPEC)
+
+
+def _eraser(opened: _Opened, closed: Entry) -> int | None:
+    return next((e.index for e in _of(opened, "erase") if erase_of(e).covers(closed)), None)
 
 
 def _needed(opened: _Opened, opening: Entry) -> bool:
@@ -283,7 +322,9 @@ def _manifest(
 
 def _receipt(opened: _Opened, signed: SignedStatement | None, policy: TrustPolicy, at: datetime) -> Iterator[Check]:
     receipt, opening = opened.receipt, opened.opening
-    yield _check("receipt.subject", opened.entry.subject_holds, want=opened.entry.subject, got=receipt.sha256())
+    yield _check(
+        "receipt.subject", opened.entry.subject_holds, want=opened.entry.subject, got=subject_digest(opened.entry.leaf)
+    )
     yield _same(
         "receipt.epoch",
         {
@@ -296,7 +337,12 @@ def _receipt(opened: _Opened, signed: SignedStatement | None, policy: TrustPolic
     )
     signers = [(s.issuer, s.identity) for s in signed.signers] if signed else None
     named = [(s.issuer, s.identity) for s in receipt.runbook.signers]
-    yield _check("receipt.signers", sorted(named) == signers, want=signers, got=sorted(named))
+    if opened.entry.closed:
+        yield Check.skipped(
+            "receipt.signers", "the names were erased; the manifest's own signature is checked", spec=SPEC
+        )
+    else:
+        yield _check("receipt.signers", sorted(named) == signers, want=signers, got=sorted(named))
     yield from _listed(opened, policy, at)
 
 
@@ -359,16 +405,22 @@ def _disagreements(opened: _Opened, action: Acted) -> Iterator[str]:
     if action.intent is not None:
         found = opened.entries.get(action.intent)
         body = found.typed() if found is not None and found.kind == "intent" else None
-        if not isinstance(body, Intent) or (body.action, body.target) != (action.action, action.target):
+        if not isinstance(body, Intent) or not _about(body, action):
             yield f"action {action.index} has no intent {action.intent}"
         elif found is not None and found.index > opened.entry.index:
             yield f"intent {found.index} follows the receipt"
     said = [e.typed() for e in _of(opened, "outcome")]
-    told = [o for o in said if isinstance(o, OutcomeBody) and (o.action, o.target) == (action.action, action.target)]
+    told = [o for o in said if isinstance(o, OutcomeBody) and _about(o, action)]
     if told and not any(o.outcome == action.outcome for o in told):
         yield f"action {action.index} is {action.outcome}, its outcome entry says {told[0].outcome}"
     if action.intent is not None and not told:
         yield f"action {action.index} has an intent and no outcome"
+
+
+def _about(body: Intent | OutcomeBody, action: Acted) -> bool:
+    """Whether it speaks of this action; a target that was erased may be any."""
+    same = body.target == action.target or HIDDEN in (body.target, action.target)
+    return body.action == action.action and same
 
 
 def _of(opened: _Opened, kind: str) -> list[Entry]:
@@ -378,21 +430,46 @@ def _of(opened: _Opened, kind: str) -> list[Entry]:
 # ---- (6) the log
 
 
-def _log(opened: _Opened) -> Iterator[Check]:
-    signers = [o for o in opened.openings.values() if _signs_checkpoint(opened, o)]
-    alone = len(opened.checkpoint.signatures) == 1
+def _log(opened: _Opened, policy: WitnessPolicy | None, since: Checkpoint | None) -> Iterator[Check]:
+    note, signers = opened.checkpoint, [o for o in opened.openings.values() if _signs_checkpoint(opened, o)]
+    keys = [Verifier.parse(key) for key in opened.pack.witnesses]
+    cosigned = [checkpoints.signed_by(note, line, key) for line, key in zip(note.signatures[1:], keys, strict=False)]
+    alone = len(note.signatures) == 1 + len(keys) and all(cosigned)
+    who = f"epoch {signers[0].epoch}" if signers else "no epoch of this pack"
     yield _check(
         "log.checkpoint",
         bool(signers) and alone,
-        want="one signature, by the checkpoint key of an epoch in this pack",
-        got=f"size {opened.checkpoint.size}, signed by epoch {signers[0].epoch}" if signers else "no such signature",
+        want="signed by the checkpoint key of an epoch in this pack, and by the witnesses that it names",
+        got=f"size {note.size}, signed by {who} and {sum(cosigned)} of {len(note.signatures) - 1} others",
     )
+    yield _witnessed(note, policy)
+    yield _grown(note, opened.consistency, since)
     outside = [
         f"entry {index}"
         for index, entry in opened.entries.items()
         if not _is_included(opened.proofs.get(index), entry, opened.checkpoint)
     ]
     yield _none("log.inclusion", outside, f"{len(opened.entries)} entries in the tree of {opened.checkpoint.size}")
+
+
+def _witnessed(note: Checkpoint, policy: WitnessPolicy | None) -> Check:
+    if policy is None:
+        return Check.skipped("log.witnesses", "no witness policy was given", spec=SPEC)
+    who = ", ".join(f"{name} at {at}" for name, at in policy.signers(note).items())
+    return _check("log.witnesses", policy.met_by(note), want=f"quorum {policy.quorum}", got=who or "nobody")
+
+
+def _grown(note: Checkpoint, proof: Consistency | None, since: Checkpoint | None) -> Check:
+    """A proof in the pack must hold; where the verifier kept a checkpoint, it must be the one that is proven."""
+    if proof is None and since is None:
+        return Check.skipped("log.consistency", "no earlier checkpoint was given", spec=SPEC)
+    if proof is None:
+        hint = "export the pack with --since and the same checkpoint"
+        return Check("log.consistency", "fail", "a proof from your checkpoint", "none in the pack", SPEC, hint)
+    kept = proof if since is None else since
+    same = (kept.origin, kept.size, kept.root) == (proof.origin, proof.size, proof.root)
+    want = f"a growth of {kept.origin} at {kept.size}"
+    return _check("log.consistency", same and proof.holds(note), want=want, got=f"{note.origin} at {note.size}")
 
 
 def _is_included(proof: Proof | None, entry: Entry, checkpoint: Checkpoint) -> bool:
@@ -409,6 +486,8 @@ def _is_included(proof: Proof | None, entry: Entry, checkpoint: Checkpoint) -> b
 
 
 def _replay(opened: _Opened) -> Check:
+    if opened.entry.closed:
+        return Check.skipped("receipt.replay", "the inputs were erased", spec=SPEC)
     module = opened.pack.blobs.get(opened.receipt.runbook.module)
     if module is None:
         return Check("receipt.replay", "fail", "the module", "missing", SPEC)

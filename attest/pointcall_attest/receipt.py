@@ -1,18 +1,21 @@
 """The receipt of one run: what was seen, decided, permitted and done. Typed parts <-> bytes.
 
-A receipt is the predicate of an in-toto statement whose subject digest covers inputs and decision, so two runs with
-the same inputs and decision have the same digest. Not here: signing (dsse.py), the log (log/), whether it is true
-(pack.py), deciding again (replay.py). Spec: docs/spec/receipt.md.
+A receipt is the predicate of an in-toto statement whose subject digest covers inputs and decision. What is personal in
+it is sealed (sealing.py): a `Receipt` is always the whole, its statement need not be.
+Not here: signing (dsse.py), the log (log/), whether it is true (pack.py), deciding again (replay.py).
+Spec: docs/spec/receipt.md.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field
 
-from pointcall_attest import canonical, statement
+from pointcall_attest import canonical, sealing, statement
 from pointcall_attest.errors import MalformedError
+from pointcall_attest.sealing import SEALED, Opening
 from pointcall_attest.statement import (
     Count,
     Detail,
@@ -157,7 +160,7 @@ class TimePart(Part):
 
 
 class Receipt(Part):
-    """One run, whole. Build it with keyword arguments; `.payload()` is what the epoch key signs."""
+    """One run, whole. Build it with keyword arguments; `.sealed()` makes what the epoch key signs."""
 
     run: RunPart
     runbook: RunbookPart
@@ -170,15 +173,20 @@ class Receipt(Part):
     time: TimePart
 
     def sha256(self) -> str:
-        """The subject digest: SHA-256 (hex) over inputs and decision in canonical JSON."""
-        body = self.model_dump(mode="json", include={"inputs", "decision"})
-        return canonical.digest(body)
+        """The subject digest of a receipt in clear."""
+        return subject_digest(self.model_dump(mode="json", include={"inputs", "decision"}))
 
     def payload(self) -> bytes:
-        """The canonical in-toto statement."""
-        body = self.model_dump(mode="json")
-        digest = canonical.digest({"inputs": body["inputs"], "decision": body["decision"]})
-        return statement.encode(Statement(RECEIPT_TYPE, f"run/{self.run.id}", digest, body))
+        """The canonical in-toto statement with everything in clear: the form of receipts before they were sealed."""
+        return self._encoded(self.model_dump(mode="json"))
+
+    def sealed(self, salt: bytes) -> tuple[bytes, Opening]:
+        """The canonical in-toto statement with the personal parts under a commitment, and what opens it."""
+        body, opening = sealing.seal("receipt", self.model_dump(mode="json"), salt)
+        return self._encoded(body), opening
+
+    def _encoded(self, body: dict[str, Any]) -> bytes:
+        return statement.encode(Statement(RECEIPT_TYPE, f"run/{self.run.id}", subject_digest(body), body))
 
     @classmethod
     def parse(cls, payload: bytes) -> Self:
@@ -190,7 +198,7 @@ class Receipt(Part):
 
     @classmethod
     def of(cls, form: Statement) -> Self:
-        """The receipt inside a statement."""
+        """The receipt inside a statement in clear; a sealed one is opened before (entry.py)."""
         if form.predicate_type != RECEIPT_TYPE:
             raise MalformedError("not a receipt", id="receipt.form", want=RECEIPT_TYPE, got=form.predicate_type[:80])
         receipt = checked(cls, form.predicate, "receipt.form")
@@ -199,3 +207,9 @@ class Receipt(Part):
                 "the receipt is about another run", id="receipt.form", want=f"run/{receipt.run.id}", got=form.subject
             )
         return receipt
+
+
+def subject_digest(body: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) over inputs and decision of a predicate in canonical JSON; where it is sealed, over the commitment
+    too: so it covers everything and lets nobody guess what is hidden."""
+    return canonical.digest({name: body[name] for name in ("inputs", "decision", SEALED) if name in body})

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from pointcall_attest.entry import Entry
-from pointcall_attest.receipt import Receipt
+from pointcall_attest.receipt import Receipt, subject_digest
 from pointcall_runbook.decision import Decided, Trap
 from pointcall_runbook.errors import PointcallError
 from pointcall_runbook.interpreter import Interpreter
@@ -42,18 +42,27 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """The result for one run. Check `identical`: an object is always true."""
+    """The result for one run. Check `identical`: an object is always true.
+
+    `erased`: the inputs were deleted, so it cannot be decided again; it is then neither identical nor different.
+    """
 
     run: str
     differences: tuple[Difference, ...]
+    erased: bool = False
 
     @property
     def identical(self) -> bool:
-        return not self.differences
+        return not self.differences and not self.erased
+
+    @property
+    def different(self) -> bool:
+        return bool(self.differences)
 
     def as_dict(self) -> dict[str, Any]:
         rows = [{"what": d.what, "recorded": d.recorded, "again": d.again} for d in self.differences]
-        return {"run": self.run, "identical": self.identical, "differences": rows}
+        row: dict[str, Any] = {"run": self.run, "identical": self.identical, "differences": rows}
+        return row | ({"erased": True} if self.erased else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +112,17 @@ def replay_all(
     """Replay the runs of receipt entries; `module` gives a module's bytes by SHA-256 (hex), asked once for each.
 
     A module that is missing, changed or no module is a difference of the runs that need it, never an exception.
-    So are inputs or a decision that do not have the digest that the receipt's subject states.
+    So are inputs or a decision that do not have the digest that the receipt's subject states. Runs whose inputs were
+    erased are named as such.
     """
     runners: dict[str, Runner | Difference] = {}
     for entry in receipts:
         receipt = entry.receipt()
         if not entry.subject_holds:
-            yield Replayed(receipt.run.id, (Difference("subject", entry.subject, receipt.sha256()),))
+            yield Replayed(receipt.run.id, (Difference("subject", entry.subject, subject_digest(entry.leaf)),))
+            continue
+        if entry.closed:
+            yield Replayed(receipt.run.id, (), erased=True)
             continue
         sha256 = receipt.runbook.module
         if sha256 not in runners:

@@ -1,7 +1,9 @@
 """Entries as other systems read them: OCSF events, OpenTelemetry log records, Sigstore bundles. Pure; one way only.
 
 Every exported row keeps origin, index and leaf hash, so that a copy stays checkable against the log: `check_copy` finds
-rows that are missing, changed or made up. Not here: shipping. Spec: OCSF 1.3 class 7001, OTLP logs 1.0 (JSON), Sigstore
+rows that are missing, changed or made up. Rows say what leaves say: what is personal is not exported, since nobody
+could erase it there, unless the caller asks for it (`clear`). Not here: shipping.
+Spec: OCSF 1.3 class 7001, OTLP logs 1.0 (JSON), Sigstore
 bundle v0.3; docs/spec/siem.md.
 """
 
@@ -9,9 +11,9 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol
 
 from cryptography.hazmat.primitives import serialization
 
@@ -44,10 +46,10 @@ def place(entry: Entry, origin: str) -> dict[str, Any]:
     return {"origin": origin, "index": entry.index, "leaf_hash": entry.leaf_hash.hex()}
 
 
-def ocsf(entry: Entry, origin: str) -> Iterator[dict[str, Any]]:
+def ocsf(entry: Entry, origin: str, *, clear: bool = False) -> Iterator[dict[str, Any]]:
     """One OCSF Remediation Activity for every action of a run; nothing for other entries."""
     if entry.kind == "receipt":
-        receipt = entry.receipt()
+        receipt = (entry if clear else entry.without_opening()).receipt()
         for action in receipt.actions:
             yield _activity(entry, receipt, action, origin)
 
@@ -76,8 +78,8 @@ def _activity(entry: Entry, receipt: Receipt, action: Acted, origin: str) -> dic
     }
 
 
-def otel(entry: Entry, origin: str) -> dict[str, Any]:
-    """One OTLP log record (JSON form) for an entry of any kind; its body is the entry's, as JSON text."""
+def otel(entry: Entry, origin: str, *, clear: bool = False) -> dict[str, Any]:
+    """One OTLP log record (JSON form) for an entry of any kind; its body is the leaf's (or the whole)."""
     attributes = {f"pointcall.{k}": v for k, v in place(entry, origin).items()} | {
         "event.name": f"pointcall.{entry.kind}"
     }
@@ -86,7 +88,9 @@ def otel(entry: Entry, origin: str) -> dict[str, Any]:
     return {
         "timeUnixNano": str(_nanoseconds(entry.at)),
         "severityNumber": _SEVERITY.get(entry.kind, 9),
-        "body": {"stringValue": json.dumps(dict(entry.body), ensure_ascii=False, sort_keys=True)},
+        "body": {
+            "stringValue": json.dumps(dict(entry.body if clear else entry.leaf), ensure_ascii=False, sort_keys=True)
+        },
         "attributes": [{"key": key, "value": _any_value(value)} for key, value in attributes.items()],
     }
 
@@ -154,5 +158,14 @@ def _nanoseconds(moment: datetime) -> int:
     return (since.days * 86_400 + since.seconds) * 1_000_000_000 + since.microseconds * 1_000
 
 
-Export: TypeAlias = Callable[[Entry, str], Iterable[dict[str, Any]]]
-FORMATS: Final[Mapping[str, Export]] = {"ocsf": ocsf, "otel": lambda entry, origin: [otel(entry, origin)]}
+class Export(Protocol):
+    """Rows of one entry in one format."""
+
+    def __call__(self, entry: Entry, origin: str, *, clear: bool = False) -> Iterable[dict[str, Any]]: ...
+
+
+def _one_record(entry: Entry, origin: str, *, clear: bool = False) -> Iterable[dict[str, Any]]:
+    return [otel(entry, origin, clear=clear)]
+
+
+FORMATS: Final[Mapping[str, Export]] = {"ocsf": ocsf, "otel": _one_record}

@@ -49,6 +49,16 @@ class Config(BaseModel):
     """At most one signed checkpoint in this time."""
     epoch_minutes: Annotated[int, Field(ge=1, le=1440)] = 15
     """Lifetime of one receipt key."""
+    retention_days: Annotated[int, Field(ge=1, le=36_500)] = 400
+    """Entries younger than this are never pruned."""
+    clear_text_days: Annotated[int, Field(ge=1, le=36_500)] = 400
+    """After this the executor erases what is personal: addresses, arguments and texts beside the log."""
+    witnesses: Annotated[str, Field(max_length=4096)] = ""
+    """File with a C2SP witness policy: who is asked to sign checkpoints. Empty: nobody."""
+    mirror: Annotated[str, Field(max_length=4096)] = ""
+    """PostgreSQL database (connection string) that the log is copied to. Empty: none."""
+    lag_seconds: Annotated[int, Field(ge=1, le=604_800)] = 60
+    """How long witnesses or the mirror may be behind before the log says so."""
     pin: bool = False
     """Pin the breaker in bpffs: it stays when the executor ends or is killed, and the next one takes it up again."""
 

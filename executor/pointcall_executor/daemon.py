@@ -221,6 +221,11 @@ class Executor:
         return self._recorder.keys
 
     @property
+    def recorder(self) -> Recorder:
+        """The one hand that writes the log, for who works beside the loop (shipping.py)."""
+        return self._recorder
+
+    @property
     def attested(self) -> Attested:
         """The evidence of the running epoch."""
         return self._now.attested
@@ -1102,7 +1107,7 @@ class Executor:
                 if act.intent is None and act.call.action in KERNEL_LEASES:
                     act.intent = self._recorder.record(_intent(act, run.epoch.names), run.id)
                 self._recorder.submit(_outcome(act), run.id)
-            run.receipt_index = self._recorder.receipt(run.receipt().payload())
+            run.receipt_index = self._recorder.receipt(run.receipt())
         except BaseException as error:
             self._post(lambda error=error: self._fail(error))  # type: ignore[misc]
             return

@@ -15,19 +15,20 @@ import hashlib
 import os
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeAlias
 
 from pointcall_attest import entry
-from pointcall_attest.commitment import commit
 from pointcall_attest.entry import Erase, Prune, outline
 from pointcall_attest.log.checkpoint import Checkpoint
 from pointcall_attest.log.tree import Tree, leaf_hash
+from pointcall_attest.sealing import Opening
 from pointcall_executor.journal_reader import (
     APPLICATION_ID,
     SCHEMA_VERSION,
@@ -43,6 +44,8 @@ __all__ = ["DamagedError", "Journal", "JournalError", "JournalReader", "StorageE
 
 MAX_BATCH: Final = 128  # entries of one commit: above it latency grows and throughput does not
 CHECKPOINT_INTERVAL_S: Final = 1.0
+FORGET_S: Final = 5.0  # how long an erasure waits for readers that still hold old pages
+FORGET_STEP_MS: Final = 20  # how long one try may keep others from writing
 MAX_BLOB_BYTES: Final = 64 * 1024 * 1024  # a manifest's file; the largest real one is a BPF blob of 60 kB
 
 SignCheckpoint = Callable[[str, int, bytes], bytes]  # origin, size, root -> signed note
@@ -60,6 +63,13 @@ _MIGRATIONS: Final = (
     create table sequence(name text primary key, number integer not null, digest text not null) strict, without rowid;
     create table checkpoint(
       key_id text primary key, size integer not null, root blob not null, note blob not null) strict;
+    """,
+    # Openings by entry, cosigned checkpoints. Nothing ever wrote to `side`.
+    """
+    drop table side;
+    create table opening(i integer primary key, salt blob not null, text text not null) strict;
+    create table cosigned(key_id text primary key, size integer not null, note blob not null, witnesses text not null)
+      strict;
     """,
 )
 assert len(_MIGRATIONS) == SCHEMA_VERSION
@@ -99,11 +109,12 @@ class Journal(JournalReader):
 
     @classmethod
     def open(  # type: ignore[override]
-        cls, path: Path, *, origin: str, connection: type[sqlite3.Connection] = sqlite3.Connection
+        cls, path: Path, *, origin: str | None, connection: type[sqlite3.Connection] = sqlite3.Connection
     ) -> Self:
         """Open or create; every entry is verified from disk first.
 
-        `origin` names the log in its checkpoints and can never change. `connection` is the SQLite connection class.
+        `origin` names the log in its checkpoints and can never change; None: that of a journal which is there already.
+        `connection` is the SQLite connection class.
         JournalError `journal.busy`, `journal.format`, `journal.schema` or `journal.origin`; DamagedError names the
         first entry that is wrong; StorageError if the disk fails.
         """
@@ -129,9 +140,12 @@ class Journal(JournalReader):
         if self._failure is not None:
             raise _stopped(self._failure)
 
-    def append(self, leaf: bytes) -> int:
-        """The index of this entry, once it is durable. MalformedError for what no reader would accept."""
-        row = _row(leaf)
+    def append(self, leaf: bytes, opening: Opening | None = None) -> int:
+        """The index of this entry, once it is durable. MalformedError for what no reader would accept.
+
+        `opening` is what its commitment opens with; it is kept beside it, in the same transaction.
+        """
+        row = _row(leaf, opening)
         index: int = self._do(lambda: self._insert(*row))
         return index
 
@@ -141,9 +155,9 @@ class Journal(JournalReader):
         indices: list[int] = self._do(lambda: [self._insert(*row) for row in rows])
         return indices
 
-    def submit(self, leaf: bytes) -> Future[int]:
+    def submit(self, leaf: bytes, opening: Opening | None = None) -> Future[int]:
         """The same as `append` without waiting. The order of calls is the order of entries."""
-        row = _row(leaf)
+        row = _row(leaf, opening)
         waiting = self._queue(lambda: self._insert(*row))
         self._work.set()
         return waiting
@@ -170,34 +184,69 @@ class Journal(JournalReader):
         note: bytes | None = self._do(lambda: self._checkpoint(sign, now_s, force=force))
         return note
 
-    def put_side(self, text: str, salt: bytes) -> str:
-        """Keep a clear text beside the log, durably; entries carry its commitment (hex). `salt`: 32 random bytes."""
-        name = commit(text, salt)
-        sql = "insert into side values (?, ?, ?) on conflict do nothing"
-        self._do(lambda: self._writer.execute(sql, (bytes.fromhex(name), salt, text)))
-        return name
+    def keep_cosigned(self, note: Checkpoint, witnesses: Sequence[str]) -> None:
+        """Keep a checkpoint of this log with the cosignatures of witnesses, whose verifier keys are given in the order
+        of their lines: the last one of each epoch key."""
+        sql = (
+            "insert into cosigned values (?, ?, ?, ?) on conflict(key_id) do update set size=?, note=?, witnesses=?"
+            " where excluded.size >= size"
+        )
+        new = (note.size, note.text, "\n".join(witnesses))
+        self._do(lambda: self._writer.execute(sql, (note.signatures[0].key_id.hex(), *new, *new)))
 
-    def erase(self, leaf: bytes) -> int:
+    def erase(self, leaf: bytes, opening: Opening | None = None, *, indices: Sequence[int] = ()) -> int:
         """Delete the clear texts and salts that this erase entry names, and append it, in one transaction.
 
-        The leaves stay as they are, and so do all proofs. The text is overwritten in the file and its write-ahead log.
+        `indices` are the entries whose commitments it names. The leaves stay as they are, and so do all proofs. Call
+        `forget` after it: until then the text is still in the write-ahead log.
         """
-        body = entry.parse_entry(0, leaf).typed()
+        body = entry.parse_entry(0, leaf, opening).typed()
         assert isinstance(body, Erase), "an erase entry says what is erased"
-        index: int = self._do(lambda: self._erase(body.commitments, leaf))
-        self._forget_log()
+        index: int = self._do(lambda: self._erase(body, indices, _row(leaf, opening)))
         return index
 
-    def prune(self, leaf: bytes) -> int:
-        """Drop the bytes of entries below the minimum of this prune entry, and append it, in one transaction.
+    def prune(self, leaf: bytes, opening: Opening | None = None) -> int:
+        """Drop the bytes and clear texts of entries below the minimum of this prune entry, and append it, in one
+        transaction.
 
         Their hashes stay, so every root and proof stays valid; openings of epochs are kept, because later runs need
-        them. JournalError `journal.prune` where the minimum is not covered by a checkpoint, or goes back.
+        them. JournalError `journal.prune` where the minimum is not covered by a checkpoint, or goes back. Call `forget`
+        after it.
         """
-        body = entry.parse_entry(0, leaf).typed()
+        body = entry.parse_entry(0, leaf, opening).typed()
         assert isinstance(body, Prune), "a prune entry says how far"
-        index: int = self._do(lambda: self._prune(body.minimum, leaf))
+        index: int = self._do(lambda: self._prune(body.minimum, _row(leaf, opening)))
         return index
+
+    def forget(self) -> None:
+        """Overwrite what was deleted: move everything out of the write-ahead log and empty it.
+
+        JournalError `journal.readers` where a reader holds the old pages for too long: call it again.
+        """
+        end = time.monotonic() + FORGET_S
+        while True:
+            with self._writing:
+                try:
+                    self._writer.execute(f"pragma busy_timeout = {FORGET_STEP_MS}")
+                    (busy, _, _) = self._writer.execute("pragma wal_checkpoint(truncate)").fetchone()
+                except sqlite3.Error as error:
+                    self._failure = error
+                    raise _storage(error) from error
+            if not busy:
+                return
+            if time.monotonic() > end:
+                raise JournalError(
+                    "deleted, but a reader still holds the old pages",
+                    id="journal.readers",
+                    want="no reader for a moment",
+                    got=f"one for {FORGET_S:.0f} s",
+                    hint="end the process that reads the journal, then ask again: nothing is lost by that",
+                )
+            time.sleep(FORGET_STEP_MS / 1000)
+
+    def tree(self) -> Tree:
+        """The tree of all durable entries: the writer's own, which only grows. Ask it for sizes that were committed."""
+        return self._log
 
     def close(self) -> None:
         """Write what is queued, stop, release the file. May be called twice; raises nothing."""
@@ -275,9 +324,11 @@ class Journal(JournalReader):
         self._log.extend(self._leaves)
         return results
 
-    def _insert(self, leaf: bytes, kind: str, run: str | None, raw: bytes) -> int:
+    def _insert(self, leaf: bytes, kind: str, run: str | None, raw: bytes, opening: Opening | None) -> int:
         index = self._log.size + len(self._leaves)
         self._writer.execute("insert into entry values (?, ?, ?, ?, ?)", (index, leaf, kind, run, raw))
+        if opening is not None:
+            self._writer.execute("insert into opening values (?, ?, ?)", (index, opening.salt, opening.text))
         self._leaves.append(leaf)
         return index
 
@@ -293,21 +344,16 @@ class Journal(JournalReader):
         sql = "insert into sequence values (?, ?, ?) on conflict(name) do update set number = ?, digest = ?"
         self._writer.execute(sql, (name, number, digest, number, digest))
 
-    def _erase(self, commitments: Sequence[str], leaf: bytes) -> int:
-        rows = [(bytes.fromhex(c),) for c in commitments]
-        self._writer.executemany("delete from side where commitment = ?", rows)
-        return self._insert(*_row(leaf))
+    def _erase(self, body: Erase, indices: Sequence[int], row: _Row) -> int:
+        find = "select salt, text from opening where i = ?"
+        for index in indices:
+            for salt, text in self._writer.execute(find, (index,)).fetchall():
+                assert Opening(salt, text).commitment in body.commitments, f"entry {index} is not named"
+        self._writer.executemany("delete from opening where i = ?", [(index,) for index in indices])
+        self._writer.execute("delete from opening where i < ?", (body.below,))
+        return self._insert(*row)
 
-    def _forget_log(self) -> None:
-        """Move everything out of the write-ahead log and empty it."""
-        with self._writing:
-            try:
-                self._writer.execute("pragma wal_checkpoint(truncate)")
-            except sqlite3.Error as error:
-                self._failure = error
-                raise _storage(error) from error
-
-    def _prune(self, minimum: int, leaf: bytes) -> int:
+    def _prune(self, minimum: int, row: _Row) -> int:
         (lowest,) = self._writer.execute("select value from meta where key = 'minimum'").fetchone()
         covered, _, _ = self._last_checkpoint()
         if not int(lowest) <= minimum <= covered:
@@ -318,8 +364,9 @@ class Journal(JournalReader):
                 got=str(minimum),
             )
         self._writer.execute("update entry set raw = x'' where i < ? and kind <> 'epoch-open'", (minimum,))
+        self._writer.execute("delete from opening where i < ?", (minimum,))
         self._writer.execute("update meta set value = ? where key = 'minimum'", (str(minimum),))
-        return self._insert(*_row(leaf))
+        return self._insert(*row)
 
     def _checkpoint(self, sign: SignCheckpoint, now_s: float, *, force: bool) -> bytes | None:
         size, root, note = self._last_checkpoint()
@@ -347,10 +394,13 @@ class Journal(JournalReader):
         return str(self._writer.execute("select value from meta where key = 'origin'").fetchone()[0])
 
 
-def _row(leaf: bytes) -> tuple[bytes, str, str | None, bytes]:
+_Row: TypeAlias = tuple[bytes, str, str | None, bytes, Opening | None]  # leaf hash, kind, run, leaf
+
+
+def _row(leaf: bytes, opening: Opening | None = None) -> _Row:
     """What is stored of a leaf; made in the caller's thread."""
     kind, run = outline(leaf)
-    return leaf_hash(leaf), kind, run, leaf
+    return leaf_hash(leaf), kind, run, leaf, opening
 
 
 def _locked(path: Path) -> int:
@@ -391,7 +441,7 @@ def _connect(path: Path, connection: type[sqlite3.Connection]) -> sqlite3.Connec
     return db
 
 
-def _migrate(db: sqlite3.Connection, path: Path, origin: str) -> None:
+def _migrate(db: sqlite3.Connection, path: Path, origin: str | None) -> None:
     """Bring the schema to this program's version, each step in one transaction, and check whose log it is."""
     version = int(db.execute("pragma user_version").fetchone()[0])
     if version == 0 and not db.execute("select 1 from sqlite_schema").fetchall():
@@ -399,6 +449,8 @@ def _migrate(db: sqlite3.Connection, path: Path, origin: str) -> None:
     for step in range(version, SCHEMA_VERSION):
         db.executescript(f"begin immediate; {_MIGRATIONS[step]} pragma user_version = {step + 1}; commit")
     check_format(db, path)
+    if origin is None:
+        return
     db.execute("insert into meta values ('origin', ?), ('minimum', '0') on conflict do nothing", (origin,))
     (stored,) = db.execute("select value from meta where key = 'origin'").fetchone()
     if stored != origin:

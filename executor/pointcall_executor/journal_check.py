@@ -1,26 +1,28 @@
 """Checking a whole journal: what is stored against what is signed. Reads only; the result is a verdict.
 
 The pass over entries is that of any log (pointcall_attest.log_check); here come the columns, pruned entries, stored
-checkpoints and blobs. Spec: docs/spec/journal.md section 6.
+checkpoints, clear texts and blobs. Spec: docs/spec/journal.md section 6.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
-from pointcall_attest.entry import Entry
-from pointcall_attest.log_check import SPEC, Walk, none_wrong
+from pointcall_attest.entry import Entry, Erase
+from pointcall_attest.log_check import SPEC, Walk, name_of, none_wrong
 from pointcall_attest.verdict import Check, Verdict
 from pointcall_executor.journal_reader import DamagedError, JournalReader
 
 
 def check_journal(reader: JournalReader) -> Verdict:
     """The verdict on everything in a journal. Never raises for what is in it."""
-    walk, damaged, pruned = Walk(), [], 0
+    walk, damaged, pruned, texts = Walk(), [], 0, _Texts()
     try:
         for entry in _entries(reader):
             if isinstance(entry, Entry):
                 walk.see(entry)
+                texts.see(entry)
             else:
                 walk.tree.add(entry)
                 pruned += 1
@@ -29,7 +31,31 @@ def check_journal(reader: JournalReader) -> Verdict:
     whole = f"{walk.tree.size} entries as they were written, {pruned} of them pruned"
     heads = Check.skipped("log.checkpoint", "the entries are damaged", spec=SPEC) if damaged else _heads(reader, walk)
     blobs = none_wrong("journal.blobs", list(_blobs(reader)), "content with the digest of its name")
-    return Verdict((none_wrong("journal.entries", damaged, whole), *walk.checks(), heads, blobs))
+    return Verdict((none_wrong("journal.entries", damaged, whole), *walk.checks(), heads, texts.check(reader), blobs))
+
+
+@dataclass(slots=True)
+class _Texts:
+    """Which entries are sealed without a clear text, and what erase entries say about that."""
+
+    closed: list[Entry] = field(default_factory=list)
+    erased: list[Erase] = field(default_factory=list)
+    opened: int = 0
+
+    def see(self, entry: Entry) -> None:
+        self.opened += entry.opening is not None
+        if entry.closed:
+            self.closed.append(entry)
+        if entry.kind == "erase":
+            body = entry.typed()
+            assert isinstance(body, Erase)
+            self.erased.append(body)
+
+    def check(self, reader: JournalReader) -> Check:
+        wrong = [name_of(e) for e in self.closed if not any(body.covers(e) for body in self.erased)]
+        wrong += [f"a text beside entry {i}, which is not there" for i in reader.stray_openings()]
+        whole = f"{self.opened} clear texts as they were committed to, {len(self.closed)} erased by an entry"
+        return none_wrong("journal.openings", wrong, whole)
 
 
 def _entries(reader: JournalReader) -> Iterator[Entry | bytes]:

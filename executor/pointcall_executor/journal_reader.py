@@ -14,17 +14,20 @@ from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import quote
 
-from pointcall_attest.commitment import opens
 from pointcall_attest.entry import Entry, Kind, parse_entry
 from pointcall_attest.errors import MalformedError
 from pointcall_attest.log.checkpoint import Checkpoint
-from pointcall_attest.log.proof import Proof
+from pointcall_attest.log.proof import Consistency, Proof
 from pointcall_attest.log.tree import HASH_BYTES, Tree, leaf_hash
+from pointcall_attest.sealing import Opening
 from pointcall_runbook.errors import PointcallError
 
 APPLICATION_ID: Final = 0x50434A4C  # "PCJL" in the file's header, so that `file` and we can tell it
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 MAX_PAGE: Final = 10_000  # entries in one answer: 35 MB of receipts
+_ENTRIES: Final = (
+    "select e.i, e.leaf, e.kind, e.run, e.raw, o.salt, o.text from entry e left join opening o on o.i = e.i where"
+)
 _CHECKPOINTS: Final = "select key_id, size, root, note from checkpoint"
 
 
@@ -92,7 +95,7 @@ class JournalReader:
 
     def entry(self, index: int) -> Entry:
         """JournalError `journal.no_entry` beyond the end or `journal.pruned`; DamagedError if the bytes changed."""
-        rows = self._all("select i, leaf, kind, run, raw from entry where i = ?", index)
+        rows = self._all(f"{_ENTRIES} e.i = ?", index)
         if not rows:
             raise JournalError(f"there is no entry {index}", id="journal.no_entry", want=f"below {self.size}")
         if not rows[0][4] and index < self.minimum:
@@ -104,20 +107,24 @@ class JournalReader:
     ) -> list[Entry]:
         """Entries from index `start` on, oldest first, at most `limit`; only of one kind or one run if asked.
 
-        Pruned ones are left out."""
-        where: list[str] = ["i >= ?", "length(raw) > 0"]
+        Pruned ones are left out. Sealed ones are opened where their clear text is there."""
+        where: list[str] = ["e.i >= ?", "length(e.raw) > 0"]
         values: list[int | str] = [start]
-        for column, wanted in (("kind", kind), ("run", run)):
+        for column, wanted in (("e.kind", kind), ("e.run", run)):
             if wanted is not None:
                 where.append(f"{column} = ?")
                 values.append(wanted)
-        sql = f"select i, leaf, kind, run, raw from entry where {' and '.join(where)} order by i limit ?"  # noqa: S608
+        sql = f"{_ENTRIES} {' and '.join(where)} order by e.i limit ?"
         return [_entry(row) for row in self._all(sql, *values, min(limit, MAX_PAGE))]
 
     def latest(self, kind: Kind, limit: int) -> list[Entry]:
         """The last `limit` entries of one kind, oldest first, whatever the limit of a page."""
-        sql = "select i, leaf, kind, run, raw from entry where kind = ? and length(raw) > 0 order by i desc limit ?"
+        sql = f"{_ENTRIES} e.kind = ? and length(e.raw) > 0 order by e.i desc limit ?"
         return [_entry(row) for row in reversed(self._all(sql, kind, limit))]
+
+    def raws(self, first: int, end: int) -> list[bytes]:
+        """The bytes of the entries from `first` to `end` that were not pruned."""
+        return [entry.raw for entry in self.entries(start=first, limit=end - first) if entry.index < end]
 
     def runs(self, start: int = 0, limit: int = 1000) -> list[Entry]:
         """The receipts, oldest first."""
@@ -145,15 +152,23 @@ class JournalReader:
     def has_blob(self, sha256: str) -> bool:
         return bool(self._all("select 1 from blob where sha256 = ?", bytes.fromhex(sha256)))
 
-    def side(self, commitment: str) -> str | None:
-        """The clear text behind a commitment (hex); None if it was erased. DamagedError if it changed."""
-        rows = self._all("select salt, text from side where commitment = ?", bytes.fromhex(commitment))
-        if not rows:
-            return None
-        salt, text = rows[0]
-        if not opens(commitment, str(text), bytes(salt)):
-            raise damaged(f"the text of {commitment}", want=commitment, got="another text or salt")
-        return str(text)
+    def first_opening(self) -> int | None:
+        """The index of the oldest entry whose clear text is there; None if there is none."""
+        (found,) = self._one("select min(i) from opening")
+        return None if found is None else int(found)
+
+    def stray_openings(self) -> list[int]:
+        """Indices of clear texts that belong to no entry that is there: nothing we write leaves one."""
+        sql = "select i from opening where i not in (select i from entry where length(raw) > 0) order by i"
+        return [int(row[0]) for row in self._all(sql)]
+
+    def cosigned(self) -> list[tuple[Checkpoint, tuple[str, ...]]]:
+        """Checkpoints that witnesses signed, smallest tree first, each with the verifier keys of its witnesses."""
+        rows = self._all("select note, witnesses from cosigned order by size")
+        try:
+            return [(Checkpoint.parse(bytes(note)), tuple(keys.split("\n"))) for note, keys in rows]
+        except MalformedError as error:
+            raise damaged("a cosigned checkpoint", want="a checkpoint", got=error.id) from error
 
     def blobs(self) -> list[str]:
         """The digests (hex) of all content."""
@@ -193,6 +208,14 @@ class JournalReader:
         """The place of an entry under a checkpoint of this log. AssertionError if the checkpoint does not cover it."""
         assert index < checkpoint.size, f"a checkpoint of size {checkpoint.size} does not cover entry {index}"
         return Proof(index, tuple(self.tree().inclusion(index, checkpoint.size)), checkpoint)
+
+    def consistency(self, since: Checkpoint, checkpoint: Checkpoint) -> Consistency:
+        """The proof of growth from an earlier checkpoint to one of this log. It holds only if there was growth.
+
+        AssertionError where the earlier one is larger."""
+        assert since.size <= checkpoint.size, f"{since.size} entries are not before {checkpoint.size}"
+        path = self.tree().consistency(since.size, checkpoint.size)
+        return Consistency(since.origin, since.size, since.root, tuple(path))
 
     def _one(self, sql: str, *values: Any) -> Any:
         return self._all(sql, *values)[0]
@@ -254,11 +277,16 @@ def damaged(what: str, *, want: str, got: str) -> DamagedError:
     )
 
 
-def _entry(row: tuple[int, bytes, str, str | None, bytes]) -> Entry:
-    index, leaf, kind, run, raw = row
+def _entry(row: tuple[int, bytes, str, str | None, bytes, bytes | None, str | None]) -> Entry:
+    index, leaf, kind, run, raw, salt, text = row
+    opening = Opening(bytes(salt), text) if salt is not None and text is not None else None
     try:
-        found = parse_entry(index, bytes(raw))
+        found = parse_entry(index, bytes(raw), opening)
     except MalformedError as error:
+        if error.id == "entry.opening" and leaf_hash(raw) == leaf:
+            raise damaged(
+                f"the clear text of entry {index}", want="what the leaf committed to", got=error.got
+            ) from error
         raise damaged(f"entry {index}", want="a log entry", got=error.id) from error
     if (found.leaf_hash, found.kind, found.run) != (leaf, kind, run):
         raise damaged(f"entry {index}", want=f"{kind} {run} {leaf.hex()}", got=f"{found.kind} {found.run}")

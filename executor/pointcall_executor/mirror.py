@@ -19,7 +19,7 @@ from pointcall_attest.errors import AttestError
 from pointcall_attest.log import checkpoint as checkpoints
 from pointcall_attest.log.checkpoint import Checkpoint, Verifier
 from pointcall_attest.log.frontier import Frontier
-from pointcall_attest.log.tree import leaf_hash
+from pointcall_attest.log.tree import Tree, leaf_hash
 from pointcall_attest.pack import opening_of, signer_of
 from pointcall_executor.journal_reader import JournalReader
 from pointcall_runbook.errors import PointcallError
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _Row: TypeAlias = tuple[int, bytes, str, str | None, bytes]  # index, leaf hash, kind, run, raw
 
 MAX_BATCH_ENTRIES: Final = 1_000
+# Seconds for connecting, milliseconds for a dead link and for one statement.
+_BOUNDS: Final = {"connect_timeout": "30", "tcp_user_timeout": "20000", "options": "-c statement_timeout=60000"}
 MAX_BATCH_BYTES: Final = 1024 * 1024  # what a bad link carries within its timeout
 
 _SCHEMA: Final = """
@@ -120,6 +122,28 @@ class Mirror:
             )
         return self.held(note.origin)
 
+    def logs(self) -> list[dict[str, Any]]:
+        """Every log that is held: its name, how far, and the last refusal."""
+        rows = self._db.execute("select origin, refused from log order by origin").fetchall()
+        out = []
+        for origin, refused in rows:
+            held = self.held(origin)
+            out.append({"log": origin, "size": held.size, "covered": held.covered, "refused": refused})
+        return out
+
+    def verifiers(self, origin: str) -> list[Verifier]:
+        """The checkpoint keys of the epochs of a log."""
+        rows = self._db.execute("select verifier from epoch where origin = %s", (origin,)).fetchall()
+        return [Verifier.parse(row[0]) for row in rows]
+
+    def source(self, origin: str) -> MirroredLog:
+        """A log as it is held, to be written as tiles. MirrorError `mirror.no_log`."""
+        row = self._db.execute("select checkpoint from log where origin = %s", (origin,)).fetchone()
+        if row is None:
+            raise MirrorError("the mirror holds no such log", id="mirror.no_log", got=origin[:200])
+        note = Checkpoint.parse(bytes(row[0])) if row[0] else None
+        return MirroredLog(self._db, origin, note)
+
     def _locked(self, origin: str) -> tuple[Frontier, bytes | None]:
         """This log's row, locked until the transaction ends; made if it is new."""
         self._db.execute(
@@ -161,9 +185,63 @@ class Mirror:
             return f"size {note.size}, {frontier.size} entries are held"
         if note.root != frontier.root():
             return f"another root at size {note.size}"
-        rows = self._db.execute("select verifier from epoch where origin = %s", (note.origin,)).fetchall()
-        keys = [Verifier.parse(row[0]) for row in rows]
-        return None if any(_is_signed(note, key) for key in keys) else "signed by no epoch of this log"
+        return (
+            None
+            if any(_is_signed(note, key) for key in self.verifiers(note.origin))
+            else "signed by no epoch of this log"
+        )
+
+
+class MirroredLog:
+    """One log of a mirror as the source of a tile directory, up to its last checkpoint."""
+
+    def __init__(self, db: psycopg.Connection[Any], origin: str, note: Checkpoint | None) -> None:
+        self._db, self._origin, self._note = db, origin, note
+
+    def head(self) -> Checkpoint | None:
+        return self._note
+
+    def tree(self) -> Tree:
+        assert self._note is not None, "there is no checkpoint"
+        sql = "select leaf from entry where origin = %s and i < %s order by i"
+        return Tree(bytes(row[0]) for row in self._db.execute(sql, (self._origin, self._note.size)))
+
+    def raws(self, first: int, end: int) -> list[bytes]:
+        """The entries from `first` to `end`."""
+        sql = "select raw from entry where origin = %s and i >= %s and i < %s order by i"
+        return [bytes(row[0]) for row in self._db.execute(sql, (self._origin, first, end))]
+
+
+def connect(address: str) -> psycopg.Connection[Any]:
+    """A connection to a mirror, with its tables, that gives up on a dead link within bounded time.
+
+    MirrorError `mirror.driver` without psycopg, `mirror.address` for what is no connection string; psycopg.Error where
+    the database cannot be reached.
+    """
+    try:
+        import psycopg
+        from psycopg import conninfo
+    except ImportError as error:
+        raise MirrorError(
+            "the PostgreSQL driver is not installed",
+            id="mirror.driver",
+            want="psycopg",
+            got=str(error),
+            hint="install the extra `fleet`",
+        ) from error
+    try:
+        words = conninfo.make_conninfo(address, **_BOUNDS)
+    except psycopg.ProgrammingError:
+        raise MirrorError("that is no connection string of PostgreSQL", id="mirror.address") from None
+    db = psycopg.connect(words, autocommit=True)
+    try:
+        there = db.execute("select to_regclass('log'), to_regclass('entry'), to_regclass('epoch')").fetchone()
+        if there is None or None in there:
+            Mirror(db).create()
+    except BaseException:
+        db.close()
+        raise
+    return db
 
 
 def ship(reader: JournalReader, mirror: Mirror) -> Held:

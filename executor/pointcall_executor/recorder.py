@@ -7,9 +7,10 @@ and none of an epoch comes after its close. Time and randomness of the process a
 from __future__ import annotations
 
 import collections
+import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,7 +19,10 @@ from typing import Any, Final
 from pydantic import JsonValue
 
 from pointcall_attest import entry
+from pointcall_attest.commitment import SALT_BYTES
 from pointcall_attest.log.checkpoint import Checkpoint
+from pointcall_attest.receipt import Receipt
+from pointcall_attest.sealing import Opening
 from pointcall_executor.journal import Journal
 from pointcall_keys.node import EpochKeys
 
@@ -62,6 +66,7 @@ class Recorder:
         self.journal = journal
         self._keys: EpochKeys | None = None
         self._lock = threading.RLock()
+        self._salts = b""
         self._unobserved: collections.deque[Future[int]] = collections.deque()  # its appends and pops are atomic
 
     @property
@@ -72,10 +77,14 @@ class Recorder:
 
     def _queue(self, body: entry.Body, run: str | None) -> Future[int]:
         with self._lock:
-            keys = self.keys
-            at, ktime_ns = datetime.now(UTC), time.monotonic_ns()
-            leaf = keys.sign(entry.payload(body, at=at, ktime_ns=ktime_ns, epoch=keys.id, run=run))
-            return self.journal.submit(leaf)
+            return self.journal.submit(*self._signed(body, run))
+
+    def _salt(self) -> bytes:
+        """32 random bytes, drawn in advance: a system call here would give up the interpreter lock at a bad time."""
+        if len(self._salts) < SALT_BYTES:
+            self._salts = os.urandom(SALT_BYTES * 128)
+        drawn, self._salts = self._salts[:SALT_BYTES], self._salts[SALT_BYTES:]
+        return drawn
 
     def record(self, body: entry.Body, run: str | None = None) -> int:
         """Append an entry; its index, once it is durable."""
@@ -85,11 +94,42 @@ class Recorder:
         """Append without waiting; a failure is raised by the next `watch`."""
         self._unobserved.append(self._queue(body, run))
 
-    def receipt(self, payload: bytes) -> int:
-        """Append a receipt's statement; its index, once it is durable."""
+    def receipt(self, receipt: Receipt) -> int:
+        """Append a receipt; its index, once it is durable."""
         with self._lock:
-            future = self.journal.submit(self.keys.sign(payload))
+            payload, opening = receipt.sealed(self._salt())
+            future = self.journal.submit(self.keys.sign(payload), opening)
         return future.result()
+
+    def erase(self, entries: Sequence[entry.Entry], reason: str, *, below: int = 0) -> int:
+        """Delete the clear texts of these entries and of all below an index, and say so; the index of the entry.
+
+        At most `entry.MAX_ERASED` at once. JournalError `journal.readers` where old pages are still read.
+        """
+        named = [e for e in entries if e.opening is not None and e.index >= below]
+        body = entry.Erase(commitments=tuple(str(e.commitment) for e in named), reason=reason, below=below)
+        with self._lock:
+            leaf, opening = self._signed(body)
+            index = self.journal.erase(leaf, opening, indices=[e.index for e in named])
+        self.journal.forget()
+        return index
+
+    def prune(self, minimum: int, reason: str, retention_days: int) -> int:
+        """Drop the entries below an index, and say so; the index of the entry. The caller checks the retention.
+
+        JournalError `journal.prune` beyond the last checkpoint or back, `journal.readers` as for `erase`.
+        """
+        body = entry.Prune(minimum=minimum, reason=reason, retention_days=retention_days)
+        with self._lock:
+            index = self.journal.prune(*self._signed(body))
+        self.journal.forget()
+        return index
+
+    def _signed(self, body: entry.Body, run: str | None = None) -> tuple[bytes, Opening | None]:
+        """The leaf of an entry with what is personal sealed, and its opening. The caller holds the lock."""
+        keys, at, ktime_ns = self.keys, datetime.now(UTC), time.monotonic_ns()
+        payload, opening = entry.sealed(body, at=at, ktime_ns=ktime_ns, epoch=keys.id, run=run, salt=self._salt())
+        return keys.sign(payload), opening
 
     def watch(self) -> None:
         """Raise the failure of any entry that nobody waited for, or of the journal itself, whoever met it first."""
@@ -141,6 +181,8 @@ class Recorder:
         opened: dict[tuple[str | None, str, str], int] = {}
         left = Left()
         for item in sorted(recent, key=lambda each: each.index):
+            if item.closed:
+                continue  # nobody can say any more what an erased one was about
             if item.kind in ("intent", "outcome"):
                 key = (item.run, str(item.body["action"]), str(item.body["target"]))
                 opened[key] = opened.get(key, 0) + (1 if item.kind == "intent" else -1)

@@ -28,6 +28,7 @@ from pointcall_executor.halt import announce
 from pointcall_executor.kernel.probe import probe
 from pointcall_executor.node import KernelNode
 from pointcall_executor.session import Bundle
+from pointcall_executor.shipping import Shipping
 from pointcall_executor.tee.emulated import EmulatedPlatform
 from pointcall_executor.tee.hardware import open_hardware
 from pointcall_executor.tee.platform import Platform, PlatformError
@@ -119,6 +120,9 @@ class Serving:
             if server is not None:
                 ending.callback(server.stop)
             self._arm(executor, server)
+            shipping = Shipping(executor.journal, executor.recorder, lambda: executor.config, say)
+            shipping.start()
+            ending.callback(shipping.stop)
             self._wait(executor, server)
         if executor.failure is not None:
             say("stopped by a failure", error=repr(str(executor.failure)))

@@ -7,25 +7,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from pointcall_attest.log import tiles
 from pointcall_attest.log.checkpoint import Checkpoint
-from pointcall_attest.log.tree import verify_consistency
+from pointcall_attest.log.tree import Tree, verify_consistency
 from pointcall_executor.durable import write_whole
-from pointcall_executor.journal_reader import JournalError, JournalReader, damaged
+from pointcall_executor.journal_reader import JournalError, damaged
 
 
-def extend(folder: Path, reader: JournalReader) -> tuple[int, int]:
-    """Bring the folder to the journal's latest checkpoint: (tiles written, entries). May be called any number of times.
+class Source(Protocol):
+    """A log to be written: the journal, or a copy of it in a mirror."""
+
+    def head(self) -> Checkpoint | None: ...
+    def tree(self) -> Tree: ...
+    def raws(self, first: int, end: int) -> Sequence[bytes]: ...
+
+
+def extend(folder: Path, source: Source) -> tuple[int, int]:
+    """Bring the folder to the latest checkpoint of the log: (tiles written, entries). May be called again any time.
 
     JournalError `journal.no_checkpoint` before the first one; DamagedError where the folder holds another log.
     """
-    head = reader.head()
+    head = source.head()
     if head is None:
         raise JournalError("there is no checkpoint yet", id="journal.no_checkpoint", hint="run the executor first")
-    since = _size_of(folder, reader, head)
+    tree = source.tree()
+    since = _size_of(folder, tree, head)
     written = 0
-    for path, raw in tiles.files(reader.tree(), _entries(reader), head.size, since=since):
+    for path, raw in tiles.files(tree, _entries(source), head.size, since=since):
         write_whole(folder / path, raw, mode=0o644)
         written += 1
     if since != head.size:
@@ -33,7 +43,7 @@ def extend(folder: Path, reader: JournalReader) -> tuple[int, int]:
     return written, head.size
 
 
-def _size_of(folder: Path, reader: JournalReader, head: Checkpoint) -> int:
+def _size_of(folder: Path, tree: Tree, head: Checkpoint) -> int:
     """How far the folder is; it must be a prefix of this log."""
     path = folder / tiles.CHECKPOINT_PATH
     if not path.exists():
@@ -41,7 +51,7 @@ def _size_of(folder: Path, reader: JournalReader, head: Checkpoint) -> int:
     old = Checkpoint.parse(path.read_bytes())
     grown = old.origin == head.origin and old.size <= head.size
     if not grown or not verify_consistency(
-        old.size, head.size, old.root, head.root, reader.tree().consistency(old.size, head.size)
+        old.size, head.size, old.root, head.root, tree.consistency(old.size, head.size)
     ):
         raise damaged(
             f"the tile directory {folder}", want=f"a prefix of {head.origin}", got=f"{old.origin}, {old.size}"
@@ -49,9 +59,9 @@ def _size_of(folder: Path, reader: JournalReader, head: Checkpoint) -> int:
     return old.size
 
 
-def _entries(reader: JournalReader) -> tiles.Entries:
+def _entries(source: Source) -> tiles.Entries:
     def read(first: int, end: int) -> Sequence[bytes]:
-        found = [entry.raw for entry in reader.entries(start=first, limit=end - first)]
+        found = source.raws(first, end)
         if len(found) != end - first:
             raise JournalError(
                 "entries of this tile were pruned", id="journal.pruned", want=f"{first} to {end}", got=str(len(found))

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import http.server
 import sqlite3
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from pointcall_attest.log import checkpoint as checkpoints
-from pointcall_attest.log.checkpoint import COSIGNER, Verifier
+from pointcall_attest.log.checkpoint import LOG, Verifier, WitnessKey
 from pointcall_attest.log.witness import MAX_REQUEST_BYTES, Request, Seen, WitnessRefusal, judge
+from pointcall_executor.mirror import Mirror, connect
 
 Keys = Callable[[str], Sequence[Verifier]]  # origin -> the keys of that log, none if it is unknown
 TIMEOUT_S: Final = 10.0  # for one request of a slow client
@@ -26,7 +26,7 @@ TIMEOUT_S: Final = 10.0  # for one request of a slow client
 class Witness:
     """Signs growth, durably. Thread-safe; several may share one database."""
 
-    def __init__(self, path: Path, name: str, key: Ed25519PrivateKey, keys: Keys) -> None:
+    def __init__(self, path: Path, name: str, key: WitnessKey, keys: Keys) -> None:
         self._name, self._key, self._keys = name, key, keys
         self._lock = threading.Lock()
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -39,7 +39,7 @@ class Witness:
     @property
     def verifier(self) -> Verifier:
         """The key that its cosignatures are checked with."""
-        return Verifier(self._name, COSIGNER, self._key.public_key().public_bytes_raw())
+        return checkpoints.cosigner(self._name, self._key)
 
     def add_checkpoint(self, raw: bytes, *, at_s: int) -> str:
         """A cosignature line. WitnessRefusal otherwise. What is signed is durable before the line exists."""
@@ -64,6 +64,30 @@ class Witness:
     def _seen(self, origin: str) -> Seen:
         row = self._db.execute("select size, root from seen where origin = ?", (origin,)).fetchone()
         return Seen(row[0], row[1]) if row else Seen()
+
+
+def keys_of_file(path: Path) -> Keys:
+    """Keys from a file of `log <verifier key>` lines, in the form of a witness policy; read for each request."""
+
+    def keys(origin: str) -> Sequence[Verifier]:
+        lines = [line.split() for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
+        known = [Verifier.parse(words[1]) for words in lines if words[0] == "log" and len(words) > 1]
+        return [key for key in known if key.name == origin and key.kind == LOG]
+
+    return keys
+
+
+def keys_of_mirror(address: str) -> Keys:
+    """Keys of the epochs that a mirror holds of a log: so the witness follows the changes of keys by itself.
+
+    The mirror is trusted for that: who can write it can name a key. That key still signs growth only.
+    """
+
+    def keys(origin: str) -> Sequence[Verifier]:
+        with connect(address) as db:
+            return Mirror(db).verifiers(origin)
+
+    return keys
 
 
 def serve(witness: Witness, address: tuple[str, int], now_s: Callable[[], int]) -> http.server.ThreadingHTTPServer:
@@ -93,6 +117,9 @@ def serve(witness: Witness, address: tuple[str, int], now_s: Callable[[], int]) 
             except WitnessRefusal as refusal:
                 kind = "text/x.tlog.size" if refusal.status == 409 else "text/plain"
                 return refusal.status, refusal.body.encode(), kind
+            except Exception as error:  # storage or the source of keys: nothing was signed, and the asker tries again
+                sys.stderr.write(f"pointcall: witness: {type(error).__name__}: {str(error)[:200]}\n")
+                return 503, b"", "text/plain"
             return 200, line.encode(), "text/plain"
 
         def log_message(self, format: str, *args: object) -> None:

@@ -12,11 +12,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from pointcall_attest import dsse, entry
 from pointcall_attest.log.tree import Tree, leaf_hash, verify_inclusion
+from pointcall_attest.receipt import Receipt
 from pointcall_executor.mirror import Mirror
 from tests.bench.figures import figure, percentile
 from tests.fault.log import postgres
@@ -46,13 +47,13 @@ def main() -> None:
 def _durable(node: world.Node, folder: Path) -> None:
     """Sign and append one receipt, next to write and fdatasync of as many bytes."""
     made = [world.receipt(world.run_id.run_id(n, bytes(10)), n, node, intent=None) for n in range(PER_ROUND)]
-    raw = node.keys.sign(made[0].payload())
+    raw = node.keys.sign(made[0].sealed(bytes(32))[0])
     fd = os.open(folder / "baseline", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     bare: list[float] = []
     durable: list[float] = []
     for _ in range(ROUNDS):
         bare += [_timed(lambda: (os.write(fd, raw), os.fdatasync(fd))) for _ in made]
-        durable += [_timed(lambda r=r: node.journal.append(node.keys.sign(r.payload()))) for r in made]
+        durable += [_timed(lambda r=r: _append(node, r)) for r in made]
     os.close(fd)
     for p in (50, 99):
         measured, base = percentile(durable, p / 100), percentile(bare, p / 100)
@@ -70,10 +71,21 @@ def _durable(node: world.Node, folder: Path) -> None:
         )
 
 
+def _append(node: world.Node, receipt: Receipt) -> int:
+    """Seal, sign and append, as the recorder does."""
+    payload, opening = receipt.sealed(os.urandom(32))
+    return node.journal.append(node.keys.sign(payload), opening)
+
+
+def _submit(node: world.Node, receipt: Receipt) -> Future[int]:
+    payload, opening = receipt.sealed(os.urandom(32))
+    return node.journal.submit(node.keys.sign(payload), opening)
+
+
 def _throughput(node: world.Node) -> None:
     receipts = [world.receipt(world.run_id.run_id(n, bytes(10)), n, node, intent=None) for n in range(100)]
     start = time.perf_counter()
-    waiting = [node.journal.submit(node.keys.sign(receipts[i % 100].payload())) for i in range(BURST)]
+    waiting = [_submit(node, receipts[i % 100]) for i in range(BURST)]
     for future in waiting:
         future.result()
     figure(
@@ -83,7 +95,7 @@ def _throughput(node: world.Node) -> None:
 
 def _verification(node: world.Node) -> None:
     """Parse and verify receipts as an auditor does, one core."""
-    leaf = node.keys.sign(world.receipt(world.run_id.run_id(1, bytes(10)), 1, node, intent=None).payload())
+    leaf = node.keys.sign(world.receipt(world.run_id.run_id(1, bytes(10)), 1, node, intent=None).sealed(bytes(32))[0])
     key, n = dsse.public_key(node.keys.spki), 5_000
     start = time.perf_counter()
     for _ in range(n):
@@ -107,7 +119,7 @@ def _mirror() -> None:
     with tempfile.TemporaryDirectory(prefix="pointcall-bench-pg-") as name, postgres.server() as port:
         node = world.Node.boot(Path(name) / "node")
         made = [world.receipt(world.run_id.run_id(n, bytes(10)), n, node, intent=None) for n in range(100)]
-        leaves = [node.keys.sign(made[i % 100].payload()) for i in range(BURST)]
+        leaves = [node.keys.sign(made[i % 100].sealed(bytes(32))[0]) for i in range(BURST)]
         first = [e.raw for e in node.journal.entries()]
         node.journal.close()
         address = {"host": "127.0.0.1", "port": port, "user": postgres.USER, "dbname": "postgres"}

@@ -1,4 +1,4 @@
-"""Checkpoints: a signed statement of a log's size and root. Text <-> Checkpoint, Ed25519 signatures, cosignatures.
+"""Checkpoints: a signed statement of a log's size and root. Text <-> Checkpoint, signatures, cosignatures.
 
 The key of a log changes with every epoch, the origin does not: a verifier gets the key from the epoch-open entry.
 Unknown signature lines are ignored, as C2SP demands; `verify` names the lines that it believed.
@@ -13,18 +13,23 @@ import hashlib
 import re
 import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey, MLDSA44PublicKey
 
 from pointcall_attest.errors import MalformedError, VerifyError
 from pointcall_attest.log.tree import HASH_BYTES
 
 LOG: Final = b"\x01"  # signature type: Ed25519 key of a log
 COSIGNER: Final = b"\x04"  # signature type: Ed25519 key of a witness
-MAX_CHECKPOINT_BYTES: Final = 16 * 1024  # a checkpoint with 16 cosignatures has 2 kB
+COSIGNER_MLDSA: Final = b"\x06"  # signature type: ML-DSA-44 key of a witness
+WITNESS_KINDS: Final = (COSIGNER, COSIGNER_MLDSA)
+MAX_CHECKPOINT_BYTES: Final = 64 * 1024  # a checkpoint with 16 cosignatures has 2 kB, with ML-DSA-44 53 kB
 MAX_SIZE: Final = 2**63 - 1
+_KEY_BYTES: Final = {LOG: 32, COSIGNER: 32, COSIGNER_MLDSA: 1312}
+_COSIGNATURE_BYTES: Final = {COSIGNER: 8 + 64, COSIGNER_MLDSA: 8 + 2420}
 _ORIGIN: Final = r"[^\s+\x00-\x1f\x7f]{1,255}"
 _BODY = re.compile(rf"({_ORIGIN})\n(0|[1-9][0-9]{{0,18}})\n([A-Za-z0-9+/]{{43}}=)\n")
 _LINE = re.compile(rf"\u2014 ({_ORIGIN}) ([A-Za-z0-9+/]+={{0,2}})")
@@ -33,7 +38,7 @@ _VKEY = re.compile(rf"({_ORIGIN})\+([0-9a-f]{{8}})\+([A-Za-z0-9+/]+={{0,2}})")
 
 @dataclass(frozen=True, slots=True)
 class Verifier:
-    """A public key of a log or witness: `kind` is LOG or COSIGNER, `public` 32 bytes of Ed25519."""
+    """A public key of a log or witness: `kind` is LOG or one of WITNESS_KINDS, `public` the raw key."""
 
     name: str
     kind: bytes
@@ -49,11 +54,12 @@ class Verifier:
 
     @classmethod
     def parse(cls, text: str) -> Verifier:
-        """MalformedError `checkpoint.key` unless `text` is an Ed25519 verifier key in its one form."""
+        """MalformedError `checkpoint.key` unless `text` is a verifier key in its one form."""
         found = _VKEY.fullmatch(text)
         raw = _unbase64(found[3], "checkpoint.key") if found else b""
-        if found is None or len(raw) != 33 or raw[:1] not in (LOG, COSIGNER):
-            raise MalformedError("not a verifier key", id="checkpoint.key", want="name+id+key (Ed25519)", got=text[:80])
+        if found is None or len(raw) != 1 + _KEY_BYTES.get(raw[:1], len(raw)):
+            want = "name+id+key (Ed25519, or ML-DSA-44 of a witness)"
+            raise MalformedError("not a verifier key", id="checkpoint.key", want=want, got=text[:80])
         made = cls(found[1], raw[:1], raw[1:])
         if str(made) != text:
             raise MalformedError("a verifier key with a wrong id", id="checkpoint.key", want=str(made), got=text[:400])
@@ -91,15 +97,12 @@ class Checkpoint:
             note = text.decode()
         except UnicodeDecodeError:
             raise _form("not UTF-8") from None
-        body, blank, tail = note.partition("\n\n")
-        found = _BODY.fullmatch(body + "\n")
-        if not blank or found is None or not tail.endswith("\n"):
+        head, blank, tail = note.partition("\n\n")
+        if not blank or not tail.endswith("\n"):
             raise _form("not origin, size, root and signature lines")
-        root = _unbase64(found[3], "checkpoint.form")
         lines = tuple(_signature(line) for line in tail[:-1].split("\n"))
-        if int(found[2]) > MAX_SIZE or len(root) != HASH_BYTES:
-            raise _form("a size or root out of range")
-        return cls(found[1], int(found[2]), root, lines, found[0].encode(), text)
+        origin, size, root = parse_body(f"{head}\n".encode())
+        return cls(origin, size, root, lines, f"{head}\n".encode(), text)
 
     def with_lines(self, lines: str) -> Checkpoint:
         """The same checkpoint with more signature lines."""
@@ -113,6 +116,17 @@ def body(origin: str, size: int, root: bytes) -> bytes:
     return text.encode()
 
 
+def parse_body(raw: bytes) -> tuple[str, int, bytes]:
+    """Origin, size and root of a body. MalformedError `checkpoint.form`."""
+    found = _BODY.fullmatch(raw.decode(errors="replace"))
+    if found is None:
+        raise _form("not origin, size and root")
+    root = _unbase64(found[3], "checkpoint.form")
+    if int(found[2]) > MAX_SIZE or len(root) != HASH_BYTES:
+        raise _form("a size or root out of range")
+    return found[1], int(found[2]), root
+
+
 def sign(origin: str, size: int, root: bytes, key: Ed25519PrivateKey) -> bytes:
     """A checkpoint signed by the log's key."""
     signer = Verifier(origin, LOG, key.public_key().public_bytes_raw())
@@ -120,10 +134,19 @@ def sign(origin: str, size: int, root: bytes, key: Ed25519PrivateKey) -> bytes:
     return text + b"\n" + _line(signer, key.sign(text)).encode()
 
 
-def cosign(checkpoint: Checkpoint, name: str, key: Ed25519PrivateKey, *, at_s: int) -> str:
+WitnessKey: TypeAlias = Ed25519PrivateKey | MLDSA44PrivateKey
+
+
+def cosigner(name: str, key: WitnessKey) -> Verifier:
+    """The public key of a witness, as others configure it."""
+    kind = COSIGNER if isinstance(key, Ed25519PrivateKey) else COSIGNER_MLDSA
+    return Verifier(name, kind, key.public_key().public_bytes_raw())
+
+
+def cosign(checkpoint: Checkpoint, name: str, key: WitnessKey, *, at_s: int) -> str:
     """The signature line of a witness that saw this checkpoint at `at_s` (Unix seconds)."""
-    signer = Verifier(name, COSIGNER, key.public_key().public_bytes_raw())
-    signature = key.sign(_cosigned(checkpoint.body, at_s))
+    signer = cosigner(name, key)
+    signature = key.sign(_cosigned(checkpoint, signer, at_s))
     return _line(signer, struct.pack(">Q", at_s) + signature)
 
 
@@ -142,35 +165,44 @@ def verify(checkpoint: Checkpoint, key: Verifier) -> Checkpoint:
 
 def cosigned_at(checkpoint: Checkpoint, witness: Verifier) -> int | None:
     """When this witness saw the checkpoint (Unix seconds), or None where it did not sign it."""
-    assert witness.kind == COSIGNER, "a log's key is no witness"
+    assert witness.kind in WITNESS_KINDS, "a log's key is no witness"
     found = _signed_by(checkpoint, witness)
     return None if found is None else int.from_bytes(found.raw[:8])
 
 
 def _signed_by(checkpoint: Checkpoint, key: Verifier) -> Signature | None:
     """The first valid signature line of this key."""
-    public = Ed25519PublicKey.from_public_bytes(key.public)
-    for line in checkpoint.signatures:
-        if (line.name, line.key_id) == (key.name, key.key_id) and _holds(checkpoint.body, line, key.kind, public):
-            return line
-    return None
+    return next((line for line in checkpoint.signatures if signed_by(checkpoint, line, key)), None)
 
 
-def _holds(text: bytes, line: Signature, kind: bytes, public: Ed25519PublicKey) -> bool:
-    signature, message = line.raw, text
-    if kind == COSIGNER:
-        if len(line.raw) != 72:
+def signed_by(checkpoint: Checkpoint, line: Signature, key: Verifier) -> bool:
+    """Whether this line of the checkpoint is a valid signature of this key of a log or a witness."""
+    if (line.name, line.key_id) != (key.name, key.key_id):
+        return False
+    signature, message = line.raw, checkpoint.body
+    if key.kind in WITNESS_KINDS:
+        at_s = int.from_bytes(line.raw[:8])
+        longest = max(len(key.name.encode()), len(checkpoint.origin.encode()))
+        if len(line.raw) != _COSIGNATURE_BYTES[key.kind] or at_s > MAX_SIZE or longest > 255:
             return False
-        signature, message = line.raw[8:], _cosigned(text, int.from_bytes(line.raw[:8]))
+        signature, message = line.raw[8:], _cosigned(checkpoint, key, at_s)
     try:
-        public.verify(signature, message)
+        if key.kind == COSIGNER_MLDSA:
+            MLDSA44PublicKey.from_public_bytes(key.public).verify(signature, message)
+        else:
+            Ed25519PublicKey.from_public_bytes(key.public).verify(signature, message)
     except InvalidSignature:
         return False
     return True
 
 
-def _cosigned(text: bytes, at_s: int) -> bytes:
-    return f"cosignature/v1\ntime {at_s}\n".encode() + text
+def _cosigned(checkpoint: Checkpoint, witness: Verifier, at_s: int) -> bytes:
+    """What a witness signs: with Ed25519 a header and the note, with ML-DSA-44 a structure that names the witness."""
+    if witness.kind == COSIGNER:
+        return f"cosignature/v1\ntime {at_s}\n".encode() + checkpoint.body
+    name, origin = witness.name.encode(), checkpoint.origin.encode()
+    head = b"subtree/v1\n\0" + bytes([len(name)]) + name + struct.pack(">Q", at_s) + bytes([len(origin)]) + origin
+    return head + struct.pack(">QQ", 0, checkpoint.size) + checkpoint.root
 
 
 def _line(signer: Verifier, signature: bytes) -> str:

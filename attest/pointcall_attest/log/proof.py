@@ -1,4 +1,5 @@
 """A `.tlog-proof` file: one entry's place in a log under a checkpoint, checkable without the log. Text <-> Proof.
+And a consistency file: that a checkpoint is a growth of an earlier one, whose signature is left to who kept it.
 
 Spec: C2SP tlog-proof, docs/spec/log.md section 4.
 """
@@ -12,8 +13,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from pointcall_attest.errors import MalformedError, VerifyError
+from pointcall_attest.log import checkpoint as checkpoints
 from pointcall_attest.log.checkpoint import MAX_CHECKPOINT_BYTES, MAX_SIZE, Checkpoint
-from pointcall_attest.log.tree import MAX_PROOF, leaf_hash, verify_inclusion
+from pointcall_attest.log.tree import MAX_PROOF, leaf_hash, verify_consistency, verify_inclusion
 
 HEADER: Final = "c2sp.org/tlog-proof@v1"
 MAX_PROOF_BYTES: Final = MAX_CHECKPOINT_BYTES + 64 + 45 * MAX_PROOF  # header, index, hashes of 44 characters
@@ -66,6 +68,46 @@ class Proof:
                 got=leaf_hash(entry).hex(),
                 hint="the entry or the proof was changed, or they belong to different logs",
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Consistency:
+    """That a later tree of this log contains the tree of this size and root. Nothing before `holds`."""
+
+    origin: str
+    size: int
+    root: bytes
+    path: tuple[bytes, ...]
+
+    def encode(self) -> bytes:
+        """The unsigned body of the earlier checkpoint, an empty line, one base64 hash a line."""
+        hashes = "".join(base64.b64encode(h).decode() + "\n" for h in self.path)
+        return checkpoints.body(self.origin, self.size, self.root) + b"\n" + hashes.encode()
+
+    @classmethod
+    def parse(cls, text: bytes) -> Consistency:
+        """MalformedError `proof.size` or `proof.form` unless this is the one form of such a file."""
+        if len(text) > MAX_PROOF_BYTES:
+            raise MalformedError(
+                "the proof is too long", id="proof.size", want=str(MAX_PROOF_BYTES), got=str(len(text))
+            )
+        head, blank, tail = text.partition(b"\n\n")
+        try:
+            origin, size, root = checkpoints.parse_body(head + b"\n")
+            made = cls(origin, size, root, tuple(base64.b64decode(line, validate=True) for line in tail.split()))
+        except (MalformedError, binascii.Error):
+            raise _form("not an earlier checkpoint and hashes") from None
+        if not blank or len(made.path) > MAX_PROOF or made.encode() != text:
+            raise _form("another form of the same proof")
+        return made
+
+    def holds(self, later: Checkpoint) -> bool:
+        """Whether the later checkpoint is a growth of this one. Whose signature it has is left to the caller."""
+        return (
+            later.origin == self.origin
+            and self.size <= later.size
+            and verify_consistency(self.size, later.size, self.root, later.root, self.path)
+        )
 
 
 def _form(got: str) -> MalformedError:

@@ -15,7 +15,7 @@ from typing import Final
 
 from pointcall_attest.errors import MalformedError, VerifyError
 from pointcall_attest.log import checkpoint as checkpoints
-from pointcall_attest.log.checkpoint import COSIGNER, LOG, MAX_CHECKPOINT_BYTES, Checkpoint, Verifier
+from pointcall_attest.log.checkpoint import LOG, MAX_CHECKPOINT_BYTES, WITNESS_KINDS, Checkpoint, Verifier
 from pointcall_attest.log.tree import EMPTY_ROOT, MAX_PROOF, verify_consistency
 
 MAX_REQUEST_BYTES: Final = MAX_CHECKPOINT_BYTES + 32 + 45 * MAX_PROOF
@@ -164,9 +164,9 @@ class _Policy:
     def line(self, number: int, words: list[str]) -> None:
         match words:
             case ["log", key] | ["log", key, _]:
-                self.logs.append(_key(number, key, LOG))
+                self.logs.append(_key(number, key, (LOG,)))
             case ["witness", name, key, *address] if len(address) <= 1 and self._new(name):
-                self.witnesses[name] = (_key(number, key, COSIGNER), address[0] if address else None)
+                self.witnesses[name] = (_key(number, key, WITNESS_KINDS), address[0] if address else None)
             case ["group", name, least, *members] if members and self._new(name):
                 self.groups[name] = self._group(number, least, members)
             case ["quorum", "none"] if self.quorum == "":
@@ -200,12 +200,12 @@ def _false_empty(note: Checkpoint) -> bool:
     return note.size == 0 and note.root != EMPTY_ROOT
 
 
-def _key(number: int, text: str, kind: bytes) -> Verifier:
+def _key(number: int, text: str, kinds: tuple[bytes, ...]) -> Verifier:
     try:
         key = Verifier.parse(text)
     except MalformedError:
         raise _policy(number, text[:80]) from None
-    if key.kind != kind:
+    if key.kind not in kinds:
         raise _policy(number, "a key of the other kind")
     return key
 

@@ -111,8 +111,8 @@ def _appraisal(entry: Entry, content: Content, manifests: Mapping[str, Manifest]
 
 
 def _replays(entries: Iterable[Entry], content: Content) -> Iterable[tuple[str, bool]]:
-    """Each run whose module is there, and whether its decision is the same again."""
-    receipts = [e for e in entries if e.kind == "receipt"]
+    """Each run whose module and inputs are there, and whether its decision is the same again."""
+    receipts = [e for e in entries if e.kind == "receipt" and not e.closed]
     there = {module: _has(content, module) for module in {e.body["runbook"]["module"] for e in receipts}}
     for replayed in replay_all((e for e in receipts if there[e.body["runbook"]["module"]]), content):
         yield replayed.run, replayed.identical

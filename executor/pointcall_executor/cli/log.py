@@ -1,21 +1,23 @@
-"""`pointcall log`: list, show, prove, export and check what the journal holds. Reads only."""
+"""`pointcall log`: list, show, prove, export and check what the journal holds; prune and erase (log_retention.py)."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pointcall_executor.cli import output
+from pointcall_executor.cli import log_retention, output
 
 if TYPE_CHECKING:
     from pointcall_attest.entry import Entry, Kind
     from pointcall_executor.journal_reader import JournalReader
 
 PAGE = 500
+POLL_S = 0.25
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +31,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     listing.add_argument("--start", type=int, default=0, metavar="INDEX", help="from this entry on")
     listing.add_argument("--limit", type=int, metavar="N", help="at most this many")
 
+    tail = verbs.add_parser("tail", parents=[common], help="the newest entries, and what follows")
+    tail.add_argument("--lines", "-n", type=int, default=10, metavar="N", help="so many to begin with (10)")
+    tail.add_argument("--follow", "-f", action="store_true", help="go on printing, also when the executor restarts")
+    tail.add_argument("--kind", metavar="KIND", help="an entry kind; all by default")
+
     show = verbs.add_parser("show", parents=[common], help="one entry, decoded")
     show.add_argument("what", metavar="RUN|INDEX")
     form = show.add_mutually_exclusive_group()
@@ -39,6 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     stream = verbs.add_parser("stream", parents=[common], help="entries for a SIEM, one JSON object a line")
     stream.add_argument("--format", choices=("ocsf", "otel"), default="otel")
     stream.add_argument("--since", type=int, default=0, metavar="INDEX", help="from this entry on")
+    stream.add_argument("--clear", action="store_true", help="with addresses and texts: nobody can erase them there")
     stream.add_argument("--check", type=Path, metavar="FILE", help="compare a copy (one object a line) with the log")
 
     prove = verbs.add_parser("prove", parents=[common], help="the C2SP proof file of one entry")
@@ -48,11 +56,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     export = verbs.add_parser("export", parents=[common], help="everything that proves a run, for `pointcall verify`")
     export.add_argument("--run", required=True, metavar="RUN")
     export.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new folder")
+    export.add_argument(
+        "--since", type=Path, metavar="FILE", help="prove growth from a checkpoint that was seen before"
+    )
 
     tiles = verbs.add_parser("tiles", parents=[common], help="write or extend a C2SP tile directory")
     tiles.add_argument("--out", required=True, type=Path, metavar="DIR")
 
     verbs.add_parser("check", parents=[common], help="verify every entry, signature, epoch and checkpoint")
+    log_retention.arguments(verbs, common)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,7 +76,10 @@ def run(args: argparse.Namespace) -> int:
         "export": _export,
         "tiles": _tiles,
         "check": _check,
+        "tail": _tail,
     }
+    if args.log_verb in log_retention.VERBS:
+        return log_retention.VERBS[args.log_verb](args)
     with closing(open_journal(args)) as reader:
         return verbs[args.log_verb](reader, args)
 
@@ -103,16 +118,56 @@ def _list(reader: JournalReader, args: argparse.Namespace) -> int:
 
 
 def _entries(reader: JournalReader, args: argparse.Namespace) -> Iterator[Entry]:
-    from pointcall_attest.entry import KINDS
-
-    wanted = args.kind or "receipt"
-    kind = next((k for k in KINDS if k == wanted), None)
-    if kind is None and wanted != "all":
-        raise output.UsageRefusal(f"no entry is a {wanted!r}", want=", ".join(KINDS))
+    kind = _kind(args.kind or "receipt")
     start, left = args.start, args.limit if args.limit is not None else sys.maxsize
     while left > 0 and (page := reader.entries(kind, start=start, limit=min(left, PAGE))):
         yield from page
         start, left = page[-1].index + 1, left - len(page)
+
+
+def _kind(wanted: str) -> Kind | None:
+    """The kind of that name; None for `all`."""
+    from pointcall_attest.entry import KINDS
+
+    kind = next((k for k in KINDS if k == wanted), None)
+    if kind is None and wanted != "all":
+        raise output.UsageRefusal(f"no entry is a {wanted!r}", want=", ".join(KINDS))
+    return kind
+
+
+def _tail(reader: JournalReader, args: argparse.Namespace) -> int:
+    """The last entries of a kind, then each new one; every look is a new connection, so a restart does not matter."""
+    kind = _kind(args.kind or "all")
+    at = _first_of_last(reader, kind, max(args.lines, 0))
+    for entry in _all(reader, kind, at):
+        _line(entry, args)
+        at = entry.index + 1
+    while args.follow:
+        time.sleep(POLL_S)
+        with closing(open_journal(args)) as again:
+            for entry in _all(again, kind, at):
+                _line(entry, args)
+                at = entry.index + 1
+    return output.Exit.OK
+
+
+def _first_of_last(reader: JournalReader, kind: Kind | None, count: int) -> int:
+    """Where the last `count` entries of a kind begin."""
+    size = reader.size
+    span = count
+    while span < size and len(reader.entries(kind, start=size - span, limit=count)) < count:
+        span *= 2
+    found = list(_all(reader, kind, max(0, size - span))) if count else []
+    return found[-count].index if len(found) >= count > 0 else found[0].index if found else size
+
+
+def _line(entry: Entry, args: argparse.Namespace) -> None:
+    row = summary(entry)
+    if args.json:
+        output.print_json(row)
+    else:
+        sys.stdout.write(f"{row['index']:>8}  {row['at'][:19]}Z  {row['kind']:<11} {row['what']}\n")
+        sys.stdout.flush()
 
 
 def summary(entry: Entry) -> dict[str, Any]:
@@ -127,6 +182,8 @@ def summary(entry: Entry) -> dict[str, Any]:
         "epoch": entry.epoch,
         "leaf_hash": entry.leaf_hash.hex(),
     }
+    if entry.closed:
+        row["erased"] = True
     if entry.kind != "receipt":
         return row | {"what": _what(entry)}
     receipt = entry.receipt()
@@ -169,7 +226,7 @@ def _show(reader: JournalReader, args: argparse.Namespace) -> int:
     if args.raw or args.bundle or args.key:
         sys.stdout.write(_form(reader, entry, args).decode())
         return output.Exit.OK
-    row = summary(entry) | {"body": dict(entry.body)}
+    row = summary(entry) | {"sealed": entry.commitment, "body": dict(entry.body)}
     if args.json:
         output.print_json(row)
     else:
@@ -196,7 +253,8 @@ def _stream(reader: JournalReader, args: argparse.Namespace) -> int:
     from pointcall_attest.siem import FORMATS, check_copy
 
     origin, export = reader.origin, FORMATS[args.format]
-    rows = ((e.index, e.leaf_hash.hex(), row) for e in _all(reader, None, args.since) for row in export(e, origin))
+    entries = _all(reader, None, args.since)
+    rows = ((e.index, e.leaf_hash.hex(), row) for e in entries for row in export(e, origin, clear=args.clear))
     if args.check is None:
         for _, _, row in rows:
             output.print_json(row)
@@ -236,10 +294,12 @@ def _prove(reader: JournalReader, args: argparse.Namespace) -> int:
 
 
 def _export(reader: JournalReader, args: argparse.Namespace) -> int:
+    from pointcall_attest.log.checkpoint import Checkpoint
     from pointcall_attest.pack import export
     from pointcall_attest.trust import Roots
 
-    pack = export(reader, args.run, roots=Roots.open(output.state_dir(args) / "trust"))
+    since = Checkpoint.parse(args.since.read_bytes()) if args.since else None
+    pack = export(reader, args.run, roots=Roots.open(output.state_dir(args) / "trust"), since=since)
     pack.write(args.out)
     files = pack.files()
     if args.json:

@@ -30,16 +30,21 @@ def run(args: argparse.Namespace) -> int:
 
     if bool(args.run_id) == args.all:
         raise output.UsageRefusal("name one run, or --all", hint="`pointcall log list` shows the runs")
-    total = different = 0
+    total = different = erased = 0
     with closing(open_journal(args)) as reader:
         for engine, replayed in _replays(reader, args):
             total += 1
-            different += not replayed.identical
+            different += replayed.different
+            erased += replayed.erased
             _show(engine, replayed, args)
     if args.json and args.all:
-        output.print_json({"runs": total, "identical": total - different, "different": different})
+        same = total - different - erased
+        row = {"runs": total, "identical": same, "different": different}
+        output.print_json(row | ({"erased": erased} if erased else {}))
     elif args.all:
-        sys.stdout.write(f"{total} decisions made again, {different} different\n")
+        sys.stdout.write(f"{total - erased} decisions made again, {different} different\n")
+        if erased:
+            sys.stdout.write(f"{erased} runs cannot be decided again: their inputs were erased\n")
     return output.Exit.REFUSED if different else output.Exit.OK
 
 
@@ -75,6 +80,8 @@ def wasmtime(module: bytes) -> Runner:
 def _show(engine: str, replayed: Replayed, args: argparse.Namespace) -> None:
     if args.json:
         output.print_json({"engine": engine} | replayed.as_dict())
-    elif not replayed.identical or not args.all:
+    elif replayed.different or not args.all:
         text = "identical" if replayed.identical else "DIFFERENT: " + "; ".join(map(str, replayed.differences))
+        if replayed.erased:
+            text = "cannot be decided again: its inputs were erased"
         sys.stdout.write(f"{replayed.run}  {engine}  {text}\n")

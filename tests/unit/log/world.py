@@ -11,6 +11,7 @@ import base64
 import functools
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -51,6 +52,7 @@ from pointcall_attest.receipt import (
     TimePart,
     Trigger,
 )
+from pointcall_attest.sealing import Opening
 from pointcall_attest.trust import Roots
 from pointcall_executor.journal import Journal
 from pointcall_executor.tee.emulated import EmulatedPlatform
@@ -207,8 +209,14 @@ class Node:
 
     def append(self, body: entry.Body, run: str | None = None) -> int:
         self.clock_ns += 1
-        payload = entry.payload(body, at=NOW, ktime_ns=self.clock_ns, epoch=self.keys.id, run=run)
-        return self.journal.append(self.keys.sign(payload))
+        leaf, opening = self.leaf(body, run)
+        return self.journal.append(leaf, opening)
+
+    def leaf(self, body: entry.Body, run: str | None = None) -> tuple[bytes, Opening | None]:
+        """The leaf of an entry and its opening, sealed as the recorder does it."""
+        at, salt = NOW, os.urandom(32)
+        payload, opening = entry.sealed(body, at=at, ktime_ns=self.clock_ns, epoch=self.keys.id, run=run, salt=salt)
+        return self.keys.sign(payload), opening
 
     def run(self, number: int = 0, change: Callable[[Receipt], Receipt] = lambda r: r) -> str:
         """One whole run: intent, outcome, receipt. `change` may spoil the receipt before it is signed."""
@@ -221,7 +229,8 @@ class Node:
             run,
         )
         made = change(receipt(run, number, self, intent=self.journal.size - 2))
-        self.journal.append(self.keys.sign(made.payload()))
+        payload, opening = made.sealed(os.urandom(32))
+        self.journal.append(self.keys.sign(payload), opening)
         return run
 
     def checkpoint(self) -> None:

@@ -1,0 +1,232 @@
+"""What leaves the node beside the executor, on a thread of its own: checkpoints go to witnesses, the log to its mirror.
+It also erases the clear texts that are too old.
+
+Recovery never waits for any of it. A network that is gone is normal: it is tried again, ever more rarely up to a
+minute, and who is behind for too long is said once in the log, and once when that is over. Only the journal's own
+failure ends it. Not here: how witnesses are asked (witnessing.py), how a mirror is brought up to date (mirror.py).
+Spec: docs/spec/mirror.md.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Protocol
+
+from pydantic import JsonValue
+
+from pointcall_attest import entry
+from pointcall_attest.log.checkpoint import Checkpoint
+from pointcall_attest.log.witness import WitnessPolicy
+from pointcall_executor.config import Config
+from pointcall_executor.journal import Journal
+from pointcall_executor.journal_reader import JournalError, JournalReader
+from pointcall_executor.mirror import Mirror, connect, ship
+from pointcall_executor.recorder import Recorder
+from pointcall_executor.retention import first_within
+from pointcall_executor.witnessing import Asked, cosigned
+from pointcall_runbook.errors import PointcallError
+
+ROUND_S: Final = 1.0  # checkpoints come once a second
+MAX_WAIT_S: Final = 60.0  # between two tries of what does not answer
+ERASE_EVERY_S: Final = 3600.0
+_DESTINATIONS: Final = ("witnesses", "mirror")
+
+
+class Say(Protocol):
+    """One structured line for whoever watches the process."""
+
+    def __call__(self, text: str, **facts: object) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Gauge:
+    """How one destination stands. `behind` entries it has not yet; `behind_s` seconds since it last had everything."""
+
+    configured: bool = False
+    covered: int = 0
+    behind: int = 0
+    behind_s: float = 0.0
+    failures: int = 0
+    last_error: str = ""
+
+
+@dataclass(slots=True)
+class _Destination:
+    """One destination, as the thread sees it."""
+
+    gauge: Gauge = field(default_factory=Gauge)
+    since_s: float | None = None  # not everything is there since then
+    due_s: float = 0.0
+    wait_s: float = ROUND_S
+    late: bool = False  # the log says that it is behind
+    refused: str = ""  # the refusal that the log states
+
+
+class Shipping:
+    """Start it after the executor, stop it before. `settings` is asked each round, so they may change."""
+
+    def __init__(self, journal: Journal, recorder: Recorder, settings: Callable[[], Config], say: Say) -> None:
+        self._journal, self._recorder, self._settings, self._say = journal, recorder, settings, say
+        self._known: dict[str, int] = {}  # witness -> how far it is
+        self._cosigned = 0
+        self._state = {name: _Destination() for name in _DESTINATIONS}
+        self._erase_due_s = 0.0
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="shipping", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends within the time-out of one request. May be called twice."""
+        self._stopping.set()
+        self._thread.join()
+
+    def gauges(self) -> Mapping[str, Gauge]:
+        """How far witnesses and mirror are, for metrics."""
+        return {name: state.gauge for name, state in self._state.items()}
+
+    def _run(self) -> None:
+        try:
+            with closing(JournalReader.open(self._journal.path)) as reader:
+                while not self._stopping.wait(ROUND_S):
+                    self.round(reader, time.monotonic())
+        except JournalError as error:
+            self._say("the log is not shipped any more", error=error.id)
+
+    def round(self, reader: JournalReader, now_s: float) -> None:
+        """Whatever is due now. JournalError if the journal has stopped."""
+        settings, head = self._settings(), reader.head()
+        self._turn("witnesses", settings, head, now_s, lambda note: self._witness(settings.witnesses, note))
+        self._turn("mirror", settings, head, now_s, lambda _: self._mirror(settings.mirror, reader))
+        if now_s >= self._erase_due_s:
+            self._erase_due_s = now_s + ERASE_EVERY_S
+            self._erase(reader, settings.clear_text_days)
+
+    def _turn(
+        self,
+        name: str,
+        settings: Config,
+        head: Checkpoint | None,
+        now_s: float,
+        work: Callable[[Checkpoint], int],
+    ) -> None:
+        """One destination's turn: `work` brings it to a checkpoint and gives back how far it is now."""
+        state = self._state[name]
+        if not getattr(settings, name):
+            state.gauge, state.since_s = Gauge(), None
+            return
+        state.gauge = replace(state.gauge, configured=True)
+        if head is not None and head.size > state.gauge.covered:
+            state.since_s = now_s if state.since_s is None else state.since_s
+            if now_s >= state.due_s:
+                self._try(state, name, head, now_s, work)
+        self._judge(state, name, head, now_s, settings.lag_seconds)
+
+    def _try(
+        self, state: _Destination, name: str, head: Checkpoint, now_s: float, work: Callable[[Checkpoint], int]
+    ) -> None:
+        try:
+            covered = work(head)
+        except JournalError:
+            raise
+        except PointcallError as refusal:  # not the network: the other side, or the settings, do not agree
+            self._failed(state, now_s, f"{refusal.message} [{refusal.id}]")
+            self._refused(state, name, refusal)
+        except Exception as error:  # whatever a driver raises for a network that is gone
+            self._failed(state, now_s, f"{type(error).__name__}: {error}")
+        else:
+            state.gauge = replace(state.gauge, covered=covered, last_error="")
+            state.wait_s, state.due_s, state.refused = ROUND_S, now_s, ""
+            if covered >= head.size:
+                state.since_s = None
+            else:
+                self._failed(state, now_s, "not enough of them answered")
+
+    def _failed(self, state: _Destination, now_s: float, why: str) -> None:
+        state.gauge = replace(state.gauge, failures=state.gauge.failures + 1, last_error=why[:200])
+        state.due_s = now_s + state.wait_s
+        state.wait_s = min(state.wait_s * 2, MAX_WAIT_S)
+
+    def _refused(self, state: _Destination, name: str, refusal: PointcallError) -> None:
+        """A refusal is an alarm, said once: this log and the other side do not have the same history."""
+        if state.refused == refusal.id:
+            return
+        state.refused = refusal.id
+        self._say(f"{name} refuse", check=refusal.id, got=repr(refusal.got))
+        texts = (f"{name}: {refusal.message}", refusal.want, refusal.got, refusal.hint)
+        what, want, got, hint = (text[:1000] for text in texts)
+        self._recorder.record(entry.Refusal(check=refusal.id, what=what, want=want, got=got, hint=hint))
+
+    def _judge(self, state: _Destination, name: str, head: Checkpoint | None, now_s: float, lag_s: int) -> None:
+        behind_s = 0.0 if state.since_s is None else now_s - state.since_s
+        behind = max(0, (head.size if head else 0) - state.gauge.covered)
+        state.gauge = replace(state.gauge, behind=behind, behind_s=behind_s)
+        if behind_s > lag_s and not state.late:
+            self._lag(state, name, late=True)
+        elif state.since_s is None and state.late:
+            self._lag(state, name, late=False)
+
+    def _lag(self, state: _Destination, name: str, *, late: bool) -> None:
+        """The gap is part of the log: that it began, and that it is over."""
+        state.late = late
+        what = f"{name} behind" if late else f"{name} caught up"
+        gauge = state.gauge
+        self._say(what, entries=gauge.behind, error=repr(gauge.last_error))
+        detail: dict[str, JsonValue] = {"covered": gauge.covered, "behind": gauge.behind, "error": gauge.last_error}
+        self._recorder.record(entry.Config(what=what, detail=detail))
+
+    def _witness(self, policy_file: str, note: Checkpoint) -> int:
+        """Ask all witnesses; how many entries a quorum has signed."""
+        try:
+            policy = WitnessPolicy.parse(Path(policy_file).read_bytes())
+        except OSError as error:
+            raise WitnessAlarm("the witness policy cannot be read", id="witness.file", got=str(error)) from error
+        signed, asked = cosigned(note, self._journal.tree(), policy, self._known)
+        alarm = next((a for a in asked if a.outcome == "alarm"), None)
+        if alarm is not None:
+            raise WitnessAlarm(
+                f"the witness {alarm.witness} has seen another history of this log",
+                id="witness.alarm",
+                want=f"a growth to {note.size} entries",
+                got=alarm.detail,
+                hint="the log or the witness was rolled back or forked: compare both before you trust either",
+            )
+        names = [a.witness for a in asked if a.outcome == "signed"]
+        if names and policy.met_by(signed):
+            self._journal.keep_cosigned(signed, [str(policy.witnesses[name][0]) for name in names])
+            self._cosigned = signed.size
+        elif not names:
+            raise ConnectionError(_why(asked))
+        return self._cosigned
+
+    def _mirror(self, address: str, reader: JournalReader) -> int:
+        with connect(address) as db:
+            return ship(reader, Mirror(db)).covered
+
+    def _erase(self, reader: JournalReader, days: int) -> None:
+        """Erase the clear texts of all entries that are older than the setting."""
+        first = reader.first_opening()
+        if first is None:
+            return
+        inside = first_within(reader, days, datetime.now(UTC), start=first)
+        below = reader.size if inside is None else inside.index
+        if first < below:
+            self._recorder.erase((), f"older than {days} days", below=below)
+            self._say("clear texts erased", below=below)
+
+
+class WitnessAlarm(PointcallError):
+    """A witness cannot be asked, or has seen a log that this one is not a growth of."""
+
+    id = "witness.alarm"
+
+
+def _why(asked: tuple[Asked, ...]) -> str:
+    return "; ".join(f"{a.witness} {a.outcome} {a.detail}" for a in asked) or "the policy names no address"
