@@ -41,6 +41,7 @@ test-power: setup-dev ## power cuts, kill -9 and failed system calls against the
 	$(BIN)/python -m tests.fault.log.syscalls
 
 fuzz: setup-dev ## fuzz the parsers for long
+	$(BIN)/python -m tests.fuzz.attest.bits
 	$(BIN)/python -m tests.fuzz.attest.mutants --inputs 1000000
 	$(BIN)/python -m tests.fuzz.runbook.mutants --mutants 1000000
 	$(BIN)/python -m tests.fuzz.runbook.test_source_fuzz --sources 20000 --seed 7
