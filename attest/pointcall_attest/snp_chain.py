@@ -6,6 +6,7 @@ decided later, by snp_rules.py. Spec: AMD 56860, AMD 57230, docs/spec/snp.md; th
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -112,8 +113,8 @@ def _issuer(of: Certificate, given: Sequence[Certificate], roots: Roots) -> Cert
     ours = [c for c in given if c.subject == of.issuer and c.kind == wanted]
     if len(ours) != 1:
         known = (*_vendor_amd(), *_emulated_amd(tuple(roots.emulated.values())))
-        shipped = [c for c in map(certs.parse, known) if c.subject == of.issuer and c.kind == wanted]
-        ours = [c for c in ours if c not in shipped] or shipped[:1]
+        shipped = (c for c in map(certs.parse, known) if c.subject == of.issuer and c.kind == wanted)
+        ours = [c for c in ours if c.raw not in known] or list(itertools.islice(shipped, 1))
     if len(ours) != 1:
         raise MalformedError(
             "a certificate of the chain is missing, or there are several of its name",
