@@ -14,7 +14,9 @@ from pointcall_attest import cert_table, certs, collateral, crl, eventlog, hcl, 
 from pointcall_attest.appraise import parse, verify
 from pointcall_attest.emulated import EmulatedSnp
 from pointcall_attest.emulated_tdx import EmulatedTdx
+from pointcall_attest.errors import RefusedError
 from pointcall_attest.trust import Roots
+from pointcall_attest.verdict import Check, Verdict
 
 Machine = Callable[..., EmulatedSnp]
 TdxMachine = Callable[..., EmulatedTdx]
@@ -122,6 +124,25 @@ def test_certificates_are_equal_by_their_bytes(machine: Machine, td: TdxMachine)
         again = parse_one(raw)
         assert one is not again
         assert (one, hash(one)) == (again, hash(raw))
+
+
+def test_a_verdict_cannot_be_misread() -> None:
+    good, bad = Check.of("a", True, expected=1, observed=1), Check.of("b", False, expected=1, observed=2, hint="do")
+    with pytest.raises(TypeError, match="no truth value"):
+        bool(Verdict((good,)))
+    assert Verdict((good,)).require().passed
+    assert bad.as_dict() == {"id": "b", "spec": "", "expected": "1", "observed": "2", "outcome": "fail", "hint": "do"}
+    for checks, id_ in (((), "verdict.empty"), ((Check.skipped("c", "why"),), "verdict.empty"), ((good, bad), "b")):
+        assert not Verdict(checks).passed
+        with pytest.raises(RefusedError) as raised:
+            Verdict(checks).require()
+        assert raised.value.id == id_
+    joined = Verdict((good,)).joined(
+        [Verdict((bad,), "emulated", "snp", {"x": 1}), Verdict((good,), "hardware", "tdx")]
+    )
+    assert (joined.checks, joined.tier, joined.platform) == ((good, bad, good), "emulated", "snp")
+    assert joined.claims == {"x": 1}
+    assert Verdict((good,), platform="snp").joined([]).platform == "snp"
 
 
 def test_the_layouts_agree_with_their_types() -> None:
