@@ -41,17 +41,22 @@ test-power: setup-dev ## power cuts, kill -9 and failed system calls against the
 	$(BIN)/python -m tests.fault.log.syscalls
 
 fuzz: setup-dev ## fuzz the parsers for long
+	$(BIN)/python -m tests.fuzz.attest.bits
 	$(BIN)/python -m tests.fuzz.attest.mutants --inputs 1000000
+	$(BIN)/pip install -q 'atheris>=3,<4'
+	$(BIN)/python -m tests.fuzz.attest.coverage_guided --inputs 50000
 	$(BIN)/python -m tests.fuzz.runbook.mutants --mutants 1000000
 	$(BIN)/python -m tests.fuzz.runbook.test_source_fuzz --sources 20000 --seed 7
 	$(BIN)/python -m tests.unit.runbook.test_differential --pairs 100000
 
 coverage: setup-dev ## branch coverage of the evidence verifier
-	$(BIN)/python -m pytest tests/unit/attest_tee tests/vectors/tee tests/fuzz/attest -q --cov=pointcall_attest --cov-branch --cov-report=term-missing:skip-covered
+	$(BIN)/python -m pytest tests/unit/attest_tee tests/vectors/tee tests/fuzz/attest -q --cov --cov-config=tests/fuzz/attest/coverage.ini \
+		--cov-report=term-missing --cov-fail-under=100
 
+# MUTATION_ARGS="--minutes 30 --jobs 2" takes as many by chance as the time allows, and says how sure the score is.
 mutation: setup-dev ## mutate the evidence verifier and see whether its tests notice (long)
 	$(BIN)/pip install -q 'cosmic-ray>=8.3'
-	$(BIN)/python -m tests.fuzz.attest.mutation
+	$(BIN)/python -m tests.fuzz.attest.mutation $(MUTATION_ARGS)
 
 # KERNELS: folders of unpacked linux-image packages (apt-get download, dpkg -x). Needs qemu-system-x86 busybox-static kmod cpio.
 test-kernels: setup-dev ## the kernel tests on other kernels under QEMU: make test-kernels KERNELS="build/k61 build/k612"

@@ -1,21 +1,89 @@
-"""Evidence bundle in, verdict out: parse, verify and appraise in one call, offline, at an explicit time.
+"""Evidence to verdict in three steps of three types, for both platforms: parse, verify, appraise. Offline, no clock.
 
-The three steps exist on their own: snp.parse -> snp_chain.verify -> snp_rules.appraise, and the same for TDX. Here a
-refusal of the first two becomes a failed check, so that there is always a verdict to show and to keep.
+    parsed = parse(bundle)                      # Parsed: well-formed; MalformedError
+    authentic = verify(parsed, roots=, at=)     # Authentic or AuthenticQuote: true; UnverifiedError with all checks
+    verdict = appraise(authentic, policy, ...)  # Verdict: acceptable or not, rule by rule; never raises
+
+`appraise_bundle` does all three and turns a refusal of the first two into a failed check, so that there is always a
+verdict to show and to keep.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 from pointcall_attest import collateral, eventlog, hcl, snp, snp_chain, snp_rules, tdx, tdx_chain, tdx_rules
+from pointcall_attest.collateral import Collateral
 from pointcall_attest.errors import MalformedError
+from pointcall_attest.eventlog import EventLog
 from pointcall_attest.evidence import EvidenceBundle
 from pointcall_attest.findings import CLAUSES, Findings, UnverifiedError
+from pointcall_attest.snp import Report
+from pointcall_attest.snp_chain import Authentic
+from pointcall_attest.tdx import Quote
+from pointcall_attest.tdx_chain import AuthenticQuote
 from pointcall_attest.tee_policy import TeePolicy
 from pointcall_attest.trust import Roots
 from pointcall_attest.verdict import Check, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedReport:
+    """An SNP report with the certificates (DER) and revocation lists (DER) that came with it. Nothing is proven."""
+
+    report: Report
+    certificates: tuple[bytes, ...]
+    crls: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedQuote:
+    """A TDX quote with its collateral and event log. Nothing is proven."""
+
+    quote: Quote
+    collateral: Collateral
+    event_log: EventLog | None
+
+
+Parsed = ParsedReport | ParsedQuote
+
+
+def parse(bundle: EvidenceBundle) -> Parsed:
+    """The parts of a bundle in their types; MalformedError where one is not of its form."""
+    if bundle.platform == "snp":
+        return ParsedReport(snp.parse(bundle.evidence), bundle.certificates, bundle.crls)
+    log = None if bundle.event_log is None else eventlog.parse(bundle.event_log)
+    return ParsedQuote(tdx.parse(bundle.evidence), collateral.parse(bundle.collateral or {}), log)
+
+
+def verify(parsed: Parsed, *, roots: Roots, at: datetime) -> Authentic | AuthenticQuote:
+    """What was parsed, as authentic at this time (aware, UTC); UnverifiedError with every check that was made.
+
+    MalformedError where certificates, revocation lists or signed texts are not of their form.
+    """
+    if isinstance(parsed, ParsedReport):
+        chain = snp_chain.choose(parsed.certificates, parsed.report, roots)
+        return snp_chain.verify(parsed.report, chain, roots=roots, at=at, crls=parsed.crls)
+    return tdx_chain.verify(parsed.quote, parsed.collateral, roots=roots, at=at)
+
+
+def appraise(
+    evidence: Authentic | AuthenticQuote,
+    policy: TeePolicy,
+    *,
+    report_data: bytes | None,
+    measurements: Collection[str] | None,
+    event_log: EventLog | None = None,
+) -> Verdict:
+    """One check for every rule, after the checks of verification. None for an expectation is listed as not checked.
+
+    `event_log` is for TDX: it must replay to the RTMRs.
+    """
+    if isinstance(evidence, Authentic):
+        return snp_rules.appraise(evidence, policy, report_data=report_data, measurements=measurements)
+    return tdx_rules.appraise(evidence, policy, report_data=report_data, measurements=measurements, event_log=event_log)
 
 
 def appraise_bundle(
@@ -33,42 +101,15 @@ def appraise_bundle(
     TDX MRTDs). None for either is listed as not checked; an empty collection refuses.
     """
     assert at.tzinfo is not None, "the time of verification has a zone"
-    judge = _judge_snp if bundle.platform == "snp" else _judge_tdx
     try:
-        return judge(bundle, policy, roots, at, report_data, measurements)
+        parsed = parse(bundle)
+        evidence = verify(parsed, roots=roots, at=at)
     except MalformedError as error:
         return malformed(error, bundle.platform)
     except UnverifiedError as error:
         return Verdict((*error.checks, _not_appraised()), platform=bundle.platform)
-
-
-def _judge_snp(
-    bundle: EvidenceBundle,
-    policy: TeePolicy,
-    roots: Roots,
-    at: datetime,
-    report_data: bytes | None,
-    measurements: Collection[str] | None,
-) -> Verdict:
-    report = snp.parse(bundle.evidence)
-    chain = snp_chain.choose(bundle.certificates, report, roots)
-    evidence = snp_chain.verify(report, chain, roots=roots, at=at, crls=bundle.crls)
-    return snp_rules.appraise(evidence, policy, report_data=report_data, measurements=measurements)
-
-
-def _judge_tdx(
-    bundle: EvidenceBundle,
-    policy: TeePolicy,
-    roots: Roots,
-    at: datetime,
-    report_data: bytes | None,
-    measurements: Collection[str] | None,
-) -> Verdict:
-    quote = tdx.parse(bundle.evidence)
-    log = None if bundle.event_log is None else eventlog.parse(bundle.event_log)
-    judged_by = collateral.parse(bundle.collateral or {})
-    evidence = tdx_chain.verify(quote, judged_by, roots=roots, at=at)
-    return tdx_rules.appraise(evidence, policy, report_data=report_data, measurements=measurements, event_log=log)
+    log = parsed.event_log if isinstance(parsed, ParsedQuote) else None
+    return appraise(evidence, policy, report_data=report_data, measurements=measurements, event_log=log)
 
 
 def appraise_hcl(

@@ -12,7 +12,9 @@ from pointcall_attest import cert_table, pem
 from pointcall_attest.errors import MalformedError
 
 MAX_FILE_BYTES: Final = 4 * 1024 * 1024
-_TABLE_STARTS: Final = frozenset(guid.bytes for guid in cert_table.ENTRIES.values())
+_OURS: Final = frozenset(cert_table.ENTRIES.values())
+_TABLE_STARTS: Final = frozenset(guid.bytes for guid in _OURS)
+_PEM: Final = b"-----BEGIN "
 _CRL: Final = cert_table.ENTRIES["CRL"]
 _DER: Final = (b"\x30\x81", b"\x30\x82", b"\x30\x83")
 
@@ -32,24 +34,34 @@ def read(raw: bytes) -> CertificateFile:
     """What a certificate file holds; MalformedError `cert.file.malformed` where it is none of the three forms."""
     if len(raw) > MAX_FILE_BYTES:
         raise MalformedError("the file is too long", id="cert.file.malformed", want=f"<= {MAX_FILE_BYTES} bytes")
-    if raw[:16] in _TABLE_STARTS:
-        return _from_table(raw)
     if raw.startswith(_DER):
         return CertificateFile(crls=(raw,)) if _is_crl(raw) else CertificateFile((raw,))
-    if b"-----BEGIN " in raw:
+    if raw[:16] in _TABLE_STARTS or _is_table(raw):
+        return _from_table(raw)
+    if _PEM in raw:
         return _from_pem(raw)
     raise MalformedError(
         "neither DER, PEM nor a certificate table", id="cert.file.malformed", got=raw[:8].hex() or "an empty file"
     )
 
 
+def _is_table(raw: bytes) -> bool:
+    """Also a table that starts with an entry of somebody else, or has none: hosts hand out both."""
+    try:
+        cert_table.parse(raw)
+    except MalformedError:
+        return False
+    return True
+
+
 def _from_table(raw: bytes) -> CertificateFile:
+    """Our entries of a table, each DER or PEM; a table inside a table is refused."""
     found = CertificateFile()
     for guid, blob in cert_table.parse(raw).items():
         if guid == _CRL:
             found += CertificateFile(crls=(blob,))
-        elif guid in cert_table.ENTRIES.values():
-            found += read(blob) if not blob.startswith(_DER) else CertificateFile((blob,))
+        elif guid in _OURS:
+            found += _from_pem(blob) if _PEM in blob else CertificateFile((blob,))
     return found
 
 

@@ -252,10 +252,10 @@ def _common(row: dict[str, Any]) -> tuple[TcbStatus, datetime, tuple[str, ...]]:
 
 
 def _components(rows: Any) -> bytes:
-    found = bytes(_int(row["svn"], 0xFF) for row in _list(rows))
-    if len(found) != 16:
-        raise _refused(f"{len(found)} TCB components instead of 16")
-    return found
+    found = [row["svn"] for row in _list(rows)]
+    if len(found) != 16 or set(map(type, found)) != {int} or not 0 <= min(found) <= max(found) <= 0xFF:
+        raise _refused("not 16 TCB components from 0 to 255")
+    return bytes(found)
 
 
 def _list(value: Any) -> list[Any]:

@@ -36,6 +36,9 @@ class RevocationList:
     signature: bytes = field(repr=False)
     entries: x509.CertificateRevocationList = field(repr=False, compare=False)
 
+    def __hash__(self) -> int:
+        return hash(self.raw)
+
     def in_force(self, at: datetime) -> bool:
         return self.this_update <= at <= self.next_update
 

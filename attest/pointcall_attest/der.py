@@ -15,12 +15,8 @@ BOOLEAN, INTEGER, BIT_STRING, OCTET_STRING, OID = 0x01, 0x02, 0x03, 0x04, 0x06
 UTF8_STRING, PRINTABLE_STRING, IA5_STRING, UTC_TIME, GENERALIZED_TIME = 0x0C, 0x13, 0x16, 0x17, 0x18
 SEQUENCE, SET = 0x30, 0x31
 MAX_LENGTH: Final = 0xFFFF  # of what we write; a certificate is some 1.5 KiB
-_LEAST: Final = (
-    0,
-    0x80,
-    0x100,
-    0x10000,
-)  # the least size that needs so many bytes; sizes of 16 MiB and more are refused
+_LONG: Final = 0x80  # a first byte of a length from here on only says how many bytes follow
+_LEAST: Final = (0, 0x80, 0x100, 0x10000)  # the least size that needs so many bytes; 16 MiB and more are refused
 
 
 def explicit(number: int) -> int:
@@ -38,6 +34,8 @@ def refused(why: str, *, want: str = "", got: str = "") -> MalformedError:
 class Reader:
     """Walks the values inside `raw[start:end]` in order. Nothing is copied before it is asked for."""
 
+    __slots__ = ("at", "end", "raw")
+
     def __init__(self, raw: bytes, start: int = 0, end: int | None = None) -> None:
         self.raw, self.at, self.end = raw, start, len(raw) if end is None else end
 
@@ -47,15 +45,16 @@ class Reader:
 
     def element(self, tag: int) -> tuple[int, int, int]:
         """Step over one value with this tag: (start of the whole, start of the content, end)."""
-        raw, start = self.raw, self.at
-        if start >= self.end or raw[start] != tag:
+        raw, start, limit = self.raw, self.at, self.end
+        if start >= limit or raw[start] != tag:
             raise refused("unexpected type", want=f"tag {tag:#04x}", got=f"{self.peek()} at byte {start}")
-        is_short = start + 1 < self.end and raw[start + 1] < 0x80
-        body, size = (start + 2, raw[start + 1]) if is_short else self._length(start + 1)
-        if size > self.end - body:
+        body, size = start + 2, (raw[start + 1] if start + 1 < limit else _LONG)
+        if size >= _LONG:
+            body, size = self._length(start + 1)
+        self.at = end = body + size
+        if end > limit:
             raise refused("a value runs past its end", got=f"{size} bytes at byte {start}")
-        self.at = body + size
-        return start, body, self.at
+        return start, body, end
 
     def _length(self, at: int) -> tuple[int, int]:
         """(start of the content, its size) of a length of two to four bytes; only the shortest form."""
@@ -121,10 +120,9 @@ class Reader:
             digits = ("20" if digits < "50" else "19") + digits
         elif digits < "2050":
             raise refused("a time before 2050 that is not UTCTime", got=text)
+        month, day, hour, minute, second = (int(digits[at : at + 2]) for at in (4, 6, 8, 10, 12))
         try:
-            parts = [int(digits[:4]), *(int(digits[at : at + 2]) for at in range(4, 14, 2))]
-            year, month, day, hour, minute, second = parts
-            return datetime(year, month, day, hour, minute, second, tzinfo=UTC)
+            return datetime(int(digits[:4]), month, day, hour, minute, second, 0, UTC)
         except ValueError:
             raise refused("no such time", got=text) from None
 

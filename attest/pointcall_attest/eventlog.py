@@ -57,6 +57,10 @@ class Event:
     def type_name(self) -> str:
         return _TYPE_NAMES.get(self.type, f"{self.type:#010x}")
 
+    def extended(self, register: bytes) -> bytes:
+        """The register after this event: SHA-384(register || digest); EV_NO_ACTION leaves it as it is."""
+        return register if self.type == NO_ACTION else hashlib.sha384(register + self.digest).digest()
+
 
 @dataclass(frozen=True, slots=True)
 class EventLog:
@@ -69,8 +73,7 @@ class EventLog:
         """RTMR0 to RTMR3 after all events: RTMR = SHA-384(RTMR || digest), from zero."""
         registers = [bytes(48)] * 4
         for event in self.events:
-            if event.type != NO_ACTION:
-                registers[event.register] = hashlib.sha384(registers[event.register] + event.digest).digest()
+            registers[event.register] = event.extended(registers[event.register])
         first, second, third, fourth = registers
         return first, second, third, fourth
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NoReturn
 
 from pointcall_attest import snp, tdreport
 from pointcall_attest.errors import MalformedError
 
 MAX_HCL_BYTES: Final = 64 * 1024  # the vTPM index has 2600
+MAX_BRACKETS: Final = 128  # of the runtime data: real ones have 9
 _HEADER: Final = struct.Struct("<4sIIII12s")  # HCLA, version, size, request type, status, reserved
 _REPORT_AT: Final = 32
 _DATA_AT: Final = 1216
@@ -32,7 +34,8 @@ class HclReport:
     platform: Literal["snp", "tdx"]
     report: bytes = field(repr=False)
     report_data: bytes
-    runtime_data: bytes  # the JSON, byte for byte
+    runtime_data: bytes = field(repr=False)  # the JSON, byte for byte
+    runtime: Mapping[str, Any] = field(hash=False)  # what it says
     runtime_hash: bytes
 
     @property
@@ -55,10 +58,10 @@ def parse(raw: bytes) -> HclReport:
     if kind not in _PLATFORMS or hash_type not in _HASHES:
         raise _refused(f"report type {kind}, hash type {hash_type}")
     runtime_data = raw[end - json_size : end]
-    _check_json(runtime_data)
+    rows = _json(runtime_data)
     platform = _PLATFORMS[kind]
     report, report_data = _inner(platform, raw[_REPORT_AT:_DATA_AT])
-    return HclReport(platform, report, report_data, runtime_data, _HASHES[hash_type](runtime_data).digest())
+    return HclReport(platform, report, report_data, runtime_data, rows, _HASHES[hash_type](runtime_data).digest())
 
 
 def _inner(platform: Literal["snp", "tdx"], area: bytes) -> tuple[bytes, bytes]:
@@ -70,13 +73,31 @@ def _inner(platform: Literal["snp", "tdx"], area: bytes) -> tuple[bytes, bytes]:
     return report, tdreport.parse(report).report_data
 
 
-def _check_json(raw: bytes) -> None:
+def _json(raw: bytes) -> dict[str, Any]:
+    """The runtime data, read in one way only: no key twice, no number that JSON does not have, bounded depth."""
+    if raw.count(b"[") + raw.count(b"{") > MAX_BRACKETS:
+        raise _refused("its runtime data is nested too deeply")
     try:
-        rows = json.loads(raw)
-    except (ValueError, RecursionError):
+        rows = json.loads(raw, object_pairs_hook=_unique, parse_constant=_no_number, parse_float=_finite)
+    except ValueError:
         rows = None
     if not isinstance(rows, dict) or "keys" not in rows:
         raise _refused("its runtime data is not a JSON object with keys")
+    return rows
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return dict(pairs)
+
+
+def _finite(text: str) -> float:
+    return float(text) if math.isfinite(float(text)) else _no_number(text)
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not a number of JSON")
 
 
 def _refused(why: str) -> MalformedError:

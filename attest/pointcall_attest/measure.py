@@ -127,11 +127,12 @@ def explain_registers(log: EventLog, registers: tuple[bytes, bytes, bytes, bytes
 def _explain_register(log: EventLog, index: int, want: bytes, observed: bytes) -> Explanation:
     if want == observed:
         return Explanation(want.hex(), observed.hex(), True, ())
-    events = [event for event in log.events if event.register == index]
-    for count in range(len(events)):
-        if EventLog(tuple(events[:count]), 0).replay()[index] == observed:
-            why = f"the register stops after {count} of {len(events)} events; the next is {events[count].type_name}"
+    events, value = [event for event in log.events if event.register == index], bytes(48)
+    for count, event in enumerate(events):
+        if value == observed:
+            why = f"the register stops after {count} of {len(events)} events; the next is {event.type_name}"
             return Explanation(want.hex(), observed.hex(), False, (why,))
+        value = event.extended(value)
     why = f"none of the {len(events)} events of the log leads there: another boot, or events that are not in the log"
     return Explanation(want.hex(), observed.hex(), False, (why,))
 

@@ -85,6 +85,9 @@ class IntelCertificate:
     signature: bytes = field(repr=False)
     sgx: SgxExtension | None = None
 
+    def __hash__(self) -> int:
+        return hash(self.raw)
+
 
 @lru_cache(maxsize=_MEMOISED)
 def parse(raw: bytes) -> IntelCertificate:

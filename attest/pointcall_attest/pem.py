@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import binascii
 import re
 from typing import Final
 
@@ -38,17 +38,17 @@ def certificates(raw: bytes) -> list[bytes]:
 def _decoded(body: bytes) -> bytes:
     joined = body.replace(b"\r", b"").replace(b"\n", b"")
     try:
-        decoded = base64.b64decode(joined, validate=True)
+        decoded = binascii.a2b_base64(joined, strict_mode=True)
     except ValueError:
         decoded = b""
-    if not decoded or base64.b64encode(decoded) != joined:
+    if not decoded or binascii.b2a_base64(decoded, newline=False) != joined:
         raise MalformedError("a PEM block is not base64 in its one exact form", id="pem.malformed")
     return decoded
 
 
 def encode(label: str, der: bytes) -> bytes:
     """One block with lines of 64 characters."""
-    text = base64.b64encode(der)
+    text = binascii.b2a_base64(der, newline=False)
     lines = b"\n".join(text[i : i + 64] for i in range(0, len(text), 64))
     name = label.encode()
     return b"-----BEGIN " + name + b"-----\n" + lines + b"\n-----END " + name + b"-----\n"

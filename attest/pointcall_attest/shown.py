@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
+from datetime import datetime
 from typing import Any, Final
 
-from pointcall_attest import cert_table, certs, eventlog, hcl, measure, pck, snp, snp_rules, tdreport, tdx, tdx_rules
+from pointcall_attest import (
+    cert_table,
+    certs,
+    collateral,
+    crl,
+    eventlog,
+    hcl,
+    measure,
+    pck,
+    pem,
+    snp,
+    snp_rules,
+    tdreport,
+    tdx,
+    tdx_rules,
+)
 from pointcall_attest.errors import MalformedError
 from pointcall_attest.evidence import EvidenceBundle
 
@@ -64,6 +79,62 @@ def _certificate(raw: bytes) -> dict[str, Any]:
     return rows
 
 
+def _intel(raw: bytes) -> dict[str, Any]:
+    certificate = pck.parse(raw)
+    sgx = certificate.sgx
+    return {
+        "role": certificate.role,
+        "emulated": certificate.emulated,
+        "subject": certificate.name,
+        "serial": f"{certificate.serial:x}",
+        "not_before": certificate.not_before.isoformat(),
+        "not_after": certificate.not_after.isoformat(),
+        "sgx": None if sgx is None else _readable(sgx),
+    }
+
+
+def _crl(raw: bytes) -> dict[str, Any]:
+    found = crl.parse(raw)
+    return {
+        "issuer": certs.name_parts(found.issuer)["CN"],
+        "this_update": found.this_update.isoformat(),
+        "next_update": found.next_update.isoformat(),
+        "revoked": [f"{entry.serial_number:x}" for entry in found.entries],
+    }
+
+
+def _collateral(raw: bytes) -> dict[str, Any]:
+    """The tables as they are written; their signatures are for a verification to check."""
+    parts = collateral.parse(collateral.parse_json(raw))
+    info, identity = collateral.parse_tcb_info(parts.tcb_info), collateral.parse_qe_identity(parts.qe_identity)
+    return {
+        "tcb_info": _readable(info),
+        "qe_identity": _readable(identity),
+        "signers": [pck.parse(chain[0]).name for chain in (parts.tcb_info_chain, parts.qe_identity_chain)],
+        "root_ca_crl": _crl(parts.root_crl),
+        "pck_crl": _crl(parts.pck_crl),
+    }
+
+
+def _readable(value: Any) -> Any:
+    """Fields of a frozen type by name, bytes as hex, times as text."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {one.name: _readable(getattr(value, one.name)) for one in fields(value)}
+    if isinstance(value, tuple):
+        return [_readable(one) for one in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return value.hex() if isinstance(value, bytes) else value
+
+
+def _file(raw: bytes) -> dict[str, Any]:
+    """Whatever its blocks are."""
+    found = pem.blocks(raw)
+    if not found:
+        raise MalformedError("no PEM block", id="pem.malformed")
+    return {"blocks": [described(der) for _, der in found]}
+
+
 def _table(raw: bytes) -> dict[str, Any]:
     names = {guid: name for name, guid in cert_table.ENTRIES.items()}
     return {names.get(guid, str(guid)): f"{len(blob)} bytes" for guid, blob in cert_table.parse(raw).items()}
@@ -74,8 +145,7 @@ def _tdx(raw: bytes) -> dict[str, Any]:
     rows = tdx_rules.described(quote)
     leaf, ca, root = map(pck.parse, tdx.pck_certificates(quote.pck_pem))
     rows["chain"] = f"{leaf.name} <- {ca.name} <- {root.name}"
-    sgx = {name: getattr(leaf.sgx, name, None) for name in (field.name for field in fields(pck.SgxExtension))}
-    return rows | {"pck": {name: value.hex() if isinstance(value, bytes) else value for name, value in sgx.items()}}
+    return rows | {"pck": _readable(leaf.sgx)}
 
 
 def _hcl(raw: bytes) -> dict[str, Any]:
@@ -83,7 +153,7 @@ def _hcl(raw: bytes) -> dict[str, Any]:
     return {
         "platform": report.platform,
         "binds_runtime_data": report.binds,
-        "runtime_data": json.loads(report.runtime_data),
+        "runtime_data": dict(report.runtime),
         "report": described(report.report),
     }
 
@@ -109,6 +179,10 @@ _FORMS: Final[Mapping[str, Callable[[bytes], dict[str, Any]]]] = {
     "TDREPORT": _tdreport,
     "CCEL event log": _eventlog,
     "evidence bundle": _bundle,
+    "Intel collateral": _collateral,
     "AMD certificate": _certificate,
+    "Intel certificate": _intel,
+    "certificate revocation list": _crl,
     "GHCB certificate table": _table,
+    "certificates in PEM": _file,
 }

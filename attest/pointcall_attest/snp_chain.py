@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from pointcall_attest import certs, crl, snp
 from pointcall_attest.certs import Certificate, Leaf
 from pointcall_attest.errors import MalformedError
-from pointcall_attest.findings import Findings
+from pointcall_attest.findings import Findings, stamp
 from pointcall_attest.snp import Report, Tcb
 from pointcall_attest.tee_policy import Line
 from pointcall_attest.trust import Roots, vendor_certificates
@@ -43,6 +43,15 @@ class Chain:
     facts: Leaf
 
 
+class Tcbs(NamedTuple):
+    """The four TCB versions of a report, by the layout of its line."""
+
+    current: Tcb
+    reported: Tcb
+    committed: Tcb
+    launch: Tcb
+
+
 @dataclass(frozen=True, slots=True)
 class Authentic:
     """A report that is what it says, and how we know. Only `verify` makes one."""
@@ -51,14 +60,12 @@ class Authentic:
     chain: Chain
     tier: Literal["hardware", "emulated"]
     line: Line
+    tcbs: Tcbs
     checks: tuple[Check, ...]
     seal: object = field(repr=False, compare=False)
 
     def __post_init__(self) -> None:
         assert self.seal is _SEAL, "only verify() makes an Authentic"
-
-    def tcb(self, raw: bytes) -> Tcb:
-        return snp.tcb_of(self.line, raw)
 
 
 def choose(certificates: Iterable[bytes], report: Report, roots: Roots) -> Chain:
@@ -70,11 +77,10 @@ def choose(certificates: Iterable[bytes], report: Report, roots: Roots) -> Chain
     if len(given) > MAX_CERTIFICATES:
         raise MalformedError("too many certificates", id="cert.chain.malformed", want=f"<= {MAX_CERTIFICATES}")
     wanted = "VLEK" if report.signing_key == snp.VLEK else "VCEK"
-    leaves = [c for c in given if c.leaf]
-    leaf = next((c for c in leaves if c.kind == wanted), next(iter(leaves), None))
-    if leaf is None or leaf.leaf is None or sum(c.kind == leaf.kind for c in leaves) != 1:
+    leaf = _leaf(report, [c for c in given if c.kind == wanted] or [c for c in given if c.leaf])
+    if leaf is None or leaf.leaf is None:
         raise MalformedError(
-            "the evidence needs exactly one certificate of the signing key",
+            "the evidence needs one certificate of the signing key, of this chip and TCB",
             id="cert.chain.malformed",
             want=f"one {wanted}",
             got=", ".join(c.kind for c in given) or "no certificate",
@@ -84,16 +90,39 @@ def choose(certificates: Iterable[bytes], report: Report, roots: Roots) -> Chain
     return Chain(_issuer(ca, given, roots), ca, leaf, leaf.leaf)
 
 
+def _leaf(report: Report, leaves: Sequence[Certificate]) -> Certificate | None:
+    """The only leaf; of several the one of this chip and TCB (the youngest, where issued twice), else None."""
+    if len(leaves) > 1:
+        leaves = sorted((c for c in leaves if _is_of(c, report)), key=lambda c: (c.not_after, c.raw))[-1:]
+    return leaves[0] if leaves else None
+
+
+def _is_of(leaf: Certificate, report: Report) -> bool:
+    facts = leaf.leaf
+    assert facts is not None, "only leaves are asked for"
+    chip = facts.hwid is None or facts.hwid.ljust(64, b"\0") == report.chip_id
+    return chip and snp.tcb_bytes(facts.line, facts.tcb) == report.reported_tcb
+
+
 def _issuer(of: Certificate, given: Sequence[Certificate], roots: Roots) -> Certificate:
-    """The certificate of the issuer's name and kind: a given one first, else a shipped one, else an emulated root."""
+    """The certificate of the issuer's name and kind: a given one, else a shipped one, else an emulated root.
+
+    Of several that were given, the one that we do not ship: it must hold too, so the order of files decides nothing.
+    """
     wanted = {"VCEK": "ASK", "VLEK": "ASVK"}.get(of.kind, "ARK")
-    shipped = (certs.parse(der) for der in (*_vendor_amd(), *_emulated_amd(tuple(roots.emulated.values()))))
-    found = next((c for c in itertools.chain(given, shipped) if c.subject == of.issuer and c.kind == wanted), None)
-    if found is None:
+    ours = [c for c in given if c.subject == of.issuer and c.kind == wanted]
+    if len(ours) != 1:
+        known = (*_vendor_amd(), *_emulated_amd(tuple(roots.emulated.values())))
+        shipped = (c for c in map(certs.parse, known) if c.subject == of.issuer and c.kind == wanted)
+        ours = [c for c in ours if c.raw not in known] or list(itertools.islice(shipped, 1))
+    if len(ours) != 1:
         raise MalformedError(
-            "a certificate of the chain is missing", id="cert.chain.malformed", want=f"the issuer of {of.subject_name}"
+            "a certificate of the chain is missing, or there are several of its name",
+            id="cert.chain.malformed",
+            want=f"the issuer of {of.subject_name}, once",
+            got=f"{len(ours)} certificates",
         )
-    return found
+    return ours[0]
 
 
 @lru_cache(maxsize=1)
@@ -109,7 +138,7 @@ def _emulated_amd(roots: tuple[bytes, ...]) -> tuple[bytes, ...]:
 
 
 def verify(report: Report, chain: Chain, *, roots: Roots, at: datetime, crls: Sequence[bytes] = ()) -> Authentic:
-    """The report as Authentic, or UnverifiedError with every check that was made.
+    """The report as Authentic, or UnverifiedError with every check that was made; MalformedError for its parts.
 
     `at` is the time of verification (aware, UTC). The caller has yet to appraise the result against a policy.
     """
@@ -122,7 +151,9 @@ def verify(report: Report, chain: Chain, *, roots: Roots, at: datetime, crls: Se
     _check_report_signature(findings, report, chain)  # (10)
     checks = findings.verified()
     assert tier != "none", "snp.root has failed"
-    return Authentic(report, chain, tier, chain.ark.line, checks, _SEAL)
+    line = chain.ark.line
+    versions = (report.current_tcb, report.reported_tcb, report.committed_tcb, report.launch_tcb)
+    return Authentic(report, chain, tier, line, Tcbs(*(snp.tcb_of(line, raw) for raw in versions)), checks, _SEAL)
 
 
 def _check_root(findings: Findings, chain: Chain, roots: Roots) -> Tier:
@@ -172,8 +203,8 @@ def _check_validity(findings: Findings, chain: Chain, at: datetime) -> None:
     findings.check(
         "snp.validity",
         late <= at <= soon,
-        expected=f"{late:%Y-%m-%dT%H:%M:%SZ} to {soon:%Y-%m-%dT%H:%M:%SZ}",
-        observed=f"{at:%Y-%m-%dT%H:%M:%SZ}",
+        expected=f"{stamp(late)} to {stamp(soon)}",
+        observed=stamp(at),
         hint="check the clock, or fetch a new certificate",
     )
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 from pointcall_attest import snp
 from pointcall_attest.findings import Findings
 from pointcall_attest.snp import Report, Tcb
-from pointcall_attest.snp_chain import Authentic
+from pointcall_attest.snp_chain import Authentic, Tcbs
 from pointcall_attest.tee_policy import Line, SnpPolicy, TcbMinimum, TeePolicy
 from pointcall_attest.tee_rules import check_binding, check_bits, check_crl_required, check_member, check_tier
 from pointcall_attest.verdict import Verdict
@@ -101,10 +101,7 @@ def _check_masks(findings: Findings, report: Report, policy: SnpPolicy) -> None:
 
 
 def _check_tcb(findings: Findings, evidence: Authentic, policy: SnpPolicy) -> None:
-    report = evidence.report
-    current, reported, committed, launch = (
-        evidence.tcb(raw) for raw in (report.current_tcb, report.reported_tcb, report.committed_tcb, report.launch_tcb)
-    )
+    current, reported, committed, launch = evidence.tcbs
     findings.check(
         "snp.tcb_order",
         committed.at_least(reported) and current.at_least(committed),
@@ -150,15 +147,7 @@ def claims(evidence: Authentic) -> dict[str, Any]:
         "line": evidence.line,
         "csp_id": facts.csp_id,
         "root": evidence.chain.ark.subject_name,
-        **{
-            name: evidence.tcb(raw)._asdict()
-            for name, raw in (
-                ("reported_tcb", report.reported_tcb),
-                ("committed_tcb", report.committed_tcb),
-                ("current_tcb", report.current_tcb),
-                ("launch_tcb", report.launch_tcb),
-            )
-        },
+        **{f"{name}_tcb": tcb._asdict() for name, tcb in zip(Tcbs._fields, evidence.tcbs, strict=True)},
     }
 
 

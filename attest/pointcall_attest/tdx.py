@@ -255,11 +255,11 @@ def pck_certificates(pck_pem: bytes) -> tuple[bytes, ...]:
     """The DER of leaf, intermediate and root; the text must be exactly what Intel's quoting enclave writes.
 
     No signature covers this text, so another spelling of the same certificates would be other evidence: it is refused.
-    One NUL may end it.
+    NULs may end it.
     """
     found = tuple(pem.certificates(pck_pem))
     text = b"".join(pem.encode("CERTIFICATE", der) for der in found)
-    if pck_pem not in (text, text + b"\0", text[:-1], text[:-1] + b"\0") or len(found) != 3:
+    if pck_pem.rstrip(b"\0") not in (text, text[:-1]) or len(found) != 3:
         raise _refused(
             "tdx.chain.malformed", "the PCK chain is not in its one exact form", "three certificates in PEM", len(found)
         )

@@ -17,7 +17,7 @@ from pointcall_attest import collateral as collaterals
 from pointcall_attest import crl, pck, tdx, tdx_tcb
 from pointcall_attest.collateral import Collateral, QeIdentity, TcbInfo
 from pointcall_attest.errors import MalformedError
-from pointcall_attest.findings import Findings
+from pointcall_attest.findings import Findings, stamp
 from pointcall_attest.pck import IntelCertificate, SgxExtension
 from pointcall_attest.tdx import Quote
 from pointcall_attest.tdx_tcb import Assessment
@@ -153,8 +153,8 @@ def _check_validity(findings: Findings, chain: Chain, at: datetime) -> None:
     findings.check(
         "tdx.validity",
         late <= at <= soon,
-        expected=f"{late:%Y-%m-%dT%H:%M:%SZ} to {soon:%Y-%m-%dT%H:%M:%SZ}",
-        observed=f"{at:%Y-%m-%dT%H:%M:%SZ}",
+        expected=f"{stamp(late)} to {stamp(soon)}",
+        observed=stamp(at),
     )
 
 
@@ -170,9 +170,9 @@ def _check_crls(findings: Findings, chain: Chain, collateral: Collateral, at: da
         findings.check(
             name,
             signed and found.in_force(at) and not revoked,
-            expected=f"signed by {issuer.name}, in force at {at:%Y-%m-%d}, nothing of ours revoked",
+            expected=f"signed by {issuer.name}, in force at {at.date()}, nothing of ours revoked",
             observed=f"{'signed by it' if signed else 'NOT signed by it'}, "
-            f"{found.this_update:%Y-%m-%d} to {found.next_update:%Y-%m-%d}, revoked: {revoked or 'nothing'}",
+            f"{found.this_update.date()} to {found.next_update.date()}, revoked: {revoked or 'nothing'}",
             hint="fetch new collateral with `pointcall attest fetch`",
         )
 
@@ -224,8 +224,8 @@ def _check_tables(
     findings.check(  # (9) Both tables are in force.
         "tdx.collateral_dates",
         late <= at <= soon,
-        expected=f"{late:%Y-%m-%dT%H:%M:%SZ} to {soon:%Y-%m-%dT%H:%M:%SZ}",
-        observed=f"{at:%Y-%m-%dT%H:%M:%SZ}",
+        expected=f"{stamp(late)} to {stamp(soon)}",
+        observed=stamp(at),
         hint="fetch new collateral with `pointcall attest fetch`",
     )
     platform = chain.platform

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from pointcall_attest import tdx
 from pointcall_attest.eventlog import EventLog
-from pointcall_attest.findings import Findings
+from pointcall_attest.findings import Findings, stamp
 from pointcall_attest.tdx import Body, Quote
 from pointcall_attest.tdx_chain import AuthenticQuote
 from pointcall_attest.tee_policy import TcbStatus, TdxPolicy, TeePolicy
@@ -164,7 +164,7 @@ def claims(evidence: AuthenticQuote) -> dict[str, Any]:
         **described(evidence.quote),
         "tcb_status": found.status,
         "tcb_parts": {"platform": found.platform, "sgx": found.sgx, "module": found.module, "qe": found.qe},
-        "tcb_date": found.date.strftime("%Y-%m-%dT%H:%M:%SZ") if found.date else None,
+        "tcb_date": stamp(found.date) if found.date else None,
         "advisories": list(found.advisories),
         "tcb_evaluation_number": evidence.tcb_info.evaluation_number,
         "fmspc": platform.fmspc.hex(),

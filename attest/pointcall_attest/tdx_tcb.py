@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from operator import ge
 from typing import Final
 
 from pointcall_attest.collateral import Level, Module, QeIdentity, TcbInfo
@@ -114,7 +115,8 @@ def _covers(pck: SgxExtension, level: Level) -> bool:
 
 
 def _at_least(have: bytes, want: bytes) -> bool:
-    return all(a >= b for a, b in zip(have, want, strict=True))
+    """Byte by byte; both have the same length: 16, or what is left of 16."""
+    return all(map(ge, have, want))
 
 
 def _by_svn(levels: Sequence[Level], svn: int) -> Level | None:

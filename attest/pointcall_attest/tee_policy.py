@@ -12,6 +12,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from pointcall_attest import exact_json
 from pointcall_attest.errors import MalformedError
 
 Platform = Literal["snp", "tdx"]
@@ -133,10 +134,7 @@ class TeePolicy(_Strict):
     @classmethod
     def parse(cls, raw: bytes) -> TeePolicy:
         """The policy in JSON; MalformedError `tee.policy.malformed` for anything else."""
-        if len(raw) > MAX_POLICY_BYTES:
-            raise MalformedError(
-                "the policy is too long", id="tee.policy.malformed", want=f"<= {MAX_POLICY_BYTES} bytes"
-            )
+        exact_json.loads(raw, id="tee.policy.malformed", max_bytes=MAX_POLICY_BYTES, what="the TEE policy")
         try:
             return cls.model_validate_json(raw)
         except ValidationError as error:

@@ -6,15 +6,23 @@ Verification is offline and at an explicit time. Roots: the pinned ones, and the
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from pointcall_attest.errors import MalformedError
+from pointcall_attest.printable import shown
 from pointcall_executor.cli import output
 from pointcall_executor.cli.output import Exit, UsageRefusal
+from pointcall_runbook.errors import PointcallError
 
+MAX_SHOWN_CHARS: Final = 65536  # of one field; an event log in one line has some 10,000
 MAX_FILE_BYTES: Final = 4 * 1024 * 1024  # certificate files; every other form is smaller
+
+_EMULATED_VERSIONS: Final = {"snp": (3, 5), "tdx": (4, 5)}
+_RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)  # section 5.6
 
 if TYPE_CHECKING:
     from pointcall_attest.certificate_file import CertificateFile
@@ -55,10 +63,15 @@ def _configure_bundle(actions: Any) -> None:
     tdx.add_argument("file", type=Path, metavar="QUOTE")
     _add_tdx(tdx)
     emulated = _leaf(sources, "emulated", "new evidence of this installation's emulated platform", _bundle_emulated)
-    emulated.add_argument("--product", choices=("Milan", "Genoa", "Turin"), default="Milan")
+    emulated.add_argument("--platform", choices=tuple(_EMULATED_VERSIONS), default="snp")
+    emulated.add_argument("--product", choices=("Milan", "Genoa", "Turin"), default="Milan", help="of SNP")
+    emulated.add_argument("--version", type=int, help="of the report (3, 5) or quote (4, 5)")
     emulated.add_argument("--report-data", metavar="HEX", default="00" * 64, help="64 bytes (default: zero)")
     for source in (snp, tdx, emulated):
         source.add_argument("--out", type=Path, required=True, metavar="FILE")
+    unpack = _leaf(sources, "unpack", "the parts of a bundle as files of their own", _unpack)
+    unpack.add_argument("file", type=Path, metavar="BUNDLE")
+    unpack.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="made where it is not there")
 
 
 def _configure_fetch(parser: argparse.ArgumentParser) -> None:
@@ -96,7 +109,26 @@ def _configure_measure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     action: Callable[[argparse.Namespace], int] = args.do
-    return action(args)
+    try:
+        return action(args)
+    except (PointcallError, OSError) as error:
+        if not (args.json and "form_out" in args):
+            raise
+        return _refused(args, error)
+
+
+def _refused(args: argparse.Namespace, error: PointcallError | OSError) -> int:
+    """What keeps a verification from starting, as a verdict too: who reads JSON always gets one object of one form."""
+    from pointcall_attest.verdict import Check, Verdict
+
+    if isinstance(error, PointcallError):
+        check = Check(
+            error.id, "fail", error.want, ": ".join(filter(None, (error.message, error.got))), hint=error.hint
+        )
+    else:
+        check = Check("environment.os", "fail", "a file that can be read", str(error))
+    output.print_json(Verdict((check,), platform=args.form).as_dict())
+    return output.exit_of(error)
 
 
 def _leaf(parent: Any, name: str, help: str, do: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
@@ -167,21 +199,22 @@ def _tdx_evidence(args: argparse.Namespace) -> EvidenceBundle:
 
 def _verify_hcl(args: argparse.Namespace) -> int:
     from pointcall_attest import appraise
-    from pointcall_attest.errors import MalformedError
 
-    policy, roots, at = _policy(args), _roots(args), _time(args.at)
+    roots, at = _roots(args), _time(args.at)
+    report_data, measurements = _report_data(args), _measurements(args)
     try:
-        files = _certificates(args.certs)
+        policy, files = _policy(args), _certificates(args.certs)
+        raw = _read(args.file)
     except MalformedError as error:
         return _print(args, appraise.malformed(error, "hcl"))
     verdict = appraise.appraise_hcl(
-        _read(args.file),
+        raw,
         files.certificates,
         policy=policy,
         roots=roots,
         at=at,
-        report_data=_hex(args.report_data, 64) if args.report_data else None,
-        measurements=_measurements(args),
+        report_data=report_data,
+        measurements=measurements,
         crls=files.crls,
     )
     return _print(args, verdict)
@@ -196,22 +229,26 @@ def _verify_bundle(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace, platform: str, make: Callable[[], EvidenceBundle]) -> int:
     """Parse the evidence, appraise it, print the verdict, return its exit code."""
     from pointcall_attest import appraise
-    from pointcall_attest.errors import MalformedError
 
-    policy, roots, at = _policy(args), _roots(args), _time(args.at)
-    report_data = _hex(args.report_data, 64) if args.report_data else None
+    roots, at = _roots(args), _time(args.at)
+    report_data, measurements = _report_data(args), _measurements(args)
     try:
-        bundle = make()
+        policy, bundle = _policy(args), make()
     except MalformedError as error:
         return _print(args, appraise.malformed(error, platform))
     verdict = appraise.appraise_bundle(
-        bundle, policy=policy, roots=roots, at=at, report_data=report_data, measurements=_measurements(args)
+        bundle, policy=policy, roots=roots, at=at, report_data=report_data, measurements=measurements
     )
     return _print(args, verdict)
 
 
+def _report_data(args: argparse.Namespace) -> bytes | None:
+    """None only where the word is not there: an empty one, as an unset shell variable gives, is a mistake."""
+    return None if args.report_data is None else _hex(args.report_data, 64)
+
+
 def _measurements(args: argparse.Namespace) -> list[str] | None:
-    return [value.lower() for value in args.measurement] if args.measurement else None
+    return None if args.measurement is None else [_hex(value, 48).hex() for value in args.measurement]
 
 
 def _print(args: argparse.Namespace, verdict: Verdict) -> int:
@@ -244,6 +281,8 @@ def _formed(args: argparse.Namespace, verdict: Verdict) -> dict[str, Any]:
 
 def _read(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
     """The file up to one byte more than any format takes: what is longer is refused by its parser."""
+    if path.is_dir():
+        raise MalformedError("a folder, not a file", id="evidence.file.malformed", want="a file", got=str(path))
     with path.open("rb") as file:
         return file.read(limit + 1)
 
@@ -278,16 +317,15 @@ def _certificates(paths: list[Path]) -> CertificateFile:
 
 
 def _time(text: str | None) -> datetime:
-    """RFC 3339 with a zone, or now."""
+    """RFC 3339 with a zone, or now. A second 60 is refused: no certificate begins or ends there."""
     if text is None:
         return datetime.now(UTC)
     try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        at = None
-    if at is None or at.tzinfo is None:
-        raise UsageRefusal("--at is not a time", want="RFC 3339 with a zone, as 2026-03-01T00:00:00Z", got=text)
-    return at.astimezone(UTC)
+        return datetime.fromisoformat(_RFC3339.fullmatch(text)[0].upper()).astimezone(UTC)  # type: ignore[index]
+    except (TypeError, ValueError, OverflowError):
+        raise UsageRefusal(
+            "--at is not a time", want="RFC 3339 with a zone, as 2026-03-01T00:00:00Z", got=text
+        ) from None
 
 
 def _hex(text: str, size: int) -> bytes:
@@ -342,11 +380,46 @@ def _bundle_tdx(args: argparse.Namespace) -> int:
 def _bundle_emulated(args: argparse.Namespace) -> int:
     """New emulated evidence; its root is registered in the trust folder of the same state directory."""
     from pointcall_executor.tee.emulated import EmulatedPlatform
+    from pointcall_executor.tee.emulated_tdx import EmulatedTdxPlatform
 
-    state = output.state_dir(args)
-    platform = EmulatedPlatform.open(state / "tee", clock=lambda: datetime.now(UTC), product=args.product)
+    state, report_data = output.state_dir(args), _hex(args.report_data, 64)
+    if args.version not in (None, *_EMULATED_VERSIONS[args.platform]):
+        raise UsageRefusal(
+            "no such version", want=f"one of {_EMULATED_VERSIONS[args.platform]}", got=f"{args.platform} {args.version}"
+        )
+
+    def clock() -> datetime:
+        return datetime.now(UTC)
+
+    platform: EmulatedPlatform | EmulatedTdxPlatform
+    if args.platform == "tdx":
+        platform = EmulatedTdxPlatform.open(state / "tee", clock=clock)
+    else:
+        platform = EmulatedPlatform.open(state / "tee", clock=clock, product=args.product)
     platform.register(state / "trust")
-    return _write(args, platform.evidence(_hex(args.report_data, 64)))
+    return _write(args, platform.evidence(report_data, args.version))
+
+
+def _unpack(args: argparse.Namespace) -> int:
+    """The parts under the names that `verify snp` and `verify tdx` take them by."""
+    import json
+
+    from pointcall_attest import pem
+    from pointcall_attest.evidence import EvidenceBundle
+
+    bundle = EvidenceBundle.parse(_read(args.file))
+    parts = {"report.bin" if bundle.platform == "snp" else "quote.bin": bundle.evidence}
+    certificates = [pem.encode("CERTIFICATE", der) for der in bundle.certificates]
+    if blocks := certificates + [pem.encode("X509 CRL", der) for der in bundle.crls]:
+        parts["certs.pem"] = b"".join(blocks)
+    if bundle.collateral is not None:
+        parts["collateral.json"] = json.dumps(dict(bundle.collateral)).encode()
+    if bundle.event_log is not None:
+        parts["ccel.bin"] = bundle.event_log
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name, part in parts.items():
+        (args.out / name).write_bytes(part)
+    return _say(args, {"platform": bundle.platform, "files": [str(args.out / name) for name in parts]})
 
 
 def _write(args: argparse.Namespace, bundle: EvidenceBundle) -> int:
@@ -412,7 +485,7 @@ def _say(args: argparse.Namespace, rows: dict[str, Any]) -> int:
         output.print_json(rows)
     else:
         for name, value in _flat(rows):
-            print(f"{name:32} {value}")
+            print(f"{shown(name):32} {shown(str(value), MAX_SHOWN_CHARS)}")
     return Exit.OK
 
 

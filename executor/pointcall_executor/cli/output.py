@@ -9,11 +9,14 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pointcall_attest.errors import MalformedError, RefusedError
+from pointcall_attest.printable import shown
 from pointcall_attest.verdict import Verdict
 from pointcall_runbook.errors import PointcallError
+
+MAX_DETAIL_CHARS: Final = 4096  # of one side of a check; evidence writes some of it
 
 
 class Exit(enum.IntEnum):
@@ -49,8 +52,13 @@ def state_dir(args: argparse.Namespace) -> Path:
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on one line."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    """One JSON object on one line. Escaped throughout where the terminal's encoding could not hold a character."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value)
+    sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
@@ -100,13 +108,17 @@ def print_verdict(verdict: Verdict, *, title: str = "") -> None:
     """A verdict as a table: one line a check, failures with what was wanted and found."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console(highlight=False)
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, show_header=False)
+    heading = Text(shown(title)) if title else None
+    table = Table(title=heading, title_justify="left", box=None, pad_edge=False, show_header=False)
     marks = {"pass": "[green]ok[/]", "fail": "[red]FAIL[/]", "not-checked": "[yellow]--[/]"}
     for check in verdict.checks:
-        detail = check.observed if check.outcome != "fail" else f"want {check.expected}\ngot  {check.observed}"
-        table.add_row(marks[check.outcome], check.id, detail)
+        want, got = shown(check.expected, MAX_DETAIL_CHARS), shown(check.observed, MAX_DETAIL_CHARS)
+        table.add_row(
+            marks[check.outcome], check.id, Text(got if check.outcome != "fail" else f"want {want}\ngot  {got}")
+        )
     console.print(table)
     if verdict.tier == "emulated":
         console.print("[bold yellow]EMULATED[/]: software-emulated TEE; no confidentiality or integrity claim")

@@ -64,10 +64,11 @@ class EmulatedPlatform:
         assert loaded is not None, "what was written can be read"
         return loaded
 
-    def evidence(self, report_data: bytes) -> EvidenceBundle:
-        """An emulated report that binds these 64 bytes, with its certificate chain."""
+    def evidence(self, report_data: bytes, version: int | None = None) -> EvidenceBundle:
+        """An emulated report that binds these 64 bytes, with its chain. Version 3 or 5; None: the line's own."""
         assert len(report_data) == 64, "REPORT_DATA has 64 bytes"
-        report = self.machine.report(report_data, self.launch_digest, secrets.token_bytes(32))
+        fields = {} if version is None else {"version": version}
+        report = self.machine.report(report_data, self.launch_digest, secrets.token_bytes(32), **fields)
         return EvidenceBundle("snp", report, self.certificates)
 
     def register(self, trust_dir: Path) -> Path:

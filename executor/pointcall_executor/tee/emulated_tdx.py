@@ -15,6 +15,7 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_der_private_key
 
+from pointcall_attest import tdx
 from pointcall_attest.emulated_tdx import EmulatedTdx, Keys
 from pointcall_attest.evidence import EvidenceBundle
 from pointcall_executor.durable import write_whole
@@ -45,10 +46,12 @@ class EmulatedTdxPlatform:
             loaded = _made(path, now)
         return loaded
 
-    def evidence(self, report_data: bytes) -> EvidenceBundle:
-        """An emulated quote (version 5, TD 1.5) that binds these 64 bytes, with its collateral."""
+    def evidence(self, report_data: bytes, version: int | None = None) -> EvidenceBundle:
+        """An emulated quote that binds these 64 bytes, with its collateral: version 5 with TD 1.5, or 4 with TD 1.0."""
         assert len(report_data) == 64, "REPORT_DATA has 64 bytes"
-        return self.machine.bundle(self.machine.quote(report_data, self.launch_digest))
+        body_type = tdx.TD10 if version == 4 else tdx.TD15
+        quote = self.machine.quote(report_data, self.launch_digest, version=version or 5, body_type=body_type)
+        return self.machine.bundle(quote)
 
     def register(self, trust_dir: Path) -> Path:
         """Write the root into a trust folder, where Roots.open finds it."""

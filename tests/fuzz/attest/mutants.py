@@ -108,7 +108,11 @@ def targets() -> tuple[Target, ...]:
         Target("tdreport.parse", tdreport.parse, (bytes(1024), *real("tdreport/*.bin"))),
         Target("tdvf.measure", tdvf.measure, (firmware(),)),
         Target("tee_policy.parse", TeePolicy.parse, (policy,)),
-        Target("shown.described", shown.described, (report, quote, table, one.leaf)),
+        Target(
+            "shown.described",
+            shown.described,
+            (report, quote, table, one.leaf, chain[0], amd_crl, blocks, dumped(texts), hcl_report(report), *bundles),
+        ),
         Target("appraise.snp", judge_snp, (report,)),
         Target("appraise.certificate", judge_certificate, (one.leaf, one.ca)),
         Target("appraise.tdx", judge_tdx, (quote,)),

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pointcall_attest import cert_table, certificate_file, certs, crl, der, emulated, pck, pem, snp, snp_chain, tdx
+from pointcall_attest.certificate_file import CertificateFile
 from pointcall_attest.certs import AMD
 from pointcall_attest.emulated import EmulatedSnp
 from pointcall_attest.emulated_tdx import EmulatedTdx
@@ -302,14 +303,15 @@ def test_a_leaf_key_that_is_no_point_signs_nothing(machine: Machine, now: dateti
 def test_the_chain_is_chosen_by_name_and_kind(machine: Machine) -> None:
     vcek, vlek = machine("Genoa"), machine("Genoa", "VLEK")
     report = snp.parse(vlek.report(bytes(64), bytes(48), bytes(32)))
+    tcb_other = vlek.tcb._replace(snp=1)
     everything = [*vcek.certificates, *vlek.certificates[:2]]
     for order in itertools.islice(itertools.permutations(everything), 0, 120, 17):
         chain = snp_chain.choose(order, report, Roots.of())
         assert (chain.leaf.kind, chain.ca.kind, chain.ark.kind) == ("VLEK", "ASVK", "ARK")
     for given_, words in (
-        ([], "exactly one"),
-        ([vcek.ark], "exactly one"),
-        ([vlek.leaf, replace(vlek, csp_id="other").leaf, *vlek.certificates[1:]], "exactly one"),
+        ([], "needs one certificate"),
+        ([vcek.ark], "needs one certificate"),
+        ([replace(vlek, tcb=tcb).leaf for tcb in (tcb_other, tcb_other._replace(bl=9))], "needs one certificate"),
         ([vlek.leaf], "missing"),
         ([vlek.leaf, vlek.ca], "missing"),
         ([replace(vlek, csp_id=str(i)).ca for i in range(20)], "too many"),
@@ -318,11 +320,41 @@ def test_the_chain_is_chosen_by_name_and_kind(machine: Machine) -> None:
     assert snp_chain.choose([vlek.leaf, vlek.ca], report, Roots.of([vlek.ark])).ark.raw == vlek.ark
 
 
+def test_of_several_leaves_the_one_of_this_chip_and_tcb_is_taken(machine: Machine, now: datetime) -> None:
+    one = machine("Genoa")
+    report = snp.parse(one.report(bytes(64), bytes(48), bytes(32)))
+    leaf, ca, ark = one.certificates
+    later = replace(one, not_after=one.not_after + timedelta(days=1)).leaf
+    others = [replace(one, chip=b"87654321").leaf, replace(one, tcb=one.tcb._replace(tee=7)).leaf]
+    for wanted, leaves in ((leaf, [leaf, *others]), (later, [leaf, later, others[0]])):
+        for order in itertools.permutations(leaves):
+            assert snp_chain.choose([*order, ca, ark], report, Roots.of()).leaf.raw == wanted
+    for alone in others:
+        assert snp_chain.choose([alone, ca, ark], report, Roots.of()).leaf.raw == alone
+
+
+def test_a_forged_certificate_beside_the_right_one_is_refused_in_any_order(machine: Machine, now: datetime) -> None:
+    """What is given must hold, also where a right one of the same name is there too."""
+    one = machine()
+    keys = emulated.Keys(one.keys.ca, one.keys.ark, one.keys.leaf)  # swapped
+    forger = replace(one, keys=keys)
+    report = snp.parse(one.report(bytes(64), bytes(48), bytes(32)))
+    roots = Roots.of([one.ark])
+    for order in itertools.permutations([*one.certificates, forger.ark]):
+        with pytest.raises(UnverifiedError) as raised:
+            snp_chain.verify(report, snp_chain.choose(order, report, roots), roots=roots, at=now)
+        assert {c.id for c in raised.value.checks if c.outcome == "fail"} == {"snp.root", "snp.ca"}
+    for order in itertools.permutations([*one.certificates, forger.ca]):
+        refusal = refused(lambda order=order: snp_chain.choose(order, report, roots))  # type: ignore[misc]
+        assert (refusal.id, refusal.got) == ("cert.chain.malformed", "2 certificates")
+
+
 def test_only_verify_makes_authentic(machine: Machine) -> None:
     report = snp.parse(machine().report(bytes(64), bytes(48), bytes(32)))
     chain = snp_chain.choose(machine().certificates, report, Roots.of())
+    tcbs = snp_chain.Tcbs(*[snp.Tcb(0, 0, 0, 0, 0)] * 4)
     with pytest.raises(AssertionError, match="only verify"):
-        snp_chain.Authentic(report, chain, "hardware", "Milan", (), object())
+        snp_chain.Authentic(report, chain, "hardware", "Milan", tcbs, (), object())
 
 
 def test_roots_are_pinned(machine: Machine, tmp_path: Any) -> None:
@@ -403,18 +435,34 @@ def test_certificate_table_limits() -> None:
         refused(lambda bad=bad: cert_table.parse(bad))  # type: ignore[misc]
 
 
+def test_a_table_inside_a_table_is_no_table() -> None:
+    """However deep: a host must not choose how far we recurse."""
+    inner = b"blob"
+    for _ in range(1000):
+        inner = cert_table.encode({cert_table.ENTRIES["VCEK"]: inner})
+    found = certificate_file.read(inner)
+    assert len(found.certificates) == 1
+    refused(lambda: certs.parse(found.certificates[0]))
+
+
 def test_certificate_files_in_every_form(machine: Machine, now: datetime) -> None:
     leaf, ca, ark = machine().certificates
     revoked = machine().crl([1], now, now + timedelta(days=1))
     names = {"VCEK": leaf, "ASK": pem.encode("CERTIFICATE", ca), "CRL": revoked}
     table = cert_table.encode({cert_table.ENTRIES[name]: blob for name, blob in names.items()})
-    assert certificate_file.read(table) == certificate_file.CertificateFile((leaf, ca), (revoked,))
+    assert certificate_file.read(table) == CertificateFile((leaf, ca), (revoked,))
     assert certificate_file.read(ark).certificates == (ark,)
     assert certificate_file.read(revoked).crls == (revoked,)
     both = pem.encode("CERTIFICATE", leaf) + pem.encode("X509 CRL", revoked)
-    assert certificate_file.read(both) == certificate_file.CertificateFile((leaf,), (revoked,))
-    foreign = cert_table.encode({cert_table.ENTRIES["ARK"]: ark, uuid.UUID(int=5): b"x"})
-    assert certificate_file.read(foreign).certificates == (ark,)
+    assert certificate_file.read(both) == CertificateFile((leaf,), (revoked,))
+    stranger, rows = uuid.UUID(int=5), {cert_table.ENTRIES["ARK"]: ark}
+    for foreign in (rows | {stranger: b"x"}, {stranger: b"x"} | rows):
+        assert certificate_file.read(cert_table.encode(foreign)).certificates == (ark,)
+    assert certificate_file.read(bytes(4096)) == certificate_file.read(cert_table.encode({})) == CertificateFile()
+    as_text = cert_table.encode({cert_table.ENTRIES["VCEK"]: pem.encode("CERTIFICATE", leaf)})
+    assert certificate_file.read(as_text).certificates == (leaf,)
+    as_text = cert_table.encode({stranger: b"x", cert_table.ENTRIES["VCEK"]: pem.encode("CERTIFICATE", leaf)})
+    assert certificate_file.read(as_text).certificates == (leaf,)
     for bad in (b"", b"hello", pem.encode("PRIVATE KEY", b"1"), bytes(certificate_file.MAX_FILE_BYTES + 1)):
         refused(lambda bad=bad: certificate_file.read(bad))  # type: ignore[misc]
 

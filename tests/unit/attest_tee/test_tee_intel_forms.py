@@ -93,11 +93,19 @@ def test_every_truncation_of_a_quote_is_refused(good: bytes) -> None:
 
 def test_the_pck_chain_has_one_spelling(td: TdxMachine) -> None:
     text = td().chain_pem
-    for form in (text, text + b"\0", text[:-1], text[:-1] + b"\0"):
+    for form in (text, text + b"\0", text[:-1], text[:-1] + b"\0", text + b"\0\0\0"):
         assert len(tdx.pck_certificates(form)) == 3
     blocks = tdx.pck_certificates(text)
     two = b"".join(pem.encode("CERTIFICATE", one) for one in blocks[:2])
-    for form in (text + b"\0\0", text + b"\n", b"\n" + text, text.replace(b"\n", b"\r\n"), two, two + text):
+    for form in (
+        text + b"\0\n",
+        text + b"\n",
+        b"\n" + text,
+        b"\0" + text,
+        text.replace(b"\n", b"\r\n"),
+        two,
+        two + text,
+    ):
         refused(lambda form=form: tdx.pck_certificates(form))  # type: ignore[misc]
 
 
