@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from typing import Annotated, Final, Literal, Self
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -105,6 +106,11 @@ class TrustPolicy(Strict):
         policy = validated(cls, raw, id="policy.malformed", what="a trust policy")
         policy._raw = raw
         return policy
+
+    def for_one_signature(self) -> TrustPolicy:
+        """This policy, except that one signer is enough: for what arms nothing. Its digest is another."""
+        body = exact_json.loads(self.raw, id="policy.malformed", max_bytes=MAX_POLICY_BYTES, what="the trust policy")
+        return self.parse(json.dumps(body | {"min_signatures": 1}).encode())
 
     @property
     def raw(self) -> bytes:

@@ -1,4 +1,4 @@
-"""The verbs of the Sigstore client conformance protocol and the cases of that suite, made again on the private instance.
+"""The verbs of the Sigstore conformance protocol and the cases of that suite, made again on the private instance.
 
 The suite's own bundles are not here and its signing tests need the public staging instance; each of its cases is made
 again from a good bundle by changing what its description says. Words of the call come in the order of the protocol.
