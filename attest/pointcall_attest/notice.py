@@ -25,12 +25,12 @@ from pointcall_attest.manifest import STATEMENT_TYPE
 from pointcall_attest.manifest import Sequence as SequenceNumber
 from pointcall_attest.model import FileName, Instant, Name, Sha256, Strict, Text, validated
 from pointcall_attest.policy import TrustPolicy
-from pointcall_attest.signature import CLOCK_SKEW, SignedStatement, unverified_payload, verify_bundles
+from pointcall_attest.signature import CLOCK_SKEW, SignedStatement, unverified_payload, verify_bundles, verify_each
 
 POINTER_TYPE: Final = "https://pointcall.dev/pointer/v1"
 REVOCATION_TYPE: Final = "https://pointcall.dev/revocation/v1"
 MAX_NOTICE_BYTES: Final = 128 * 1024
-MAX_NOTICES: Final = 32  # each is verified in a child of its own, half a second: a pointer a ring and a few revocations
+MAX_NOTICES: Final = 32  # a pointer for each series and ring of a node, and a few revocations
 OciDigest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 
@@ -152,19 +152,30 @@ def verify_pointer(
     bundles: Sequence[bytes], *, trusted_root: bytes, policy: TrustPolicy, at: dt.datetime, in_process: bool = False
 ) -> Pointer:
     """The pointer that these bundles carry. Errors as of `verify_bundles`, and MalformedError `notice.form`."""
-    signed = verify_bundles(
-        bundles, trusted_root=trusted_root, policy=policy, at=at, in_process=in_process, predicate_type=POINTER_TYPE
+    return _pointer(
+        verify_bundles(
+            bundles, trusted_root=trusted_root, policy=policy, at=at, in_process=in_process, predicate_type=POINTER_TYPE
+        )
     )
-    return Notice(_parse(_Statement[PointerBody], signed.payload), _sha256(signed), signed, _SEAL)
 
 
 def verify_revocation(
     bundles: Sequence[bytes], *, trusted_root: bytes, policy: TrustPolicy, at: dt.datetime, in_process: bool = False
 ) -> Revocation:
     """The revocation that these bundles carry. Errors as of `verify_pointer`."""
-    signed = verify_bundles(
-        bundles, trusted_root=trusted_root, policy=policy, at=at, in_process=in_process, predicate_type=REVOCATION_TYPE
+    kind = REVOCATION_TYPE
+    return _revocation(
+        verify_bundles(
+            bundles, trusted_root=trusted_root, policy=policy, at=at, in_process=in_process, predicate_type=kind
+        )
     )
+
+
+def _pointer(signed: SignedStatement) -> Pointer:
+    return Notice(_parse(_Statement[PointerBody], signed.payload), _sha256(signed), signed, _SEAL)
+
+
+def _revocation(signed: SignedStatement) -> Revocation:
     return Notice(_parse(_Statement[RevocationBody], signed.payload), _sha256(signed), signed, _SEAL)
 
 
@@ -182,32 +193,32 @@ def verify_notices(
     wrong = ["a file is no bundle"] * len(groups.pop(None, []))
     if len(groups) > MAX_NOTICES:
         return Notices(wrong=(*wrong, f"{len(groups)} notices, at most {MAX_NOTICES}: remove those that have expired"))
+    kinds = [_kind(payload or b"") for payload in groups]
+    asked = list(zip(groups.values(), kinds, strict=True))
+    answers = verify_each(asked, trusted_root=trusted_root, policy=policy, at=at, in_process=in_process)
     pointers, revocations = [], []
-    for payload, signatures in groups.items():
-        assert payload is not None, "taken out above"
+    for answer, kind, signatures in zip(answers, kinds, groups.values(), strict=True):
         try:
-            if _kind(payload) == REVOCATION_TYPE:
-                revocations.append(
-                    verify_revocation(
-                        signatures, trusted_root=trusted_root, policy=policy, at=at, in_process=in_process
-                    )
-                )
+            if isinstance(answer, AttestError):
+                raise answer
+            if kind == REVOCATION_TYPE:
+                revocations.append(_revocation(answer))
             else:
-                pointers.append(
-                    verify_pointer(signatures, trusted_root=trusted_root, policy=policy, at=at, in_process=in_process)
-                )
+                pointers.append(_pointer(answer))
         except AttestError as error:
-            wrong.append(f"{hashlib.sha256(payload).hexdigest()[:16]}: {error.message} [{error.id}] {error.got}"[:300])
+            digest = hashlib.sha256(unverified_payload(signatures[0]) or b"").hexdigest()
+            wrong.append(f"{digest[:16]}: {error.message} [{error.id}] {error.got}"[:300])
     return Notices(tuple(pointers), tuple(revocations), tuple(wrong))
 
 
-def _kind(payload: bytes) -> object:
-    """What a statement says that it is; only `verify_bundles` makes that true."""
+def _kind(payload: bytes) -> str:
+    """Which of the two a statement says that it is; only `verify_each` makes that true."""
     try:
         body = json.loads(payload)
     except (ValueError, RecursionError):
-        return None
-    return body.get("predicateType") if isinstance(body, dict) else None
+        return POINTER_TYPE
+    says = body.get("predicateType") if isinstance(body, dict) else None
+    return REVOCATION_TYPE if says == REVOCATION_TYPE else POINTER_TYPE
 
 
 def _sha256(signed: SignedStatement) -> str:

@@ -20,7 +20,7 @@ from pointcall_attest.errors import AttestError, MalformedError
 from pointcall_attest.manifest import Manifest, Runbook
 from pointcall_attest.model import FileName, Name, Sha256, Strict, Text, validated
 from pointcall_attest.policy import TrustPolicy
-from pointcall_attest.signature import MAX_BUNDLE_BYTES, unverified_payload, verify_bundles
+from pointcall_attest.signature import MAX_BUNDLE_BYTES, unverified_payload, verify_each
 from pointcall_attest.verdict import Check, Verdict
 from pointcall_runbook.module import ModuleInfo
 
@@ -159,17 +159,20 @@ def _read_all(
     given, read, wrong = list(bundles), [], []
     if len(given) > MAX_STATEMENTS:
         return [], [f"{len(given)} statements, at most {MAX_STATEMENTS}"]
-    for raw in given:
-        payload = unverified_payload(raw) or b""
+    asked = [([raw], _kind(unverified_payload(raw) or b"")) for raw in given]
+    for answer in verify_each(asked, trusted_root=trusted_root, policy=policy, at=at, in_process=in_process):
         try:
-            kind = TEST_RESULT_TYPE if TEST_RESULT_TYPE.encode() in payload else PROVENANCE_TYPE
-            signed = verify_bundles(
-                [raw], trusted_root=trusted_root, policy=policy, at=at, in_process=in_process, predicate_type=kind
-            )
-            read.append(_parse(signed.payload))
+            if isinstance(answer, AttestError):
+                raise answer
+            read.append(_parse(answer.payload))
         except AttestError as error:
             wrong.append(f"{error.message} [{error.id}] {error.got}"[:200])
     return read, wrong
+
+
+def _kind(payload: bytes) -> str:
+    """Which of the two a statement is likely to be; only `verify_each` makes that true."""
+    return TEST_RESULT_TYPE if TEST_RESULT_TYPE.encode() in payload else PROVENANCE_TYPE
 
 
 def _parse(payload: bytes) -> _Read:
