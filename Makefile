@@ -62,6 +62,10 @@ mutation: setup-dev ## mutate the evidence verifier and see whether its tests no
 test-kernels: setup-dev ## the kernel tests on other kernels under QEMU: make test-kernels KERNELS="build/k61 build/k612"
 	tests/kernel/vm/suite.sh $(CURDIR)/$(BIN)/python $(KERNELS)
 
+# The release of one commit in dist/, built twice and compared. SIGN: words for `pointcall sign-bundle`; empty: as this CI job.
+release: setup-dev ## sdist, wheel, SBOM and digests, reproducibly; SIGN="--identity-token T" signs them
+	$(BIN)/python -m deploy.release.release --out dist $(if $(filter undefined,$(origin SIGN)),,--sign $(SIGN))
+
 format: setup-dev ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -113,10 +117,10 @@ executor/pointcall_executor/api/generated/.made: executor/pointcall_executor/api
 
 lock: setup-dev ## pin all dependencies with hashes (no addresses)
 	$(COMPILE) --upgrade --extra executor --extra build -o requirements.txt pyproject.toml
-	$(COMPILE) --upgrade $(addprefix --extra ,agents build dev executor fleet measure pkcs11) -c requirements.txt -o requirements-dev.txt pyproject.toml
+	$(COMPILE) --upgrade $(addprefix --extra ,agents build dev executor fleet measure pkcs11 release) -c requirements.txt -o requirements-dev.txt pyproject.toml
 
 clean: ## remove everything made
 	rm -rf build dist $(BLOBS) executor/pointcall_executor/api/generated
 	$(MAKE) -s -C bpf clean
 
-.PHONY: help demo test test-power fuzz coverage mutation test-kernels lint check bench format setup setup-dev apt apt-dev bpf bpf-dev js generated lock clean
+.PHONY: help demo test test-power fuzz coverage mutation test-kernels release lint check bench format setup setup-dev apt apt-dev bpf bpf-dev js generated lock clean

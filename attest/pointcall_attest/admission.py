@@ -22,10 +22,10 @@ from pointcall_attest.declaration import ServiceDeclaration
 from pointcall_attest.errors import AttestError, MalformedError, RefusedError
 from pointcall_attest.manifest import Manifest, Runbook, Service
 from pointcall_attest.model import instant
-from pointcall_attest.notice import Pointer, Revocation
+from pointcall_attest.notice import Notices, holds
 from pointcall_attest.policy import TrustPolicy
 from pointcall_attest.signature import CHECKS as SIGNATURE_CHECKS
-from pointcall_attest.signature import CLOCK_SKEW, SignedStatement, verify_bundles
+from pointcall_attest.signature import SignedStatement, verify_bundles
 from pointcall_attest.verdict import Check, Verdict
 from pointcall_runbook import vocabulary
 from pointcall_runbook.errors import PointcallError
@@ -46,6 +46,7 @@ CHECKS: Final[Mapping[str, str]] = {
     "manifest.floor": "its sequence reaches the policy's min_sequence",
     "manifest.fork": "no other manifest with this sequence was armed here",
     "manifest.previous": "it follows the one armed before",
+    "manifest.notices": "every notice that reached this node verifies",
     "manifest.newest": "a signed pointer that holds now names it",
     "manifest.revoked": "neither it nor one of its files is revoked",
     "manifest.policy": "it was made for this trust policy",
@@ -118,17 +119,17 @@ def check_manifest(
     highest_sequence: int | None,
     executor_version: str,
     highest_digest: str | None = None,
-    pointer: Pointer | None = None,
-    revocations: Sequence[Revocation] = (),
+    notices: Notices | None = None,
     in_process: bool = False,
 ) -> Candidate:
     """Every check that needs no evidence.
 
     `files` are the subjects by name; `highest_sequence` and `highest_digest` (SHA-256 hex of the payload) are those of
-    the newest manifest that this node has armed, None if it has armed none. `pointer` and `revocations` are notices
-    that reached this node. RefusedError where there is no authentic
-    manifest to speak of; otherwise a Candidate, whose verdict may have failed: `admit` then refuses it.
+    the newest manifest that this node has armed, None if it has armed none. `notices` are the pointers and revocations
+    that reached this node. RefusedError where there is no authentic manifest to speak of; otherwise a Candidate, whose
+    verdict may have failed: `admit` then refuses it.
     """
+    known = notices or Notices()
     signed, manifest = _authentic(bundles, trusted_root, policy, at, in_process)
     good = {n: files[n] for n, want in manifest.subjects.items() if n in files and _sha256(files[n]) == want}
     modules = _modules(manifest, good)
@@ -138,8 +139,9 @@ def check_manifest(
         _check("manifest.form", True, manifest.sha256),
         *_life(manifest, signed, policy, at),
         *_order(manifest, policy, highest_sequence, highest_digest),
-        _newest(manifest, policy, pointer, at),
-        _revoked(manifest, policy, revocations),
+        _notices(notices),
+        _newest(manifest, policy, known, at),
+        _revoked(manifest, policy, known.revoked),
         *_made_for(manifest, policy, executor_version),
         _none("manifest.references", _dangling(manifest)),
         *_files(manifest, files),
@@ -273,26 +275,31 @@ def _order(manifest: Manifest, policy: TrustPolicy, highest: int | None, highest
         yield Check.skipped("manifest.previous", "the one before is not known here", spec=SPEC)
 
 
-def _newest(manifest: Manifest, policy: TrustPolicy, pointer: Pointer | None, at: dt.datetime) -> Check:
-    """Whether a signed pointer that has not expired names this manifest."""
+def _notices(notices: Notices | None) -> Check:
+    if notices is None or notices == Notices():
+        return Check.skipped("manifest.notices", "no notice reached this node", spec=SPEC)
+    return _none("manifest.notices", notices.wrong, hint="remove what is no notice, or let its signers into the policy")
+
+
+def _newest(manifest: Manifest, policy: TrustPolicy, notices: Notices, at: dt.datetime) -> Check:
+    """Whether the newest signed pointer of this series and ring names this manifest. One that does not hold says
+    nothing, except to a policy that demands one."""
+    pointer = notices.newest(manifest.name, policy.ring, at)
+    if not policy.require_pointer and (pointer is None or not holds(pointer, at)):
+        return Check.skipped("manifest.newest", "no pointer holds now, and the policy demands none", spec=SPEC)
     if pointer is None:
-        if policy.require_pointer:
-            return _check(
-                "manifest.newest", False, "no pointer", hint="the policy demands one: fetch it with the manifest"
-            )
-        return Check.skipped("manifest.newest", "no pointer was given, and the policy demands none", spec=SPEC)
+        hint = "the policy demands one: `pointcall manifest accept` takes it"
+        return _check("manifest.newest", False, f"no pointer for {manifest.name}", hint=hint)
     body, wrong = pointer.body, []
-    if not body.issued - CLOCK_SKEW <= at < body.expires:
-        wrong.append(f"the pointer holds from {instant(body.issued)} to {instant(body.expires)}")
-    if body.name != manifest.name or (policy.ring is not None and body.ring != policy.ring):
-        wrong.append(f"the pointer is for {body.name} in ring {body.ring}")
+    if not holds(pointer, at):
+        wrong.append(f"the pointer held from {instant(body.issued)} to {instant(body.expires)}")
     if (body.sequence, body.manifest) != (manifest.sequence, manifest.sha256):
         wrong.append(f"the newest is sequence {body.sequence}, {body.manifest}")
     return _none("manifest.newest", wrong)
 
 
-def _revoked(manifest: Manifest, policy: TrustPolicy, revocations: Sequence[Revocation]) -> Check:
-    revoked = {*policy.revoked, *manifest.predicate.revoked, *(d for r in revocations for d in r.body.revoked)}
+def _revoked(manifest: Manifest, policy: TrustPolicy, noticed: frozenset[str]) -> Check:
+    revoked = {*policy.revoked, *manifest.predicate.revoked, *noticed}
     wrong = [name for name, digest in manifest.subjects.items() if digest in revoked]
     return _none("manifest.revoked", (["the manifest itself"] if manifest.sha256 in revoked else []) + wrong)
 

@@ -23,6 +23,7 @@ from pointcall_attest.errors import MalformedError, VerifyError
 from pointcall_attest.log_entry import Logged, verify_entry
 from pointcall_attest.manifest import STATEMENT_TYPE
 from pointcall_attest.signature import MAX_BUNDLE_BYTES, PAYLOAD_TYPE, open_bundle, signing_times
+from pointcall_attest.timestamp_token import stamped_times
 from pointcall_attest.trusted_root import Root, guarded
 
 Key = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
@@ -58,7 +59,7 @@ def verify_file(bundle: bytes, file_sha256: bytes, *, trusted_root: bytes, ident
 
 
 def verify_file_with_key(bundle: bytes, file_sha256: bytes, *, key: bytes, trusted_root: bytes | None) -> None:
-    """Returns if the PEM public key signed the file; log entries in the bundle must verify too, if there are any.
+    """Returns if the PEM public key signed the file; log entries and timestamps in the bundle must verify too.
 
     DSSE: ECDSA on P-256, P-384 and P-521 with their own hash, and Ed25519; message signatures: ECDSA over SHA-256.
     MalformedError or VerifyError `bundle.*`.
@@ -69,12 +70,15 @@ def verify_file_with_key(bundle: bytes, file_sha256: bytes, *, key: bytes, trust
         raise VerifyError("the bundle is by a certificate, not by a key", id="bundle.signature", want="publicKey")
     logged = guarded(lambda: _signed_by_key(parsed, public, file_sha256), "bundle.signature")
     entries = guarded(lambda: _entries(parsed), "bundle.form", MalformedError)
-    if entries and trusted_root is None:
-        raise VerifyError("the bundle's log entries need a trusted root", id="bundle.log", want="a trusted root")
+    if trusted_root is None:
+        if entries or "timestampVerificationData" in parsed["verificationMaterial"]:
+            raise VerifyError("log entries and timestamps need a trusted root", id="bundle.log", want="a trusted root")
+        return
+    rows = Root.load(trusted_root).rows
+    material = parsed["verificationMaterial"]
+    stamped = guarded(lambda: stamped_times(material, logged.signature, rows), "bundle.timestamp")
     for entry in entries:
-        assert trusted_root is not None
-        rows = Root.load(trusted_root).rows
-        guarded(lambda e=entry, r=rows: verify_entry(e, logged, r), "bundle.log")  # type: ignore[misc]
+        guarded(lambda e=entry: verify_entry(e, logged, rows, stamped), "bundle.log")  # type: ignore[misc]
 
 
 def read_key(pem: bytes) -> Key:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -42,18 +42,21 @@ class Logged:
     payload_sha256: bytes | None = None
 
 
-def verify_entry(entry: Mapping[str, Any], logged: Logged, root: Mapping[str, Any]) -> None:
+def verify_entry(
+    entry: Mapping[str, Any], logged: Logged, root: Mapping[str, Any], stamped: Sequence[dt.datetime] = ()
+) -> None:
     """VerifyError `bundle.log` unless a log of the trusted root contains exactly `logged`.
 
-    Raises whatever bad input raises (KeyError, ValueError, TypeError): the caller guards.
+    A log counts that was within its window when it promised, if it did, and at every time in `stamped`, the times that
+    timestamp authorities state. Raises whatever bad input raises (KeyError, ValueError, TypeError): the caller guards.
     """
     body = base64.b64decode(entry["canonicalizedBody"], validate=True)
     kind = entry["kindVersion"]
     _require(_says(body, f"{kind['kind']}/{kind['version']}", logged), "the log entry speaks of something else")
-    in_log(entry, root)
+    in_log(entry, root, stamped)
 
 
-def in_log(entry: Mapping[str, Any], root: Mapping[str, Any]) -> None:
+def in_log(entry: Mapping[str, Any], root: Mapping[str, Any], stamped: Sequence[dt.datetime] = ()) -> None:
     """VerifyError `bundle.log` unless the entry's body is in the tree of a log of the trusted root; raises as above."""
     body = base64.b64decode(entry["canonicalizedBody"], validate=True)
     proof = entry["inclusionProof"]
@@ -61,16 +64,17 @@ def in_log(entry: Mapping[str, Any], root: Mapping[str, Any]) -> None:
     path = [base64.b64decode(h, validate=True) for h in proof.get("hashes", [])]
     index, size = int(proof["logIndex"]), int(proof["treeSize"])
     _require(verify_inclusion(index, size, leaf_hash(body), path, tree_root), "the entry is not in the tree")
-    promise, logs = entry.get("inclusionPromise"), _alive(root, None)
+    promise, logs = entry.get("inclusionPromise"), _alive(root, stamped)
     if promise is not None:
         _require(_promised(entry, promise["signedEntryTimestamp"], logs), "the log's promise does not verify")
-        logs = _alive(root, dt.datetime.fromtimestamp(int(entry["integratedTime"]), dt.UTC))
+        logs = _alive(root, [*stamped, dt.datetime.fromtimestamp(int(entry["integratedTime"]), dt.UTC)])
     _require(_signed_tree(proof["checkpoint"]["envelope"], size, tree_root, logs), "no log of the root signed the tree")
 
 
-def _alive(root: Mapping[str, Any], time: dt.datetime | None) -> list[Mapping[str, Any]]:
-    """The logs of the root that were within their window at a time; where none is known, those that have a window."""
-    return [row for row in root.get("tlogs", []) if (in_window(row, time) if time else window(row)[0] is not None)]
+def _alive(root: Mapping[str, Any], times: Sequence[dt.datetime]) -> list[Mapping[str, Any]]:
+    """The logs of the root that have a window and were within it at all these times."""
+    rows = [row for row in root.get("tlogs", []) if window(row)[0] is not None]
+    return [row for row in rows if all(in_window(row, time) for time in times)]
 
 
 def _require(holds: bool, message: str) -> None:
@@ -155,21 +159,23 @@ def _is_key(text: str, spki: bytes) -> bool:
 
 
 def _signed_tree(envelope: str, size: int, tree_root: bytes, logs: list[Mapping[str, Any]]) -> bool:
+    """Whether a checkpoint states this tree and one of the logs signed it; other signatures are witnesses' affair."""
     text, _, lines = envelope.partition("\n\n")
     stated = text.split("\n")
-    if len(stated) < 3 or stated[1] != str(size) or not _same(stated[2], tree_root):
+    if len(stated) < 3 or not stated[0] or stated[1] != str(size) or not _same(stated[2], tree_root):
         return False
-    return any(_signed(f"{text}\n".encode(), line, row) for line in lines.splitlines() for row in logs)
+    return any(_signed(text, line, row) for line in lines.split("\n") for row in logs)
 
 
-def _signed(text: bytes, line: str, row: Mapping[str, Any]) -> bool:
-    """Whether one signature line of a note is by the log of one row: its key hint is the start of the log's id."""
-    parts = line.split(" ")
-    if len(parts) != 3 or parts[0] != "—":
+def _signed(text: str, line: str, row: Mapping[str, Any]) -> bool:
+    """Whether one signature line of a note is by the log of one row: named as the origin of the note is (Rekor v1 adds
+    the number of the tree to that), with the start of the log's id as its hint."""
+    parts, origin = line.split(" "), text.split("\n", 1)[0]
+    if len(parts) != 3 or parts[0] != "—" or parts[1] not in (origin, origin.partition(" - ")[0]):
         return False
     raw = base64.b64decode(parts[2], validate=True)
     hint = base64.b64decode(row["logId"]["keyId"])[:4]
-    return raw[:4] == hint and _verifies(row, raw[4:], text)
+    return raw[:4] == hint and _verifies(row, raw[4:], f"{text}\n".encode())
 
 
 def _promised(entry: Mapping[str, Any], promise: str, logs: list[Mapping[str, Any]]) -> bool:

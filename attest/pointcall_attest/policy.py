@@ -110,6 +110,11 @@ class TrustPolicy(Strict):
         policy._raw = raw
         return policy
 
+    def for_one_signature(self) -> TrustPolicy:
+        """This policy, except that one signer is enough: for what arms nothing. Its digest is another."""
+        body = exact_json.loads(self.raw, id="policy.malformed", max_bytes=MAX_POLICY_BYTES, what="the trust policy")
+        return self.parse(json.dumps(body | {"min_signatures": 1}).encode())
+
     @property
     def may_approve(self) -> bool:
         """Whether anybody can approve an action."""

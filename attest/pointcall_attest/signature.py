@@ -35,7 +35,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from pointcall_attest import exact_json
-from pointcall_attest.errors import MalformedError, VerifyError
+from pointcall_attest.errors import AttestError, MalformedError, VerifyError
 from pointcall_attest.manifest import PREDICATE_TYPE, STATEMENT_TYPE
 from pointcall_attest.model import instant
 from pointcall_attest.policy import PinnedKey, Signer, TrustPolicy
@@ -100,11 +100,33 @@ def verify_bundles(
     `trusted_root` is the content of trusted_root.json; `at` the time that judges future signatures and expired keys.
     MalformedError `manifest.bundle`, or VerifyError with one of the ids of `CHECKS`.
     """
-    if in_process:
-        return _verify(bundles, trusted_root, policy, at, predicate_type)
-    from pointcall_attest.signature_child import verify_in_child
+    groups = [(bundles, predicate_type)]
+    (answer,) = verify_each(groups, trusted_root=trusted_root, policy=policy, at=at, in_process=in_process)
+    if isinstance(answer, AttestError):
+        raise answer
+    return answer
 
-    return verify_in_child(bundles, trusted_root, policy, at, predicate_type)
+
+def verify_each(
+    groups: Sequence[tuple[Sequence[bytes], str]],
+    *,
+    trusted_root: bytes,
+    policy: TrustPolicy,
+    at: dt.datetime,
+    in_process: bool = False,
+) -> tuple[SignedStatement | AttestError, ...]:
+    """`verify_bundles` for several statements, each (its bundles, its predicate type), in one child: an answer each."""
+    if not in_process:
+        from pointcall_attest.signature_child import verify_in_child
+
+        return verify_in_child(groups, trusted_root, policy, at)
+    answers: list[SignedStatement | AttestError] = []
+    for bundles, predicate_type in groups:
+        try:
+            answers.append(_verify(bundles, trusted_root, policy, at, predicate_type))
+        except AttestError as refusal:
+            answers.append(refusal)
+    return tuple(answers)
 
 
 def unverified_payload(raw: bytes) -> bytes | None:

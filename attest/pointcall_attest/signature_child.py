@@ -1,4 +1,4 @@
-"""Verifies bundles in a child process that lives for one verification. The child can compute, and nothing else.
+"""Verifies bundles in a child process that lives for one request. The child can compute, and nothing else.
 
 Before it reads its input the child gives up memory, CPU time, file size, further processes and, by an audit hook,
 sockets and files opened for writing. The hook is a second fence for our own imports, not a sandbox against native code;
@@ -25,7 +25,7 @@ MEMORY_BYTES: Final = 768 * 1024 * 1024  # address space; the library and its im
 CPU_SECONDS: Final = 20  # a verification takes 0.5 s, import included
 WALL_SECONDS: Final = 60.0
 MAX_REQUEST_BYTES: Final = 16 * 1024 * 1024
-MAX_REPLY_BYTES: Final = 1024 * 1024
+MAX_REPLY_BYTES: Final = 8 * 1024 * 1024  # 32 notices as long as a bundle can carry
 _PROGRAM: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from pointcall_attest.signature_child import main; main()"
 )
@@ -33,28 +33,47 @@ _WRITING: Final = frozenset("wax+")
 
 
 def verify_in_child(
-    bundles: Sequence[bytes], trusted_root: bytes, policy: TrustPolicy, at: dt.datetime, predicate_type: str
-) -> SignedStatement:
-    """As `verify_bundles`. VerifyError `manifest.child` if the child ended without an answer."""
-    _check_sizes(bundles, trusted_root)
+    groups: Sequence[tuple[Sequence[bytes], str]], trusted_root: bytes, policy: TrustPolicy, at: dt.datetime
+) -> tuple[SignedStatement | AttestError, ...]:
+    """As `verify_each`. VerifyError `manifest.child`, for every statement, if the child ended without an answer."""
+    refused = [_too_large(bundles, trusted_root) for bundles, _ in groups]
+    asked = [group for group, refusal in zip(groups, refused, strict=True) if refusal is None]
     request = {
-        "bundles": [base64.b64encode(b).decode() for b in bundles],
-        "trusted_root": base64.b64encode(trusted_root).decode(),
-        "policy": base64.b64encode(policy.raw).decode(),
+        "groups": [{"bundles": [_text(b) for b in bundles], "type": kind} for bundles, kind in asked],
+        "trusted_root": _text(trusted_root),
+        "policy": _text(policy.raw),
         "at": at.isoformat(),
-        "predicate_type": predicate_type,
     }
-    return _answer(_run(json.dumps(request).encode()))
+    answers = iter(_asked(json.dumps(request).encode(), len(asked)) if asked else ())
+    return tuple(refusal or next(answers) for refusal in refused)
 
 
-def _check_sizes(bundles: Sequence[bytes], trusted_root: bytes) -> None:
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _too_large(bundles: Sequence[bytes], trusted_root: bytes) -> MalformedError | None:
     """What is too large is refused before it is copied anywhere."""
     if len(bundles) > MAX_BUNDLES or any(len(b) > MAX_BUNDLE_BYTES for b in bundles):
-        raise MalformedError(
+        return MalformedError(
             "the bundles are too large", id="manifest.bundle", want=f"<= {MAX_BUNDLES} of {MAX_BUNDLE_BYTES} bytes"
         )
     if len(trusted_root) > MAX_ROOT_BYTES:
-        raise MalformedError("the trusted root is too large", id="trust.root", want=f"<= {MAX_ROOT_BYTES} bytes")
+        return MalformedError("the trusted root is too large", id="trust.root", want=f"<= {MAX_ROOT_BYTES} bytes")
+    return None
+
+
+def _asked(request: bytes, count: int) -> list[SignedStatement | AttestError]:
+    try:
+        if len(request) > MAX_REQUEST_BYTES:
+            raise _silent(f"a request of {len(request)} bytes")
+        rows = json.loads(_run(request))
+        if not isinstance(rows, list) or len(rows) != count:
+            raise _silent("another number of answers")
+        return [_answer(row) for row in rows]
+    except (VerifyError, ValueError) as error:
+        silent = error if isinstance(error, VerifyError) else _silent(f"{type(error).__name__} in its answer")
+        return [silent] * count
 
 
 def _run(request: bytes) -> bytes:
@@ -89,11 +108,10 @@ def _silent(got: str) -> VerifyError:
     )
 
 
-def _answer(reply: bytes) -> SignedStatement:
+def _answer(body: Any) -> SignedStatement | AttestError:
     try:
-        body = json.loads(reply)
         if "error" in body:
-            raise _refusal(body["error"])
+            return _refusal(body["error"])
         signed_at = body["signed_at"]
         return SignedStatement(
             base64.b64decode(body["payload"], validate=True),
@@ -101,7 +119,7 @@ def _answer(reply: bytes) -> SignedStatement:
             None if signed_at is None else dt.datetime.fromisoformat(signed_at),
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise _silent(f"{type(error).__name__} in its answer") from None
+        return _silent(f"{type(error).__name__} in its answer")
 
 
 def _refusal(error: dict[str, Any]) -> AttestError:
@@ -115,30 +133,30 @@ def _refusal(error: dict[str, Any]) -> AttestError:
 
 def main() -> None:
     """Reads one request from standard input and writes one answer to standard output."""
-    from pointcall_attest.signature import verify_bundles
+    from pointcall_attest.signature import verify_each
 
     _import_everything()
     _give_up()
     request = json.loads(sys.stdin.buffer.read(MAX_REQUEST_BYTES))
-    try:
-        signed = verify_bundles(
-            [base64.b64decode(b) for b in request["bundles"]],
-            trusted_root=base64.b64decode(request["trusted_root"]),
-            policy=TrustPolicy.parse(base64.b64decode(request["policy"])),
-            at=dt.datetime.fromisoformat(request["at"]),
-            in_process=True,
-            predicate_type=request["predicate_type"],
-        )
-        answer: dict[str, Any] = {
-            "payload": base64.b64encode(signed.payload).decode(),
-            "signers": [[s.issuer, s.identity] for s in signed.signers],
-            "signed_at": signed.signed_at and signed.signed_at.isoformat(),
-        }
-    except AttestError as refusal:
-        parts = {"message": refusal.message, "id": refusal.id, "want": refusal.want, "got": refusal.got}
-        kind = isinstance(refusal, MalformedError)
-        answer = {"error": parts | {"hint": refusal.hint, "malformed": kind}}
-    sys.stdout.write(json.dumps(answer))
+    answers = verify_each(
+        [([base64.b64decode(b) for b in group["bundles"]], group["type"]) for group in request["groups"]],
+        trusted_root=base64.b64decode(request["trusted_root"]),
+        policy=TrustPolicy.parse(base64.b64decode(request["policy"])),
+        at=dt.datetime.fromisoformat(request["at"]),
+        in_process=True,
+    )
+    sys.stdout.write(json.dumps([_row(answer) for answer in answers]))
+
+
+def _row(answer: SignedStatement | AttestError) -> dict[str, Any]:
+    if isinstance(answer, AttestError):
+        parts = {"message": answer.message, "id": answer.id, "want": answer.want, "got": answer.got}
+        return {"error": parts | {"hint": answer.hint, "malformed": isinstance(answer, MalformedError)}}
+    return {
+        "payload": _text(answer.payload),
+        "signers": [[s.issuer, s.identity] for s in answer.signers],
+        "signed_at": answer.signed_at and answer.signed_at.isoformat(),
+    }
 
 
 def _import_everything() -> None:

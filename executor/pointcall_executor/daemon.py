@@ -39,6 +39,7 @@ from pointcall_attest.errors import RefusedError
 from pointcall_attest.evidence import EvidenceBundle
 from pointcall_attest.log.checkpoint import Checkpoint
 from pointcall_attest.model import instant
+from pointcall_attest.notice import verify_notices
 from pointcall_attest.policy import TrustPolicy
 from pointcall_attest.receipt import Engine, Signer
 from pointcall_attest.run_id import run_id
@@ -72,6 +73,7 @@ from pointcall_executor.halt import halted
 from pointcall_executor.journal import Journal
 from pointcall_executor.kernel.breaker import CircuitState
 from pointcall_executor.node import Node, Sensors
+from pointcall_executor.notices import FOLDER, read_notices
 from pointcall_executor.recorder import Recorder
 from pointcall_executor.run import Act, Epoch, Run, arguments, grant_of
 from pointcall_executor.session import Bundle, Session
@@ -154,6 +156,7 @@ class Executor:
         self.state_dir, self.config, self._platform, self._node = state_dir, config, platform, node
         self.origin = f"pointcall.dev/log/{config.node}"
         self.trust = load_trust(state_dir / "trust")
+        self._notices: tuple[bytes, ...] = ()  # those of the last admission
         self.boot_id = BOOT_ID.read_text().strip() if BOOT_ID.exists() else "unknown"
         self._engine = Engine(
             name="wasmtime", version=str(wasm.engine_settings()["wasmtime"]), config=wasm.engine_digest()
@@ -361,15 +364,18 @@ class Executor:
             self._recorder.record(_refusal(check.id, "manifest", check.expected, check.observed, check.hint))
 
     def _admit(self, bundle: Bundle, trust: Trust) -> tuple[Admitted, Attested]:
+        root, at = trust.trusted_root, datetime.now(UTC)
+        self._notices = read_notices(self.state_dir / FOLDER)
         candidate = check_manifest(
             bundle.signatures,
             bundle.files,
             policy=trust.policy,
-            trusted_root=trust.trusted_root,
-            at=datetime.now(UTC),
+            trusted_root=root,
+            at=at,
             highest_sequence=self.journal.highest_sequence(ARMED),
             highest_digest=self.journal.sequence_digest(ARMED),
             executor_version=VERSION,
+            notices=verify_notices(self._notices, trusted_root=root, policy=trust.policy, at=at),
         )
         attested = self._attest(candidate, trust)
         return admit(candidate, attested.verdict), attested
@@ -528,11 +534,11 @@ class Executor:
         self._recorder.record(entry.Config(what=what, detail=detail))
 
     def reload(self, config: Config) -> None:
-        """Take over settings that can change while running, and read the trust folder again.
+        """Take over settings that can change while running, and read the trust and notices folders again.
 
-        Another trust policy means a new epoch, and judging the armed manifest again: RefusedError if it is disarmed
-        by that. ConfigError `config.restart` where a setting needs a new process; OSError or MalformedError for the
-        trust folder. Then everything stays as it was.
+        Another trust policy or notice means a new epoch, and judging the armed manifest again: RefusedError if it is
+        disarmed by that. ConfigError `config.restart` where a setting needs a new process; OSError or MalformedError
+        for the trust folder. Then everything stays as it was.
         """
         changed = [name for name in RESTART if getattr(config, name) != getattr(self.config, name)]
         if changed:
@@ -541,7 +547,7 @@ class Executor:
         with self._arming:
             self.config, before, self.trust = config, self.trust, trust
             self._recorder.record(entry.Config(what="settings", detail={"policy": trust.policy.sha256}))
-            if trust != before:
+            if trust != before or read_notices(self.state_dir / FOLDER) != self._notices:
                 self._renew("the trust changed")
 
     # ---- what an operator does by hand, and what others may look at ------------------------------------------------

@@ -18,7 +18,7 @@ from pointcall_keys.release import MANIFEST_TYPE, MAX_LAYER_BYTES, MAX_MANIFEST_
 
 LAYOUT: Final = b'{"imageLayoutVersion":"1.0.0"}'
 MAX_ARCHIVE_BYTES: Final = MAX_TOTAL_BYTES + 4 * 1024 * 1024
-MAX_MEMBERS: Final = 1024
+MAX_MEMBERS: Final = 2048
 _BLOB = re.compile(r"blobs/sha256/([0-9a-f]{64})")
 
 

@@ -1,4 +1,4 @@
-"""A release: a signed manifest with its bundles and files, as one OCI artifact. Bytes or folder <-> Release.
+"""A release: a signed manifest with bundles, files and provenance, as one OCI artifact. Bytes or folder <-> Release.
 
 The artifact is an OCI image manifest v1.1 with an artifact type, the empty config and one layer a file, each titled
 with its subject name. Its digest pins every byte. That the parts are signed is for `pointcall_attest.admission` to say.
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -39,6 +39,7 @@ MAX_MANIFEST_BYTES: Final = 512 * 1024
 MAX_LAYER_BYTES: Final = 16 * 1024 * 1024
 MAX_TOTAL_BYTES: Final = 64 * 1024 * 1024  # of all layers together
 MAX_BUNDLES: Final = 8
+PROVENANCE: Final = "provenance/"  # statements about single modules and their bundles, for reviewers
 
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 Fetch = Callable[[str, int], bytes]
@@ -62,7 +63,7 @@ class _Image(_Oci):
     media_type: Literal["application/vnd.oci.image.manifest.v1+json"]
     artifact_type: Literal["application/vnd.pointcall.manifest.v1"]
     config: Descriptor
-    layers: Annotated[tuple[Descriptor, ...], Field(min_length=1, max_length=600)]
+    layers: Annotated[tuple[Descriptor, ...], Field(min_length=1, max_length=1200)]
     annotations: Annotated[dict[str, str], Field(default_factory=dict, max_length=16)]
 
 
@@ -73,12 +74,14 @@ class Release:
     statement: bytes
     bundles: tuple[bytes, ...]
     files: Mapping[str, bytes]
+    provenance: Mapping[str, bytes] = field(default_factory=dict)  # by file name, bundles as `*.sigstore.json`
 
     def encode(self) -> Encoded:
         """The OCI manifest and its blobs; the same release always gives the same bytes."""
         layers = [(STATEMENT_TYPE, "manifest.json", self.statement)]
         layers += [(BUNDLE_TYPE, f"bundle-{n}.sigstore.json", bundle) for n, bundle in enumerate(self.bundles)]
         layers += [(_type_of(name), f"files/{name}", self.files[name]) for name in sorted(self.files)]
+        layers += [(_said(name), PROVENANCE + name, self.provenance[name]) for name in sorted(self.provenance)]
         image = {
             "schemaVersion": 2,
             "mediaType": MANIFEST_TYPE,
@@ -101,9 +104,12 @@ class Release:
             raise MalformedError("the release is too large", id="release.form", want=f"<= {MAX_TOTAL_BYTES} bytes")
         titled = _titled(parsed)
         content = {title: _blob(layer, fetch) for title, layer in titled.items()}
-        bundles = [content[t] for t, layer in titled.items() if layer.media_type == BUNDLE_TYPE]
-        files = {t.removeprefix("files/"): content[t] for t in titled if t.startswith("files/")}
-        return cls(content["manifest.json"], tuple(bundles), files)
+        bundles = [content[t] for t, layer in titled.items() if _is_signature(t, layer)]
+        files, beside = (
+            {t.removeprefix(folder): content[t] for t in titled if t.startswith(folder)}
+            for folder in ("files/", PROVENANCE)
+        )
+        return cls(content["manifest.json"], tuple(bundles), files, beside)
 
     @classmethod
     def read(cls, directory: Path) -> Self:
@@ -111,9 +117,8 @@ class Release:
         try:
             statement = (directory / "manifest.json").read_bytes()
             bundles = tuple(path.read_bytes() for path in sorted(directory.glob("*.sigstore.json")))
-            base = directory / "files"
-            paths = [path for path in sorted(base.rglob("*")) if path.is_file()]
-            return cls(statement, bundles, {str(path.relative_to(base)): path.read_bytes() for path in paths})
+            files, beside = (_tree(directory / name) for name in ("files", "provenance"))
+            return cls(statement, bundles, files, beside)
         except OSError as error:
             raise KeysError(
                 "the release cannot be read", id="build.file", want=str(directory), got=str(error)
@@ -126,6 +131,7 @@ class Release:
             raise KeysError("the folder is not empty", id="build.file", got=str(directory))
         named = {f"bundle-{n}.sigstore.json": bundle for n, bundle in enumerate(self.bundles)}
         named |= {"manifest.json": self.statement} | {f"files/{name}": self.files[name] for name in self.files}
+        named |= {PROVENANCE + name: self.provenance[name] for name in self.provenance}
         for name, content in named.items():
             path = directory / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -150,6 +156,20 @@ def digest(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
+def _tree(base: Path) -> dict[str, bytes]:
+    """Every plain file below a folder, by its path there; none if there is no folder."""
+    return {str(path.relative_to(base)): path.read_bytes() for path in sorted(base.rglob("*")) if path.is_file()}
+
+
+def _said(name: str) -> str:
+    return BUNDLE_TYPE if name.endswith(".sigstore.json") else STATEMENT_TYPE
+
+
+def _is_signature(title: str, layer: Descriptor) -> bool:
+    """Whether a layer is a signature of the manifest: its title names no folder."""
+    return layer.media_type == BUNDLE_TYPE and "/" not in title
+
+
 def _type_of(name: str) -> str:
     return next((kind for suffix, kind in FILE_TYPES.items() if name.endswith(suffix)), OTHER_TYPE)
 
@@ -169,11 +189,11 @@ def _titled(image: _Image) -> dict[str, Descriptor]:
     for layer in image.layers:
         title = layer.annotations.get(TITLE, "")
         validated(_Title, json.dumps({"name": title}).encode(), id="release.form", what="a title of a layer")
-        known = title == "manifest.json" or title.startswith("files/") or layer.media_type == BUNDLE_TYPE
+        known = title == "manifest.json" or title.startswith(("files/", PROVENANCE)) or _is_signature(title, layer)
         if title in titled or not known:
             raise MalformedError("a layer that a release does not have", id="release.form", got=title[:80])
         titled[title] = layer
-    if "manifest.json" not in titled or sum(d.media_type == BUNDLE_TYPE for d in titled.values()) > MAX_BUNDLES:
+    if "manifest.json" not in titled or sum(_is_signature(t, d) for t, d in titled.items()) > MAX_BUNDLES:
         raise MalformedError("a release has one manifest.json", id="release.form", want=f"and <= {MAX_BUNDLES} bundles")
     return titled
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from pointcall_keys.assemble import Assembled
+    from pointcall_keys.provenance import Builder
     from pointcall_keys.recovery_manifest import RecoveryManifest
 
 BLOBS: Final = Path(__file__).resolve().parent.parent / "blobs"
@@ -24,7 +25,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--previous", metavar="FILE", type=Path, help="manifest.json that this one replaces")
     parser.add_argument("--not-before", metavar="TIME", help="start of validity, 2026-11-23T00:00:00Z (default: now)")
     parser.add_argument("--days", type=int, help="days of validity (default: spec.validDays)")
-    parser.add_argument("--builder", metavar="URI", help="also write provenance statements, as built by this builder")
+    parser.add_argument(
+        "--builder", metavar="URI", help="also write provenance and test results, as built by this builder"
+    )
     parser.add_argument(
         "--verify-reproducible", action="store_true", help="build again and compare with what is in --out"
     )
@@ -41,11 +44,13 @@ def run(args: argparse.Namespace) -> int:
     if args.verify_reproducible:
         return _compare(args, out)
     assembled, sequence = _assemble(args)
+    beside = _provenance(args, assembled) if args.builder else {}
     assembled.write(out)
+    for name, statement in beside.items():
+        (out / "provenance").mkdir(parents=True, exist_ok=True)
+        (out / "provenance" / name).write_bytes(statement)
     if args.explain:
         _explain(args)
-    if args.builder:
-        _write_provenance(assembled, out / "provenance", args.builder)
     digest = hashlib.sha256(assembled.statement).hexdigest()
     if args.json:
         files = {name: hashlib.sha256(content).hexdigest() for name, content in assembled.files.items()}
@@ -53,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         for name, content in assembled.files.items():
             print(f"{hashlib.sha256(content).hexdigest()}  {len(content):>8}  {name}")
-        print(f"{digest}  sequence {sequence}  {out / 'manifest.json'}\nnext: pointcall sign {out / 'manifest.json'}")
+        print(f"{digest}  sequence {sequence}  {out / 'manifest.json'}\nnext: pointcall sign {out}")
     return Exit.OK
 
 
@@ -64,7 +69,7 @@ def _assemble(args: argparse.Namespace) -> tuple[Assembled, int]:
     source = read_manifest(args.dir / "manifest.yaml")
     old = Manifest.parse(args.previous.read_bytes()) if args.previous else None
     sequence = args.sequence or (old.sequence + 1 if old else 1)
-    start = _start(args.not_before)
+    start = start_of(args.not_before, "--not-before")
     expires = start + dt.timedelta(days=args.days or source.spec.valid_days)
     previous = old.sha256 if old else None
     built = assemble(
@@ -133,9 +138,33 @@ def _compare(args: argparse.Namespace, out: Path) -> int:
     return Exit.OK
 
 
-def _write_provenance(assembled: Assembled, directory: Path, builder: str) -> None:
+def _provenance(args: argparse.Namespace, assembled: Assembled) -> dict[str, bytes]:
+    """What is said of each module, by file name. KeysError `build.tests` if a case fails: nothing is written then."""
     from pointcall_attest.manifest import Manifest
-    from pointcall_keys.provenance import Builder, provenance
+    from pointcall_keys.errors import KeysError
+    from pointcall_keys.provenance import provenance, results_of_tests, run_cases
+
+    manifest = Manifest.parse(assembled.statement)
+    said = {f"{name}.json": s for name, s in provenance(assembled.files, manifest, _builder(args.builder)).items()}
+    for book in read_manifest(args.dir / "manifest.yaml").spec.runbooks:
+        cases, module = _cases(args.dir, book.source), manifest.runbook(book.name).module
+        if not cases:
+            continue
+        passed, failed = run_cases(assembled.files[module], cases)
+        if failed:
+            raise KeysError(
+                f"cases of {book.name} fail", id="build.tests", want="all pass", got=", ".join(failed)[:300],
+                hint="`pointcall test` shows what was decided",
+            )  # fmt: skip
+        if passed:
+            result = results_of_tests(module, assembled.files[module], cases, passed=passed, failed=failed)
+            said[f"{book.name}.tests.json"] = result
+    return said
+
+
+def _builder(uri: str) -> Builder:
+    """Who builds, and from what, as CI says in the environment."""
+    from pointcall_keys.provenance import Builder
 
     commit = os.environ.get("GITHUB_SHA") or os.environ.get("CI_COMMIT_SHA")
     repository = os.environ.get("CI_PROJECT_URL")
@@ -143,21 +172,26 @@ def _write_provenance(assembled: Assembled, directory: Path, builder: str) -> No
     if "GITHUB_REPOSITORY" in os.environ:
         repository = f"{os.environ.get('GITHUB_SERVER_URL', 'https://github.com')}/{os.environ['GITHUB_REPOSITORY']}"
         invocation = f"{repository}/actions/runs/{os.environ.get('GITHUB_RUN_ID', '')}"
-    made = Builder(builder, invocation, repository, commit)
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, statement in provenance(assembled.files, Manifest.parse(assembled.statement), made).items():
-        (directory / f"{name}.json").write_bytes(statement)
+    return Builder(uri, invocation, repository, commit)
 
 
-def _start(text: str | None) -> dt.datetime:
+def _cases(base: Path, source: str | None) -> dict[str, bytes]:
+    """The cases of a runbook that is a folder, by file name."""
+    if source is None or source.endswith(".py"):
+        return {}
+    return {path.name: path.read_bytes() for path in sorted((base / source / "cases").glob("*.json"))}
+
+
+def start_of(text: str | None, option: str) -> dt.datetime:
+    """The instant that an option names, or now, in whole seconds. UsageRefusal for anything else."""
     from pointcall_executor.cli.output import UsageRefusal
 
     try:
         at = dt.datetime.fromisoformat(text) if text else dt.datetime.now(dt.UTC)
     except ValueError:
-        raise UsageRefusal("--not-before is not a time", want="2026-11-23T00:00:00Z", got=text or "") from None
+        raise UsageRefusal(f"{option} is not a time", want="2026-11-23T00:00:00Z", got=text or "") from None
     if at.tzinfo is None:
-        raise UsageRefusal("--not-before needs a time zone", want="2026-11-23T00:00:00Z", got=text or "")
+        raise UsageRefusal(f"{option} needs a time zone", want="2026-11-23T00:00:00Z", got=text or "")
     return at.astimezone(dt.UTC).replace(microsecond=0)
 
 

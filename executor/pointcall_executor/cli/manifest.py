@@ -1,4 +1,5 @@
-"""`pointcall manifest`: `diff` says what an update grants, revokes or changes; show, push, pull, pack, unpack."""
+"""`pointcall manifest`: `diff` says what an update grants, revokes or changes; verify, show; push, pull, pack, unpack;
+point, revoke and accept for notices."""
 
 from __future__ import annotations
 
@@ -7,8 +8,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pointcall_executor.cli import manifest_notice, manifest_verify
+
 if TYPE_CHECKING:
-    from pointcall_attest.manifest import Manifest
     from pointcall_attest.manifest_diff import Change
     from pointcall_keys.registry import Account
 
@@ -31,20 +33,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     unpack.add_argument("archive", metavar="FILE", type=Path)
     for one in (pull, pack, unpack):
         one.add_argument("--out", metavar="PATH", type=Path, required=True)
-    for one in (diff, show, push, pull, pack, unpack):
+    own = manifest_verify.parsers(what) + manifest_notice.parsers(what)
+    for one in (diff, show, push, pull, pack, unpack, *own):
         one.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="machine-readable output")
+        one.add_argument("--state-dir", metavar="DIR", default=argparse.SUPPRESS, help="where all state lies")
 
 
 def run(args: argparse.Namespace) -> int:
-    return {"diff": _diff, "show": _show, "push": _push, "pull": _pull, "pack": _pack, "unpack": _unpack}[args.what](
-        args
-    )
+    verbs = {"diff": _diff, "show": _show, "push": _push, "pull": _pull, "pack": _pack, "unpack": _unpack}
+    notices = {"point": manifest_notice.point, "revoke": manifest_notice.revoke, "accept": manifest_notice.accept}
+    return (verbs | notices | {"verify": manifest_verify.verify})[args.what](args)
 
 
 def _show(args: argparse.Namespace) -> int:
+    from pointcall_executor.cli.manifest_notice import read_manifest
     from pointcall_executor.cli.output import Exit, print_json
 
-    old = _read(args.old)
+    old = read_manifest(args.old)
     print_json({"sha256": old.sha256, "subjects": dict(old.subjects)} | old.predicate.model_dump(mode="json"))
     return Exit.OK
 
@@ -105,9 +110,10 @@ def _done(args: argparse.Namespace, value: dict[str, str], text: str) -> int:
 
 def _diff(args: argparse.Namespace) -> int:
     from pointcall_attest.manifest_diff import differences
+    from pointcall_executor.cli.manifest_notice import read_manifest
     from pointcall_executor.cli.output import Exit, print_json
 
-    old, new = _read(args.old), _read(args.new)
+    old, new = read_manifest(args.old), read_manifest(args.new)
     changes = differences(old, new)
     if args.json:
         rows = [{"effect": c.effect, "text": c.text} for c in changes]
@@ -115,16 +121,6 @@ def _diff(args: argparse.Namespace) -> int:
     else:
         _print(changes)
     return Exit.OK
-
-
-def _read(path: Path) -> Manifest:
-    """The manifest in a file: the statement itself, or the payload of a bundle over it. Not verified."""
-    from pointcall_attest.manifest import Manifest
-    from pointcall_attest.signature import MAX_BUNDLE_BYTES, unverified_payload
-
-    with path.open("rb") as file:
-        raw = file.read(MAX_BUNDLE_BYTES + 1)
-    return Manifest.parse(unverified_payload(raw) or raw)
 
 
 def _print(changes: tuple[Change, ...]) -> None:

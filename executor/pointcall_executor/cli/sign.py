@@ -1,4 +1,4 @@
-"""`pointcall sign MANIFEST`: sign it keyless, as whoever the identity token names, or with a long-lived key."""
+"""`pointcall sign WHAT`: sign statements keyless, as whoever the identity token names, or with a long-lived key."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import argparse
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from pointcall_keys.long_lived import SigningKey
     from pointcall_keys.signer import TrustConfig
 
 
@@ -18,9 +20,13 @@ PIN: Final = "POINTCALL_PKCS11_PIN"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("manifest", metavar="MANIFEST", type=Path, help="manifest.json, or another statement of ours")
+    parser.add_argument(
+        "what", metavar="WHAT", type=Path, nargs="*",
+        help="a statement, such as manifest.json or a notice; or what `build` left: the manifest and all provenance",
+    )  # fmt: skip
     add_signing_options(parser)
-    parser.add_argument("--out", metavar="FILE", type=Path, help="default: beside MANIFEST, with .sigstore.json")
+    parser.add_argument("--policy-row", metavar="NAME", help="print the row of a trust policy that accepts the key")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="default: beside WHAT, with .sigstore.json")
 
 
 def add_signing_options(parser: argparse.ArgumentParser) -> None:
@@ -29,23 +35,49 @@ def add_signing_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--staging", action="store_true", help="the public staging instance")
     parser.add_argument("--identity-token", metavar="TOKEN", help="OpenID Connect token (default: that of the CI job)")
     parser.add_argument("--key", metavar="FILE", type=Path, help=f"a long-lived key; passphrase in ${PASSPHRASE}")
+    parser.add_argument("--make-key", action="store_true", help="with --key: make it first, as a new file")
     parser.add_argument("--pkcs11", metavar="FILE", type=Path, help=f"library of a token; PIN in ${PIN}")
     parser.add_argument("--token", metavar="LABEL", help="with --pkcs11: the token")
     parser.add_argument("--label", metavar="LABEL", help="with --pkcs11: the key pair on it")
 
 
 def run(args: argparse.Namespace) -> int:
-    from pointcall_executor.cli.output import Exit, print_json
+    from pointcall_executor.cli.output import Exit, UsageRefusal, print_json
 
-    payload = args.manifest.read_bytes()
-    what, digest = _described(payload), hashlib.sha256(payload).hexdigest()
-    bundle = signed_with(args, payload)
-    out = args.out or args.manifest.with_suffix(".sigstore.json")
-    out.write_bytes(bundle)
-    if args.json:
-        print_json({"ok": True, "manifest": digest, "bundle": str(out)})
-    else:
-        print(f"signed {what}, {digest}\nbundle {out}")
+    key = _key(args)
+    if args.policy_row:
+        return _policy_row(args, key)
+    paths = [path for what in args.what for path in _statements(what)]
+    if not paths or (args.out and len(paths) > 1):
+        raise UsageRefusal("nothing to sign" if not paths else "--out names one file", want="statements, or a build")
+    payloads = [(path, path.read_bytes()) for path in paths]
+    described = [_described(payload) for _, payload in payloads]  # all are of their form before any is signed
+    sign = _signer(args, key)
+    for (path, payload), what in zip(payloads, described, strict=True):
+        digest, out = hashlib.sha256(payload).hexdigest(), args.out or path.with_suffix(".sigstore.json")
+        out.write_bytes(sign(payload))
+        if args.json:
+            print_json({"ok": True, "manifest": digest, "bundle": str(out)})
+        else:
+            print(f"signed {what}, {digest}\nbundle {out}")
+    return Exit.OK
+
+
+def _statements(what: Path) -> list[Path]:
+    """A file; or of a build, manifest.json and what lies in provenance/."""
+    if not what.is_dir():
+        return [what]
+    beside = sorted(path for path in (what / "provenance").glob("*.json") if not path.name.endswith(".sigstore.json"))
+    return [what / "manifest.json", *beside]
+
+
+def _policy_row(args: argparse.Namespace, key: SigningKey | None) -> int:
+    from pointcall_executor.cli.output import Exit, UsageRefusal, print_json
+    from pointcall_keys.long_lived import policy_row
+
+    if key is None or args.what:
+        raise UsageRefusal("--policy-row is about a key, and signs nothing", want="--key or --pkcs11, without WHAT")
+    print_json(policy_row(args.policy_row, key))
     return Exit.OK
 
 
@@ -56,7 +88,7 @@ def _described(payload: bytes) -> str:
     from pointcall_attest.errors import MalformedError
     from pointcall_attest.manifest import MAX_MANIFEST_BYTES, PREDICATE_TYPE, STATEMENT_TYPE, Manifest
     from pointcall_attest.notice import POINTER_TYPE, REVOCATION_TYPE
-    from pointcall_keys.provenance import PROVENANCE_TYPE, TEST_RESULT_TYPE
+    from pointcall_attest.provenance_check import PROVENANCE_TYPE, TEST_RESULT_TYPE
 
     others = (APPROVAL_TYPE, POINTER_TYPE, REVOCATION_TYPE, PROVENANCE_TYPE, TEST_RESULT_TYPE)
     body = canonical.loads(payload, max_bytes=MAX_MANIFEST_BYTES, what="the statement")
@@ -69,26 +101,39 @@ def _described(payload: bytes) -> str:
     return f"a statement {kind}"
 
 
-def signed_with(args: argparse.Namespace, statement: bytes) -> bytes:
-    """The Sigstore bundle over a statement, signed as the options say."""
+def _key(args: argparse.Namespace) -> SigningKey | None:
+    """The long-lived key that the words name, if they do."""
     from pointcall_executor.cli.output import UsageRefusal
-    from pointcall_keys.long_lived import FileKey, TokenKey, sign_with_key
-    from pointcall_keys.signer import ambient_token, sign_statement
+    from pointcall_keys.long_lived import FileKey, TokenKey
 
-    keyless = (args.trust_config, args.identity_token, args.staging or None)
-    if (args.key or args.pkcs11) and any(keyless):
+    if (args.key or args.pkcs11) and (args.trust_config or args.identity_token or args.staging):
         raise UsageRefusal("a long-lived key needs neither instance nor token", want="--key or --pkcs11 alone")
+    if args.make_key and not args.key:
+        raise UsageRefusal("--make-key needs a file", want="--key FILE")
     if args.key:
-        passphrase = os.environ.get(PASSPHRASE)
-        return sign_with_key(statement, FileKey.load(args.key, passphrase.encode() if passphrase else None))
+        passphrase = (os.environ.get(PASSPHRASE) or "").encode() or None
+        return FileKey.make(args.key, passphrase) if args.make_key else FileKey.load(args.key, passphrase)
     if args.pkcs11:
         if not (args.token and args.label and PIN in os.environ):
             raise UsageRefusal("--pkcs11 needs more", want=f"--token, --label and ${PIN}")
-        return sign_with_key(
-            statement, TokenKey.open(args.pkcs11, token=args.token, label=args.label, pin=os.environ[PIN])
-        )
-    token = args.identity_token or ambient_token()
-    return sign_statement(statement, trust_config=_trust_config(args), token=token)
+        return TokenKey.open(args.pkcs11, token=args.token, label=args.label, pin=os.environ[PIN])
+    return None
+
+
+def signed_with(args: argparse.Namespace, statement: bytes) -> bytes:
+    """The Sigstore bundle over one statement, signed as the options say."""
+    return _signer(args, _key(args))(statement)
+
+
+def _signer(args: argparse.Namespace, key: SigningKey | None) -> Callable[[bytes], bytes]:
+    """What signs one statement after the other: with the key, or keyless with one identity token."""
+    from pointcall_keys.long_lived import sign_with_key
+    from pointcall_keys.signer import ambient_token, sign_statement
+
+    if key is not None:
+        return lambda statement: sign_with_key(statement, key)
+    token, config = args.identity_token or ambient_token(), _trust_config(args)
+    return lambda statement: sign_statement(statement, trust_config=config, token=token)
 
 
 def _trust_config(args: argparse.Namespace) -> TrustConfig:

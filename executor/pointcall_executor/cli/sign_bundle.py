@@ -5,19 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pointcall_keys.signer import TrustConfig
-
-PREDICATE_TYPE: Final = "https://pointcall.dev/file/v1"  # of a statement that says no more than "this file"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifact", metavar="ARTIFACT", type=Path, help="the file to sign")
     parser.add_argument("--bundle", metavar="FILE", type=Path, required=True, help="where to write the bundle")
     parser.add_argument("--identity-token", metavar="TOKEN", help="OpenID Connect token (default: that of the CI job)")
-    parser.add_argument("--in-toto", action="store_true", help="sign a statement about the file, in DSSE")
+    parser.add_argument("--in-toto", action="store_true", help="the file is an in-toto statement: sign it in DSSE")
     parser.add_argument("--staging", action="store_true", help="the public staging instance, unless files name one")
     parser.add_argument("--trusted-root", metavar="FILE", type=Path, help="with --signing-config: a private instance")
     parser.add_argument("--signing-config", metavar="FILE", type=Path, help="with --trusted-root: a private instance")
@@ -26,15 +24,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from pointcall_executor.cli.output import Exit, print_json
-    from pointcall_keys.signer import ambient_token, sign_file, sign_statement, statement_about
+    from pointcall_keys.signer import ambient_token, sign_file, sign_statement
 
     config, token = _trust_config(args), args.identity_token or ambient_token()
     content = args.artifact.read_bytes()
-    if args.in_toto:
-        statement = statement_about(args.artifact.name, content, PREDICATE_TYPE, {})
-        bundle = sign_statement(statement, trust_config=config, token=token)
-    else:
-        bundle = sign_file(content, trust_config=config, token=token)
+    sign = sign_statement if args.in_toto else sign_file
+    bundle = sign(content, trust_config=config, token=token)
     args.bundle.write_bytes(bundle)
     if args.json:
         print_json({"ok": True, "bundle": str(args.bundle)})

@@ -214,15 +214,14 @@ def test_provenance(folder: Path, world: World, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_a_test_result() -> None:
-    result = json.loads(results_of_tests("modules/a.wasm", module(), b"[]", passed=["b", "a"], failed=[]))
+    result = json.loads(results_of_tests("modules/a.wasm", module(), {"a.json": b"[]"}, passed=["b", "a"], failed=[]))
     assert result["predicate"]["result"] == "PASSED"
     assert result["predicate"]["passedTests"] == ["a", "b"]
     assert (
-        json.loads(results_of_tests("a", module(), b"[]", passed=["b"], failed=["a"]))["predicate"]["result"]
-        == "FAILED"
+        json.loads(results_of_tests("a", module(), {}, passed=["b"], failed=["a"]))["predicate"]["result"] == "FAILED"
     )
     with pytest.raises(AssertionError):
-        results_of_tests("a", module(), b"[]", passed=[], failed=[])
+        results_of_tests("a", module(), {}, passed=[], failed=[])
 
 
 @pytest.mark.parametrize("payload", [b"{}", b"[]", b'{"_type":"https://in-toto.io/Statement/v1","predicateType":"x"}'])

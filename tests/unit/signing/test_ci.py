@@ -63,6 +63,13 @@ def signer_of(world: World, project: Path, **signer: Any) -> str:
     return verify_bundles([bundle], trusted_root=root, policy=policy, at=NOW, in_process=True).signers[0].identity
 
 
+def builder_of(project: Path) -> str:
+    """The builder of the module, in a statement that was signed too."""
+    assert (project / "out/provenance/restart.sigstore.json").is_file()
+    said = json.loads((project / "out/provenance/restart.json").read_bytes())
+    return str(said["predicate"]["runDetails"]["builder"]["id"])
+
+
 def test_github_asks_for_the_identity_and_nothing_else() -> None:
     workflow = load("github-sign.yml")
     (job,) = workflow["jobs"].values()
@@ -110,15 +117,64 @@ def test_the_github_snippet(world: World, project: Path, token_url: str, monkeyp
     for name, value in {
         "GITHUB_ACTIONS": "true",
         "GITHUB_RUN_NUMBER": "12",
+        "GITHUB_SERVER_URL": "https://github.com",
+        "GITHUB_WORKFLOW_REF": WORKFLOW,
         "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "t",
         "ACTIONS_ID_TOKEN_REQUEST_URL": token_url,
     }.items():
         monkeypatch.setenv(name, value)
     (job,) = load("github-sign.yml")["jobs"].values()
     play([step["run"] for step in job["steps"] if "run" in step], world, project)
+    assert builder_of(project) == f"https://github.com/{WORKFLOW}"
     example = TrustPolicy.parse((ROOT / "keys/trust/example-policy.github.json").read_bytes())
     row = example.signers[0].model_dump(mode="json", exclude_none=True)
     assert signer_of(world, project, **row) == f"https://github.com/{WORKFLOW}"
+
+
+@pytest.mark.parametrize(("provider", "kind"), [("buildkite", "uri"), ("circleci", "uri"), ("google", "email")])
+def test_other_ambient_identities(
+    world: World, project: Path, monkeypatch: pytest.MonkeyPatch, provider: str, kind: Any
+) -> None:
+    """Each provider's own way to ask for a token, with a stand-in for its agent that gives one of our instance."""
+    issuer, subject = {
+        "buildkite": ("https://agent.buildkite.com", "https://buildkite.com/example-org/runbooks"),
+        "circleci": ("https://oidc.circleci.com", "https://circleci.com/api/v2/projects/1/pipeline-definitions/2"),
+        "google": ("https://accounts.google.com", "signer@example.iam.gserviceaccount.com"),
+    }[provider]
+    world.sigstore.accept_issuer(issuer, kind)
+    claims = {"email": subject, "email_verified": True} if kind == "email" else {}
+    token = world.sigstore.token(subject, iss=issuer, **claims)
+    if provider == "google":
+        server = HTTPServer(("127.0.0.1", 0), _Metadata)
+        _Metadata.token = token
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        (project / "product_name").write_text("Google Compute Engine\n")
+        ambient = "id._internal.oidc.ambient"
+        monkeypatch.setattr(f"{ambient}._GCP_PRODUCT_NAME_FILE", str(project / "product_name"))
+        monkeypatch.setattr(f"{ambient}._GCP_IDENTITY_REQUEST_URL", f"http://127.0.0.1:{server.server_port}/identity")
+    else:
+        agent = project / {"buildkite": "buildkite-agent", "circleci": "circleci"}[provider]
+        agent.write_text(f"#!/bin/sh\necho {token}\n")
+        agent.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{project}:{os.environ['PATH']}")
+        monkeypatch.setenv({"buildkite": "BUILDKITE", "circleci": "CIRCLECI"}[provider], "true")
+    play(["pointcall build . --out out", "pointcall sign out"], world, project)
+    if provider == "google":
+        server.shutdown()
+        server.server_close()
+    assert signer_of(world, project, issuer=issuer, identity=subject) == subject
+
+
+class _Metadata(_TokenServer):
+    """Google's metadata server gives the token as it is."""
+
+    def do_GET(self) -> None:
+        good = self.headers["Metadata-Flavor"] == "Google" and "audience=sigstore" in self.path
+        body = self.token.encode() if good else b""
+        self.send_response(200 if good else 403)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
 
 def test_the_gitlab_snippet(world: World, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,8 +191,12 @@ def test_the_gitlab_snippet(world: World, project: Path, monkeypatch: pytest.Mon
     assert job["id_tokens"] == {"SIGSTORE_ID_TOKEN": {"aud": "sigstore"}}
     monkeypatch.setenv("GITLAB_CI", "true")
     monkeypatch.setenv("CI_PIPELINE_IID", "3")
+    monkeypatch.setenv("CI_PROJECT_URL", "https://gitlab.com/example-org/runbooks")
+    monkeypatch.setenv("CI_CONFIG_PATH", ".gitlab-ci.yml")
+    monkeypatch.setenv("CI_COMMIT_BRANCH", "main")
     monkeypatch.setenv("SIGSTORE_ID_TOKEN", world.sigstore.token("project_path:example-org/runbooks", **claims))
     play(job["script"], world, project)
+    assert builder_of(project) == f"https://{where}"
     row = {"source_repository": "https://gitlab.com/example-org/runbooks", "build_trigger": ["push"]}
     assert signer_of(world, project, issuer=GITLAB, identity=f"https://{where}", **row) == f"https://{where}"
 

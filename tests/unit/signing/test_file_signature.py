@@ -57,12 +57,11 @@ def verify(folder: Path, world: World, *, identity: str = ALICE, issuer: str | N
     return cli.main([*call, what or str(folder / "a.txt")])
 
 
-@pytest.mark.parametrize("in_toto", [[], ["--in-toto"]], ids=["message", "statement"])
 @pytest.mark.parametrize("apart", [False, True])
-def test_sign_and_verify(folder: Path, world: World, in_toto: list[str], apart: bool) -> None:
+def test_sign_and_verify(folder: Path, world: World, apart: bool) -> None:
     both = ["--trust-config", str(folder / "trust.json")]
     halves = ["--trusted-root", str(folder / "root.json"), "--signing-config", str(folder / "signing.json")]
-    assert sign(folder, world, *in_toto, *(halves if apart else both)) == 0
+    assert sign(folder, world, *(halves if apart else both)) == 0
     assert verify(folder, world) == 0
     assert verify(folder, world, what=f"sha256:{DIGEST.hex()}") == 0
     assert verify(folder, world, what=f"sha256:{bytes(32).hex()}") != 0
@@ -366,6 +365,61 @@ def test_a_promise_is_verified_where_there_is_one() -> None:
     logged["integratedTime"] = "1790000001"
     with pytest.raises(VerifyError, match="promise"):
         by_key(good)
+
+
+def test_a_checkpoint_is_named_as_its_signature() -> None:
+    """Rekor v2 signs as its origin, Rekor v1 as its origin without the number of the tree."""
+    for origin, name, good in (
+        ("rekor.test", "rekor.test", True),
+        ("rekor.test - 17", "rekor.test", True),
+        ("rekor.test", "elsewhere.test", False),
+        ("elsewhere.test - 17", "rekor.test", False),
+        ("rekor.test", "", False),
+        ("", "", False),
+    ):
+        value = message_bundle("0.0.2")
+        proof = value["verificationMaterial"]["tlogEntries"][0]["inclusionProof"]
+        text = f"{origin}\n1\n{proof['rootHash']}\n"
+        proof["checkpoint"]["envelope"] = f"{text}\n— {name} {b64(LOG_ID[:4] + LOG.sign(text.encode(), SHA256))}\n"
+        with contextlib.nullcontext() if good else pytest.raises(VerifyError):
+            by_key(value)
+
+
+def test_timestamps_beside_a_key(world: World) -> None:
+    """They prove nothing that a key needs; one that does not verify may be there to mislead somebody else."""
+    authorities = json.loads(world.sigstore.trusted_root())["timestampAuthorities"]
+    root = ROOT | {"timestampAuthorities": authorities}
+    value = message_bundle("0.0.2")
+    signature = base64.b64decode(value["messageSignature"]["signature"])
+    good, wrong = _another_token(world, signature), _another_token(world, b"another signature")
+
+    def stamped(*tokens: Any) -> dict[str, Any]:
+        return copy.deepcopy(value) | {
+            "verificationMaterial": value["verificationMaterial"]
+            | {"timestampVerificationData": {"rfc3161Timestamps": list(tokens)}}
+        }
+
+    by_key(stamped(good), root=root)
+    by_key(stamped(good, _another_token(world, signature)), root=root)
+    by_key(stamped(), root=root)
+    for tokens in ([wrong], [good, wrong], [good, good], [{"signedTimestamp": "AAAA"}], [{}], [7], [good] * 33):
+        with pytest.raises(VerifyError) as caught:
+            by_key(stamped(*tokens), root=root)
+        assert caught.value.id == "bundle.timestamp"
+    ended = [row | {"validFor": ENDED} for row in authorities]
+    no_root = [row | {"certChain": {"certificates": row["certChain"]["certificates"][:1]}} for row in authorities]
+    for rows in ([], ended, no_root):
+        with pytest.raises(VerifyError) as caught:
+            by_key(stamped(good), root=ROOT | {"timestampAuthorities": rows})
+        assert caught.value.id == "bundle.timestamp"
+    with pytest.raises(VerifyError):
+        by_key(stamped(good), root=None)
+    log_ended = copy.deepcopy(root)
+    log_ended["tlogs"][0]["publicKey"]["validFor"] = ENDED
+    by_key(value, root=log_ended)  # nothing says when: the window cannot be asked
+    with pytest.raises(VerifyError) as caught:
+        by_key(stamped(good), root=log_ended)
+    assert caught.value.id == "bundle.log"
 
 
 @pytest.mark.parametrize(

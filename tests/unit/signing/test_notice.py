@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import json
 from typing import Any
@@ -11,17 +12,20 @@ import pytest
 from pointcall_attest import canonical
 from pointcall_attest.errors import MalformedError, VerifyError
 from pointcall_attest.notice import (
+    MAX_NOTICES,
     Notice,
+    Notices,
     Pointer,
     PointerBody,
     Revocation,
     RevocationBody,
     notice_statement,
+    verify_notices,
     verify_pointer,
     verify_revocation,
 )
 from tests.unit.signing.rb1 import module
-from tests.unit.signing.world import BOB, DAY, NOW, World, sha256, statement
+from tests.unit.signing.world import ALICE, BOB, DAY, NOW, World, sha256, statement
 
 HOUR = dt.timedelta(hours=1)
 
@@ -41,38 +45,50 @@ def revocation(world: World, *digests: str) -> Revocation:
     return verify_revocation([bundle], trusted_root=root, policy=world.policy(), at=NOW, in_process=True)
 
 
-def failed(world: World, **over: Any) -> list[str]:
-    return [c.id for c in world.check([world.sign(statement())], **over).verdict.failed]
+def failed(world: World, *pointers: Pointer, revocations: tuple[Revocation, ...] = (), **over: Any) -> list[str]:
+    notices = Notices(pointers, revocations)
+    return [c.id for c in world.check([world.sign(statement())], notices=notices, **over).verdict.failed]
 
 
 def test_a_pointer_to_this_manifest(world: World) -> None:
     for policy in ({"require_pointer": True}, {"require_pointer": True, "ring": "canary"}, {}):
-        assert failed(world, policy=world.policy(**policy), pointer=pointer(world)) == []
+        assert failed(world, pointer(world), policy=world.policy(**policy)) == []
+
+
+@pytest.mark.parametrize("over", [{"sequence": 8}, {"sequence": 6}, {"manifest": "00" * 32}])
+def test_a_pointer_to_another_manifest(world: World, over: dict[str, Any]) -> None:
+    for demanded in (True, False):
+        policy = world.policy(require_pointer=demanded)
+        assert failed(world, pointer(world, **over), policy=policy) == ["manifest.newest"]
 
 
 @pytest.mark.parametrize(
-    "over",
-    [
-        {"sequence": 8},
-        {"manifest": "00" * 32},
-        {"name": "core"},
-        {"expires": NOW},
-        {"issued": NOW + HOUR, "expires": NOW + 2 * HOUR},
-    ],
+    "over", [{"name": "core"}, {"expires": NOW}, {"issued": NOW + HOUR, "expires": NOW + 2 * HOUR}, {"ring": "fleet"}]
 )
-def test_a_pointer_to_something_else(world: World, over: dict[str, Any]) -> None:
-    assert failed(world, pointer=pointer(world, **over)) == ["manifest.newest"]
+def test_a_pointer_that_says_nothing_here(world: World, over: dict[str, Any]) -> None:
+    """Of another series, another time, another ring: it counts for nobody, and is not enough where one must be."""
+    given = pointer(world, **over)
+    assert failed(world, given, policy=world.policy(ring="canary")) == []
+    assert failed(world, given, policy=world.policy(ring="canary", require_pointer=True)) == ["manifest.newest"]
+
+
+def test_the_newest_of_several_pointers(world: World) -> None:
+    """An older one that still holds cannot bring the older manifest back, whatever the order of the files."""
+    own, newer = pointer(world), pointer(world, sequence=8, manifest="00" * 32)
+    past = pointer(world, sequence=9, manifest="11" * 32, expires=NOW)
+    for given in ((own, past), (past, own)):
+        assert failed(world, *given, policy=world.policy(require_pointer=True)) == []
+    for given in ((own, newer), (newer, own), (past, newer, own)):
+        assert failed(world, *given) == ["manifest.newest"]
 
 
 def test_the_first_and_the_last_moment_of_a_pointer(world: World) -> None:
     soon = pointer(world, issued=NOW + dt.timedelta(minutes=5), expires=NOW + HOUR)
-    assert failed(world, pointer=soon) == []  # clocks differ a little
-    assert failed(world, pointer=soon, at=NOW - dt.timedelta(seconds=1)) == ["manifest.newest"]
-    assert failed(world, pointer=soon, at=NOW + HOUR - dt.timedelta(seconds=1)) == []
-
-
-def test_a_pointer_of_another_ring(world: World) -> None:
-    assert failed(world, policy=world.policy(ring="fleet"), pointer=pointer(world)) == ["manifest.newest"]
+    policy, second = world.policy(require_pointer=True), dt.timedelta(seconds=1)
+    assert failed(world, soon, policy=policy) == []  # clocks differ a little
+    assert failed(world, soon, policy=policy, at=NOW - second) == ["manifest.newest"]
+    assert failed(world, soon, policy=policy, at=NOW + HOUR - second) == []
+    assert failed(world, soon, policy=policy, at=NOW + HOUR) == ["manifest.newest"]
 
 
 def test_a_policy_that_demands_a_pointer(world: World) -> None:
@@ -81,16 +97,81 @@ def test_a_policy_that_demands_a_pointer(world: World) -> None:
 
 
 def test_a_pointer_expires_while_the_manifest_does_not(world: World) -> None:
-    given = pointer(world)
-    assert failed(world, pointer=given, at=NOW + DAY) == ["manifest.newest"]
+    given, policy = pointer(world), world.policy(require_pointer=True)
+    assert failed(world, given, policy=policy, at=NOW + DAY) == ["manifest.newest"]
 
 
 def test_a_revocation_removes(world: World) -> None:
     for digest in (sha256(statement()), sha256(module())):
-        assert failed(world, revocations=[revocation(world, "00" * 32), revocation(world, digest)]) == [
-            "manifest.revoked"
-        ]
-    assert failed(world, revocations=[revocation(world, "00" * 32)]) == []
+        given = (revocation(world, "00" * 32), revocation(world, digest))
+        assert failed(world, revocations=given) == ["manifest.revoked"]
+    assert failed(world, revocations=(revocation(world, "00" * 32),)) == []
+
+
+def test_a_revocation_can_only_remove(world: World) -> None:
+    """With it, everything that failed before fails, and more: for every combination of what else is wrong."""
+    for over in ({}, {"highest_sequence": 9}, {"at": NOW + 100 * DAY}, {"policy": world.policy(require_pointer=True)}):
+        before = failed(world, **over)
+        for given in (revocation(world, "00" * 32), revocation(world, sha256(statement()), sha256(module()))):
+            assert set(failed(world, revocations=(given,), **over)) - {"manifest.revoked"} == set(before)
+
+
+# Whatever lies in the folder
+
+
+PROVENANCE = canonical.dumps(json.loads(statement()) | {"predicateType": "https://slsa.dev/provenance/v1"})
+
+
+def gathered(world: World, *bundles: bytes, **over: Any) -> Notices:
+    root = world.sigstore.trusted_root()
+    return verify_notices(bundles, trusted_root=root, policy=world.policy(**over), at=NOW, in_process=True)
+
+
+def bodies(name: str = "edge") -> tuple[PointerBody, RevocationBody]:
+    fields: dict[str, Any] = {"name": name, "ring": "canary", "sequence": 7, "manifest": sha256(statement())}
+    return (
+        PointerBody(**fields, issued=NOW - HOUR, expires=NOW + HOUR),
+        RevocationBody(name=name, issued=NOW, reason="a bad module", revoked=("00" * 32,)),
+    )
+
+
+def test_a_folder_of_notices(world: World) -> None:
+    point, revoke = (notice_statement(body) for body in bodies())
+    found = gathered(world, world.sign(revoke), world.sign(point))
+    assert [p.body.sequence for p in found.pointers] == [7]
+    assert found.revoked == {"00" * 32}
+    assert found.wrong == ()
+    assert gathered(world) == Notices()
+    twice = gathered(world, world.sign(point), world.sign(point))
+    assert len(twice.pointers) == 1
+
+
+def test_notices_need_as_many_signers_as_manifests(world: World) -> None:
+    _, revoke = (notice_statement(body) for body in bodies())
+    two = {"signers": [world.signer(ALICE), world.signer(BOB)], "min_signatures": 2}
+    one = gathered(world, world.sign(revoke), **two)
+    assert one.revocations == ()
+    assert "manifest.threshold" in one.wrong[0]
+    assert gathered(world, world.sign(revoke), world.sign(revoke, who=BOB), **two).revoked == {"00" * 32}
+
+
+def test_what_is_no_notice_is_not_passed_over(world: World) -> None:
+    _, revoke = (notice_statement(body) for body in bodies())
+    for bundle in (b"", b"{}", world.sign(statement()), world.sign(revoke, who=BOB), world.sign(PROVENANCE)):
+        found = gathered(world, bundle, world.sign(revoke)) if bundle else gathered(world, bundle)
+        assert len(found.wrong) == 1
+        checked = world.check([world.sign(statement())], notices=found).verdict
+        assert [c.id for c in checked.failed] == ["manifest.notices"]
+
+
+def test_too_many_notices(world: World) -> None:
+    good = json.loads(world.sign(notice_statement(bodies()[1])))
+    many = []
+    for n in range(MAX_NOTICES + 1):
+        payload = base64.b64encode(b"%d" % n).decode()
+        many.append(json.dumps(good | {"dsseEnvelope": good["dsseEnvelope"] | {"payload": payload}}).encode())
+    (wrong,) = gathered(world, *many).wrong
+    assert "at most" in wrong
 
 
 def test_a_notice_is_made_by_verifying_one(world: World) -> None:

@@ -29,7 +29,8 @@ from tests.unit.signing.world import World, files, statement
 
 @pytest.fixture(scope="session")
 def release(world: World) -> Release:
-    return Release(statement(), (world.sign(statement()),), files())
+    beside = {"restart.json": b"{}", "restart.sigstore.json": world.sign(statement())}
+    return Release(statement(), (world.sign(statement()),), files(), beside)
 
 
 def decode(image: dict[str, Any] | bytes, blobs: dict[str, bytes]) -> Release:
@@ -78,7 +79,7 @@ def test_a_blob_that_is_not_what_the_manifest_says(release: Release) -> None:
         lambda i: i["layers"][2].update({"size": 1 << 40}),
         lambda i: i["layers"][2].update({"digest": "sha512:00"}),
         lambda i: i["layers"][2].update({"urls": ["http://elsewhere"]}),
-        lambda i: i["layers"].extend([i["layers"][2]] * 600),
+        lambda i: i["layers"].extend([i["layers"][2]] * 1200),
         lambda i: i.update({"artifactType": "application/wasm"}),
         lambda i: i.update({"schemaVersion": 1}),
         lambda i: i.update({"subject": {}}),
