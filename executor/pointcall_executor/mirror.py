@@ -86,7 +86,7 @@ class Mirror:
         entry, or opens an epoch with another key than its own). Durable on return. Other signatures are for readers.
         """
         with self._db.transaction():
-            frontier, _ = self._locked(origin)
+            frontier, last = self._locked(origin)
             if first > frontier.size:
                 raise MirrorError(
                     "entries are missing in between", id="mirror.gap", want=str(frontier.size), got=str(first)
@@ -99,7 +99,7 @@ class Mirror:
             for _, leaf, *_ in rows:
                 frontier.add(leaf)
             self._db.execute("update log set frontier = %s where origin = %s", (frontier.encode(), origin))
-        return self.held(origin)
+        return Held(frontier.size, Checkpoint.parse(last).size if last else 0)
 
     def cover(self, text: bytes) -> Held:
         """Accept a checkpoint of everything that is held. MirrorError `mirror.checkpoint` where its size, root or
@@ -120,7 +120,7 @@ class Mirror:
                 got=f"{note.size} {note.root.hex()}",
                 hint="the log was rolled back or forked, or another node uses its name",
             )
-        return self.held(note.origin)
+        return Held(frontier.size, note.size)
 
     def logs(self) -> list[dict[str, Any]]:
         """Every log that is held: its name, how far, and the last refusal."""
@@ -146,12 +146,11 @@ class Mirror:
 
     def _locked(self, origin: str) -> tuple[Frontier, bytes | None]:
         """This log's row, locked until the transaction ends; made if it is new."""
-        self._db.execute(
-            "insert into log (origin, frontier) values (%s, %s) on conflict do nothing", (origin, Frontier().encode())
+        sql = (
+            "insert into log (origin, frontier) values (%s, %s) on conflict (origin) do update set origin = log.origin"
+            " returning frontier, checkpoint"
         )
-        row = self._db.execute(
-            "select frontier, checkpoint from log where origin = %s for update", (origin,)
-        ).fetchone()
+        row = self._db.execute(sql, (origin, Frontier().encode())).fetchone()
         assert row is not None, "it was just made"
         return Frontier.parse(bytes(row[0])), row[1] and bytes(row[1])
 

@@ -1,4 +1,5 @@
-"""A short life of a journal for fault injection: entries, content, checkpoints, a roll. Prints what it was told.
+"""A short life of a journal for fault injection: entries, content, checkpoints, a roll, erase, prune. Prints
+what it was told.
 
 usage: python -m tests.fault.log.story JOURNAL
 """
@@ -11,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pointcall_attest import entry
+from pointcall_attest.sealing import Opening
 from pointcall_executor.journal import Journal, JournalError
 from pointcall_keys.node import EpochKeys
 from tests.fault.log.writer import ORIGIN
@@ -30,17 +32,26 @@ def main() -> int:
 def _live(path: Path) -> None:
     journal, keys, now = Journal.open(path, origin=ORIGIN), EpochKeys.generate(), datetime.now(UTC)
     for count in range(ENTRIES):
-        body = entry.Config(what="filler", detail={"count": count})
-        leaf = keys.sign(entry.payload(body, at=now, ktime_ns=count, epoch=keys.id))
-        os.write(1, b"%d\n" % journal.append(leaf))
+        leaf, opening = _leaf(keys, entry.Config(what="filler", detail={"count": count}))
+        os.write(1, b"%d\n" % journal.append(leaf, opening))
     journal.put_blob(b"evidence")
     journal.raise_sequence("m", 1, "a" * 64)
     _checkpoint(journal, keys)
     following = EpochKeys.generate()
     os.write(1, b"%d\n" % journal.append(keys.certify_next(following, reason="roll", at=now, ktime_ns=9)))
     _checkpoint(journal, keys)
+    leaf, opening = _leaf(keys, entry.Erase(commitments=(str(journal.entry(3).commitment),), reason="asked"))
+    os.write(1, b"%d\n" % journal.erase(leaf, opening, indices=[3]))
+    leaf, opening = _leaf(keys, entry.Prune(minimum=2, reason="old", retention_days=1))
+    os.write(1, b"%d\n" % journal.prune(leaf, opening))
+    journal.forget()
     keys.wipe()
     journal.close()
+
+
+def _leaf(keys: EpochKeys, body: entry.Body) -> tuple[bytes, Opening | None]:
+    payload, opening = entry.sealed(body, at=datetime.now(UTC), ktime_ns=1, epoch=keys.id, salt=os.urandom(32))
+    return keys.sign(payload), opening
 
 
 def _checkpoint(journal: Journal, keys: EpochKeys) -> None:

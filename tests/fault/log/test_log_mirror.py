@@ -179,3 +179,92 @@ def test_a_strangers_checkpoint_is_refused(db: Any, node: world.Node) -> None:
     assert mirror.held(world.ORIGIN).covered == 0
     assert mirror.cover(head.text).covered == 1
     assert Checkpoint.parse(head.text).size == 1
+
+
+def address(port: int) -> str:
+    return f"host=127.0.0.1 port={port} user={postgres.USER} dbname=postgres sslmode=disable gssencmode=disable"
+
+
+def test_drops_and_two_seconds_lose_nothing(db: Any, node: world.Node, port: int) -> None:
+    """30 % of the connections break and every round trip takes 2 s more, as the executor's own thread sees it."""
+    from pointcall_executor.config import Config
+    from pointcall_executor.recorder import Recorder
+    from pointcall_executor.shipping import Shipping
+
+    node.run(0)
+    node.checkpoint()
+    link = postgres.BadLink(port, broken=0.3, delay_s=1.0, seed=1)
+    config, recorder = Config(mirror=address(link.port), lag_seconds=100_000), Recorder(node.journal)
+    shipping = Shipping(node.journal, recorder, lambda: config, lambda text, **facts: None)
+    try:
+        for turn in range(20):
+            shipping.round(node.journal, turn * 100.0)
+            if shipping.gauges()["mirror"].behind == 0:
+                break
+    finally:
+        link.close()
+    assert held_entries(db) == [e.raw for e in node.journal.entries()]
+    assert shipping.gauges()["mirror"].covered == node.journal.size
+
+
+def test_the_mirror_makes_its_tables_and_gives_a_log_back_as_tiles(
+    db: Any, node: world.Node, port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import json
+
+    from pointcall_executor.cli import main
+
+    db.execute("drop table entry, epoch, log")
+    for number in range(3):
+        node.run(number)
+    node.checkpoint()
+    words = ["--state-dir", str(tmp_path), "--json"]
+    assert main(["mirror", "ship", address(port), *words]) == 0
+    assert main(["mirror", "status", address(port), *words]) == 0
+    shipped, status = map(json.loads, capsys.readouterr().out.splitlines())
+    assert status == shipped | {"refused": None}
+    tiles = ["mirror", "tiles", address(port), "--log", world.ORIGIN, "--out", str(tmp_path / "t"), *words]
+    assert main(tiles) == 0
+    assert main(["verify", str(tmp_path / "t"), *words]) == 0
+    assert main(["mirror", "tiles", address(port), "--log", "nobody", "--out", str(tmp_path / "u"), *words]) == 1
+    assert main(["mirror", "status", "host=127.0.0.1 port=1 user=x", *words]) == 5
+    assert main(["mirror", "status", "= = =", *words]) == 1
+
+
+def test_a_witness_process_follows_the_epochs_of_a_mirror(db: Any, node: world.Node, port: int, tmp_path: Path) -> None:
+    """`pointcall witness serve` as its own process: it learns each epoch's key from the mirror, and refuses a fork."""
+    import json
+    import subprocess
+    import sys
+
+    from pointcall_attest.log.witness import WitnessPolicy
+    from pointcall_executor.witnessing import cosigned
+
+    path = ":".join(sys.path)
+    command = [sys.executable, "-m", "pointcall_executor.cli", "witness"]
+    common = ["--name", "w.example/w", "--key", str(tmp_path / "key"), "--json"]
+    made = subprocess.run([*command, "key", *common], check=True, capture_output=True, env={"PYTHONPATH": path})
+    verifier = json.loads(made.stdout)["verifier"]
+    serving = ["serve", *common, "--state", str(tmp_path / "w.db"), "--listen", "127.0.0.1:0"]
+    process = subprocess.Popen(
+        [*command, *serving, "--mirror", address(port)], stdout=subprocess.PIPE, env={"PYTHONPATH": path}
+    )
+    try:
+        assert process.stdout is not None
+        where = json.loads(process.stdout.readline())["address"]
+        policy = WitnessPolicy.parse(f"witness w {verifier} {where}\nquorum w\n".encode())
+        for _ in range(3):  # three epochs
+            node.run(node.journal.size)
+            node.checkpoint()
+            ship(node.journal, Mirror(db))
+            head = node.journal.head()
+            assert head is not None
+            note, asked = cosigned(head, node.journal.tree(), policy, {})
+            assert [a.outcome for a in asked] == ["signed"]
+            assert policy.met_by(note)
+            node.keys = world.Node.epoch(node.journal).keys
+        assert process.poll() is None
+    finally:
+        process.terminate()
+        process.wait()
+        process.stdout.close()

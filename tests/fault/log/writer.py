@@ -54,8 +54,8 @@ def main() -> None:
     while True:
         count += 1
         body = entry.Config(what="filler", detail={"filler": "x" * 1200, "count": count})
-        leaf = keys.sign(entry.payload(body, at=datetime.now(UTC), ktime_ns=count, epoch=keys.id))
-        os.write(1, b"%d\n" % journal.append(leaf))
+        payload, opening = entry.sealed(body, at=datetime.now(UTC), ktime_ns=count, epoch=keys.id, salt=os.urandom(32))
+        os.write(1, b"%d\n" % journal.append(keys.sign(payload), opening))
         if count % CHECKPOINT_EVERY == 0:
             note = journal.checkpoint(keys.sign_checkpoint, float(count), force=True)
             assert note is not None

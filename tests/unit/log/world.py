@@ -93,9 +93,24 @@ def signing_key() -> ec.EllipticCurvePrivateKey:
 @functools.cache
 def platform() -> EmulatedPlatform:
     """One emulated machine for the whole session: its RSA keys take half a second."""
+    return EmulatedPlatform.open(platform_folder(), clock=lambda: NOW)
+
+
+@functools.cache
+def platform_folder() -> Path:
+    """Where the keys of that machine lie; `tee/` of a state folder is a copy of it."""
     folder = Path(tempfile.mkdtemp(prefix="pointcall-test-tee-"))
     atexit.register(shutil.rmtree, folder)
-    return EmulatedPlatform.open(folder, clock=lambda: NOW)
+    return folder
+
+
+def provision(state: Path) -> None:
+    """Trust folder and platform keys, as a node has them."""
+    (state / "trust" / "emulated").mkdir(parents=True)
+    (state / "trust" / "policy.json").write_bytes(policy_bytes())
+    (state / "trust" / "trusted_root.json").write_bytes(b"{}")
+    (state / "trust" / "emulated" / "root.der").write_bytes(platform().root_der)
+    shutil.copytree(platform_folder(), state / "tee")
 
 
 def spki(key: ec.EllipticCurvePrivateKey) -> bytes:
