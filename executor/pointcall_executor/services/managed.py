@@ -18,6 +18,9 @@ OnCgroup = Callable[[int], None]
 # What each kind can do beyond start and destroy. `cgroup`: its processes are in one cgroup of this node.
 ABILITIES: Final[Mapping[str, frozenset[Ability]]] = {
     "process": frozenset({"signal", "freeze", "cgroup"}),
+    "systemd": frozenset({"signal", "freeze", "cgroup"}),
+    "container": frozenset({"signal", "freeze", "cgroup"}),
+    "kubernetes": frozenset(),
 }
 # The ability that an action needs of the service that it is about.
 NEEDS: Final[Mapping[str, Ability]] = {"kill": "signal", "freeze": "freeze", "thaw": "freeze", "isolate": "cgroup"}
@@ -94,6 +97,10 @@ class Managed(Protocol):
     def healthy(self) -> str:
         """Empty if it runs, is not frozen and is ready as declared; otherwise why not."""
         ...
+
+
+def nobody(_cgroup_id: int) -> None:
+    """Nobody wants to hear of the new cgroup."""
 
 
 def cannot(name: str, kind: str, ability: str) -> ServiceError:

@@ -12,6 +12,7 @@ that moment is root on this node, which the threat model trusts only as far as t
 from __future__ import annotations
 
 import contextlib
+import functools
 import grp
 import os
 import pwd
@@ -29,7 +30,7 @@ from pointcall_executor.services import record as records
 from pointcall_executor.services.chores import CHORES
 from pointcall_executor.services.files import opened_verified
 from pointcall_executor.services.groups import ServiceGroups, destroy_leftovers
-from pointcall_executor.services.managed import ABILITIES, OnCgroup, ServiceError, Started, not_running
+from pointcall_executor.services.managed import ABILITIES, OnCgroup, ServiceError, Started, nobody, not_running
 from pointcall_executor.services.ready import await_ready, described, unready
 from pointcall_executor.services.record import RunRecord
 from pointcall_executor.services.spawning import Spawner, Unborn, readable
@@ -54,10 +55,6 @@ class _Prepared:
 def _identity(fd: int) -> tuple[int, int]:
     about = os.fstat(fd)
     return about.st_dev, about.st_ino
-
-
-def _nobody(_cgroup_id: int) -> None:
-    """Nobody wants to hear of the new cgroup."""
 
 
 class Process:
@@ -89,7 +86,7 @@ class Process:
 
     # ---- start -----------------------------------------------------------------------------------------------------
 
-    def start(self, on_cgroup: OnCgroup = _nobody) -> Started:
+    def start(self, on_cgroup: OnCgroup = nobody) -> Started:
         """Verify, start, wait until it is ready. ServiceError leaves nothing behind.
 
         `on_cgroup` hears the id of the new cgroup before anything runs in it.
@@ -103,7 +100,8 @@ class Process:
                 self._spawn(program, on_cgroup)
                 spawned = time.monotonic_ns()
                 hint = f"see {self.folder}/output.log"
-                await_ready(declared.ready, self.spawner.connecting, name=self.name, pidfd=self.pidfd, hint=hint)
+                ended = functools.partial(readable, self.pidfd)
+                await_ready(declared.ready, self.spawner.connecting, name=self.name, ended=ended, hint=hint)
             except BaseException:
                 self.destroy(0)
                 raise

@@ -18,7 +18,6 @@ from typing import Final
 from pointcall_attest.declaration import Http, Ready
 from pointcall_executor.services.listening import listening
 from pointcall_executor.services.managed import ServiceError
-from pointcall_executor.services.spawning import readable
 from pointcall_runbook.vocabulary import Address
 
 PAUSE_SECONDS: Final = (0.0002, 0.002)  # between two looks: short at first
@@ -27,6 +26,7 @@ HTTP_SECONDS: Final = 1.0  # for one request
 MAX_STATUS_LINE_BYTES: Final = 1024
 
 Connect = Callable[[str, int], socket.socket]  # a socket that has begun to connect
+Ended = Callable[[float], bool]
 
 
 def place(text: str) -> tuple[Address, int]:
@@ -56,12 +56,15 @@ def unready(ready: Ready, connect: Connect) -> str:
     return ""
 
 
-def await_ready(ready: Ready, connect: Connect, *, name: str, pidfd: int, hint: str) -> None:
-    """ServiceError `service.ended` if the process ends first, `service.not-ready` if its time is over."""
+def await_ready(ready: Ready, connect: Connect, *, name: str, ended: Ended, hint: str) -> None:
+    """ServiceError `service.ended` if it ends first, `service.not-ready` if its time is over.
+
+    `ended` waits so many seconds and says whether the service ended meanwhile.
+    """
     begin = time.monotonic()
     while wrong := unready(ready, connect):
         age = time.monotonic() - begin
-        if readable(pidfd, PAUSE_SECONDS[age > SHORT_FOR_SECONDS]):
+        if ended(PAUSE_SECONDS[age > SHORT_FOR_SECONDS]):
             raise ServiceError(f"{name} ended at once", id="service.ended", hint=hint)
         if age * 1000 > ready.timeout_ms:
             want = f"{described(ready)} within {ready.timeout_ms} ms"

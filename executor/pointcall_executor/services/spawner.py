@@ -14,7 +14,8 @@ Services outlive the executor, and so does their output: the spawner ends when t
 closed and no service that it started can write any more. In its own cgroup, so that stopping the executor's unit does
 not end it, and so that the breaker can tell its connects from others.
 
-Run as `python -m pointcall_executor.services.spawner FD CGROUP`. Imports nothing but the standard library.
+Run as `python -m pointcall_executor.services.spawner FD CGROUP ROOT`, the last two being folders.
+Imports nothing but the standard library.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from pointcall_executor.services import birth, output
@@ -178,6 +180,15 @@ class Spawner:
             os.close(theirs)
 
 
+def _leave(folder: Path, root: Path) -> None:
+    """Remove our own cgroup and its parents as far as nothing lives in them."""
+    with contextlib.suppress(OSError):
+        _write(f"{root}/cgroup.procs", "0")
+        while folder != root:
+            folder.rmdir()
+            folder = folder.parent
+
+
 def main() -> None:
     channel = socket.socket(fileno=int(sys.argv[1]))
     channel.set_inheritable(False)
@@ -187,6 +198,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)  # it ends with the executor and its services, not before
     signal.signal(signal.SIGCHLD, lambda *_: _reap())
     Spawner(channel).serve()
+    _leave(Path(sys.argv[2]), Path(sys.argv[3]))
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ class _Process:
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.channel.settimeout(ANSWER_SECONDS)
         module = "pointcall_executor.services.spawner"
-        command = [sys.executable, "-S", "-m", module, str(_CHILD_FD), str(cgroup.path)]
+        command = [sys.executable, "-S", "-m", module, str(_CHILD_FD), str(cgroup.path), str(find_root())]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         actions = [
             (os.POSIX_SPAWN_DUP2, theirs.fileno(), _CHILD_FD),
@@ -119,7 +119,7 @@ class Spawner:
 
     def __init__(self, parent: str = "pointcall") -> None:
         self._lock = threading.Lock()
-        self._cgroup = Cgroup.create(f"{parent}-spawner")
+        self._cgroup = Cgroup.create(f"{parent}-spawner.{time.monotonic_ns()}")
         self._leases: dict[Path, tuple[Freezer, int]] = {}
         self._process = _Process(self._cgroup)
         self._closed = False

@@ -95,7 +95,7 @@ def test_every_part_is_asked_and_described(tmp_path: Path) -> None:
 def test_the_connect_is_made_from_the_spawners_own_cgroup() -> None:
     spawner = Spawner(PARENT)
     try:
-        folder = find_root() / f"{PARENT}-spawner"
+        folder = find_root() / spawner.cgroup
         assert folder.stat().st_ino == spawner.cgroup_id
         wait_for(lambda: str(spawner.pid) in (folder / "cgroup.procs").read_text().split())
         with answering(b"HTTP/1.1 200 OK\r\n\r\n") as port:
@@ -103,4 +103,4 @@ def test_the_connect_is_made_from_the_spawners_own_cgroup() -> None:
     finally:
         spawner.close()
         remove_empty(PARENT)
-    assert not (find_root() / f"{PARENT}-spawner").exists()
+    wait_for(lambda: not folder.exists())

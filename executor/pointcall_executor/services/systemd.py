@@ -1,0 +1,312 @@
+"""Services of kind `systemd`: units of a service manager, asked over D-Bus. Never a command, never a unit of our own.
+
+Start = verify the unit file, every drop-in and every other listed file by digest, see that the manager has loaded
+exactly those, start the unit, wait until it is active and ready. A freeze is done by the spawner on the unit's cgroup,
+not by FreezeUnit: the manager knows no end of a freeze, and nobody would thaw if the executor died. To the manager the
+unit is active meanwhile.
+Source: org.freedesktop.systemd1(5).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from jeepney import DBusAddress, MessageType, new_method_call
+from jeepney.io.blocking import DBusConnection, open_dbus_connection
+from jeepney.wrappers import DBusErrorResponse
+
+from pointcall_attest.declaration import ServiceDeclaration, Systemd
+from pointcall_executor.kernel.cgroup import Cgroup, find_root
+from pointcall_executor.services.files import verify
+from pointcall_executor.services.groups import Freezer
+from pointcall_executor.services.managed import ABILITIES, OnCgroup, ServiceError, Started, nobody, not_running
+from pointcall_executor.services.ready import await_ready, described, unready
+from pointcall_executor.services.spawning import Spawner
+
+SYSTEM_BUS: Final = "unix:path=/run/dbus/system_bus_socket"
+ANSWER_SECONDS: Final = 30.0
+LOOK_SECONDS: Final = 0.002  # between two looks at what became of a job
+KILLED_SECONDS: Final = 5.0
+_NAME: Final = "org.freedesktop.systemd1"
+_MANAGER: Final = DBusAddress("/org/freedesktop/systemd1", _NAME, f"{_NAME}.Manager")
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the manager says of a unit. `started_us`: when its main process started, CLOCK_REALTIME."""
+
+    load: str
+    active: str
+    fragment: str
+    drop_ins: tuple[str, ...]
+    source: str
+    reload_needed: bool
+    pid: int
+    started_us: int
+
+
+class Units:
+    """One connection to the manager behind a bus; opened at the first call, and again after it broke. Thread-safe."""
+
+    def __init__(self, bus: str = SYSTEM_BUS) -> None:
+        self._bus = bus
+        self._lock = threading.Lock()
+        self._connection: DBusConnection | None = None
+
+    def call(self, method: str, signature: str, *body: Any) -> tuple[Any, ...]:
+        """A method of the manager. ServiceError `service.manager` with what it answered."""
+        return self._send(new_method_call(_MANAGER, method, signature or None, body))
+
+    def _send(self, message: Any) -> tuple[Any, ...]:
+        with self._lock:
+            try:
+                if self._connection is None:
+                    self._connection = open_dbus_connection(self._bus)
+                answer = self._connection.send_and_get_reply(message, timeout=ANSWER_SECONDS)
+            except (OSError, TimeoutError, ValueError, KeyError) as error:
+                self._drop()
+                raise ServiceError(
+                    "the service manager does not answer", id="service.manager", want=self._bus, got=str(error),
+                    hint="is the setting systemd_bus right, and may the executor use that bus?",
+                ) from error  # fmt: skip
+        if answer.header.message_type is MessageType.error:
+            refusal = DBusErrorResponse(answer)
+            got = f"{refusal.name}: {refusal.data[0] if refusal.data else ''}"
+            raise ServiceError("the service manager refuses", id="service.manager", got=got)
+        return tuple(answer.body)
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+
+    def close(self) -> None:
+        with self._lock:
+            self._drop()
+
+    def state(self, unit: str) -> State:
+        """What the manager says of a unit, which it loads for that if need be."""
+        (path,) = self.call("LoadUnit", "s", unit)
+        properties = DBusAddress(path, _NAME, "org.freedesktop.DBus.Properties")
+        found: dict[str, Any] = {}
+        for interface in ("Unit", "Service"):
+            (rows,) = self._send(new_method_call(properties, "GetAll", "s", (f"{_NAME}.{interface}",)))
+            found |= {name: value for name, (_signature, value) in dict(rows).items()}
+        return State(
+            load=found["LoadState"],
+            active=found["ActiveState"],
+            fragment=found["FragmentPath"],
+            drop_ins=tuple(found["DropInPaths"]),
+            source=found["SourcePath"],
+            reload_needed=found["NeedDaemonReload"],
+            pid=found["MainPID"],
+            started_us=found["ExecMainStartTimestamp"],
+        )
+
+
+class SystemdService:
+    """One declared unit. Thread-safe: one start or stop at a time."""
+
+    def __init__(self, declaration: ServiceDeclaration, units: Units, spawner: Spawner) -> None:
+        assert isinstance(declaration.body, Systemd)
+        self.declaration, self._declared = declaration, declaration.body
+        self.name = declaration.name
+        self.abilities = ABILITIES["systemd"]
+        self._units, self._spawner = units, spawner
+        self._lock = threading.RLock()
+        self._freezer: Freezer | None = None
+
+    # ---- what it is now --------------------------------------------------------------------------------------------
+
+    @property
+    def _state(self) -> State:
+        return self._units.state(self._declared.unit)
+
+    @property
+    def pid(self) -> int:
+        try:
+            return self._state.pid
+        except ServiceError:
+            return 0
+
+    @property
+    def running(self) -> bool:
+        """Whether the manager says that it is active. A manager that does not answer says nothing of the kind."""
+        try:
+            return self._state.active in ("active", "reloading")
+        except ServiceError:
+            return False
+
+    def _group(self) -> Cgroup | None:
+        """The cgroup of its main process, None where there is none. Not the manager's word for it: its view of the
+        tree may be that of another namespace."""
+        return group_of(self.pid)
+
+    @property
+    def cgroup_id(self) -> int:
+        group = self._group()
+        return group.id if group is not None else 0
+
+    # ---- start and stop --------------------------------------------------------------------------------------------
+
+    def adopt(self) -> str:
+        """Take over the unit if it runs, and if nothing that it was started from changed since."""
+        with self._lock:
+            state = self._state
+            wrong = self._differs(state) if state.active == "active" else f"it is {state.active}"
+            if wrong:
+                self.destroy(self._declared.grace_ms * 1_000_000)
+            return wrong
+
+    def _differs(self, state: State) -> str:
+        try:
+            verify(self._declared.files)
+            self._check(state)
+        except ServiceError as error:
+            return error.message
+        if state.reload_needed:
+            return "its unit file changed since it was loaded"
+        newest = max(Path(f.path).stat().st_ctime_ns for f in self._declared.files)
+        if not state.pid or newest > state.started_us * 1000:
+            return "it was started before its files were as they are"
+        if (group := self._group()) is not None:
+            self._spawner.thaw(Freezer(group.path))
+        return unready(self._declared.ready, self._spawner.connecting)
+
+    def _check(self, state: State) -> None:
+        """That the manager would start exactly what is declared. ServiceError `service.unit`."""
+        listed = {f.path for f in self._declared.files}
+        undeclared = [path for path in state.drop_ins if path not in listed]
+        wrong = {
+            f"it is {state.load}": state.load != "loaded",
+            f"its unit file is {state.fragment or 'none'}": state.fragment != self._declared.fragment,
+            f"it is made from {state.source}": bool(state.source),
+            f"it has the drop-in {''.join(undeclared[:1])}": bool(undeclared),
+        }
+        for got, holds in wrong.items():
+            if holds:
+                raise ServiceError(
+                    f"{self._declared.unit} is not the declared unit", id="service.unit",
+                    want=self._declared.fragment, got=got, hint="list every drop-in, or remove it",
+                )  # fmt: skip
+
+    def start(self, on_cgroup: OnCgroup = nobody) -> Started:
+        """Verify, start, wait until it is active and ready. ServiceError leaves nothing running."""
+        begin = time.monotonic_ns()
+        with self._lock:
+            verify(self._declared.files)
+            state = self._state
+            if state.reload_needed:
+                self._units.call("Reload", "")
+                state = self._state
+            self._check(state)
+            verified = time.monotonic_ns()
+            try:
+                self._begin()
+                spawned = time.monotonic_ns()
+                group = self._group()
+                if group is not None:
+                    on_cgroup(group.id)
+                hint = f"see `journalctl -u {self._declared.unit}`"
+                connect = self._spawner.connecting
+                await_ready(self._declared.ready, connect, name=self.name, ended=self._ended, hint=hint)
+            except BaseException:
+                self.destroy(0)
+                raise
+            return Started(
+                pid=self.pid,
+                cgroup_id=group.id if group is not None else 0,
+                files=len(self._declared.files),
+                verified_ns=verified - begin,
+                spawned_ns=spawned - verified,
+                ready_ns=time.monotonic_ns() - spawned,
+                ready_for=" and ".join(filter(None, ("its unit is active", described(self._declared.ready)))),
+            )
+
+    def _begin(self) -> None:
+        if self._state.active == "failed":
+            self._units.call("ResetFailedUnit", "s", self._declared.unit)
+        self._units.call("StartUnit", "ss", self._declared.unit, "replace")
+        deadline = time.monotonic() + self._declared.ready.timeout_ms / 1000
+        while (active := self._state.active) != "active":
+            if active == "failed":
+                raise ServiceError(f"{self.name} ended at once", id="service.ended", got="the unit failed")
+            if time.monotonic() > deadline:
+                want = f"active within {self._declared.ready.timeout_ms} ms"
+                raise ServiceError(f"{self.name} is not ready", id="service.not-ready", want=want, got=active)
+            time.sleep(LOOK_SECONDS)
+
+    def _ended(self, seconds: float) -> bool:
+        time.sleep(max(seconds, LOOK_SECONDS))
+        return not self.running
+
+    def destroy(self, grace_ns: int) -> int:
+        """Stop the unit, after the grace kill all of it; ns that it took. Not running is no error."""
+        with self._lock:
+            begin = time.monotonic_ns()
+            self.thaw()
+            if self._state.load == "not-found":
+                return time.monotonic_ns() - begin
+            self._units.call("StopUnit", "ss", self._declared.unit, "replace")
+            if not self._gone(grace_ns / 1e9):
+                with contextlib.suppress(ServiceError):  # it ended meanwhile: the manager knows it no more
+                    self._units.call("KillUnit", "ssi", self._declared.unit, "all", 9)
+                if not self._gone(KILLED_SECONDS):
+                    raise ServiceError(f"{self.name} does not end", id="service.manager", got=self._state.active)
+            return time.monotonic_ns() - begin
+
+    def _gone(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while self._state.active not in ("inactive", "failed"):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(LOOK_SECONDS)
+        return True
+
+    def release(self) -> None:
+        """Nothing is kept for a next start."""
+
+    # ---- while it runs ---------------------------------------------------------------------------------------------
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the main process, by the manager."""
+        if not self.running:
+            raise not_running(self.name)
+        self._units.call("KillUnit", "ssi", self._declared.unit, "main", number)
+
+    def freeze(self, until_ns: int) -> None:
+        with self._lock:
+            group = self._group()
+            if group is None:
+                raise not_running(self.name)
+            self._freezer = Freezer(group.path)
+            self._spawner.freeze(self._freezer, until_ns)
+
+    def thaw(self) -> None:
+        with self._lock:
+            freezer, self._freezer = self._freezer, None
+            if freezer is not None:
+                self._spawner.thaw(freezer)
+
+    def healthy(self) -> str:
+        state = self._state
+        if state.active != "active":
+            return f"its unit is {state.active}"
+        if (group := group_of(state.pid)) is not None and Freezer(group.path).frozen:
+            return "it is frozen"
+        return unready(self._declared.ready, self._spawner.connecting)
+
+
+def group_of(pid: int) -> Cgroup | None:
+    """The v2 cgroup of a process; None if it is gone, or in the root of the tree and so in none of its own."""
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    found = next((line[3:].strip("/") for line in lines if line.startswith("0::")), "")
+    return Cgroup(find_root() / found) if pid and found else None

@@ -1,0 +1,213 @@
+"""Services of kind `systemd` on a real service manager that the tests start in namespaces of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pointcall_attest.declaration import ServiceDeclaration
+from pointcall_executor.services.groups import remove_empty
+from pointcall_executor.services.managed import ServiceError
+from pointcall_executor.services.spawning import Spawner
+from pointcall_executor.services.systemd import SystemdService, Units
+from tests.unit.services.manager import Manager
+from tests.unit.services.world import declared, sha256, wait_for
+
+PARENT = f"pointcall-units-{os.getpid()}"
+
+pytestmark = pytest.mark.skipif(Manager.missing() != "", reason=f"needs {Manager.missing()}")
+
+
+class Stage:
+    """A manager, and declared units of it."""
+
+    def __init__(self, manager: Manager, spawner: Spawner) -> None:
+        self.manager, self.spawner = manager, spawner
+        self.units = Units(manager.bus)
+        self.path = manager.units / "svc.service"
+
+    def write(self, command: str = "/bin/sleep 600", *more: str) -> None:
+        self.path.write_text("\n".join(["[Service]", f"ExecStart={command}", *more, ""]))
+
+    def declaration(self, **over: Any) -> ServiceDeclaration:
+        files = [{"path": str(self.path), "sha256": sha256(self.path)}]
+        body = {"unit": "svc.service", "fragment": str(self.path), "files": files, "ready": {"timeout_ms": 3000}}
+        return declared("systemd", "svc", body | over)
+
+    def service(self, **over: Any) -> SystemdService:
+        return SystemdService(self.declaration(**over), self.units, self.spawner)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    with Manager(tmp_path_factory.mktemp("m") / "d") as manager:
+        spawner = Spawner(PARENT)
+        stage = Stage(manager, spawner)
+        yield stage
+        stage.units.close()
+        spawner.close()
+    remove_empty(PARENT)
+
+
+@pytest.fixture
+def stage(shared: Stage) -> Iterator[Stage]:
+    shared.write()
+    yield shared
+    shared.write()
+    drop_ins = shared.manager.units / "svc.service.d"
+    for path in drop_ins.glob("*"):
+        path.unlink()
+    shared.manager.run("daemon-reload")
+    shared.service().destroy(0)
+
+
+def test_a_unit_is_started_and_stopped(stage: Stage) -> None:
+    one, moved = stage.service(), []
+    started = one.start(moved.append)
+    assert started.pid == one.pid
+    assert Path(f"/proc/{started.pid}/comm").read_text() == "sleep\n"
+    assert moved == [started.cgroup_id] == [one.cgroup_id]
+    assert one.running
+    assert one.healthy() == ""
+    assert one.start().pid == started.pid  # it runs already: nothing to do
+    one.destroy(5_000_000_000)
+    one.destroy(5_000_000_000)
+    assert not one.running
+    assert one.healthy() == "its unit is inactive"
+    assert not Path(f"/proc/{started.pid}").exists()
+
+
+def test_a_unit_that_ignores_the_stop_is_killed_after_the_grace(stage: Stage) -> None:
+    stage.write("/bin/sh -c 'trap : TERM; while :; do sleep 1; done'", "TimeoutStopSec=100")
+    one = stage.service()
+    pid = one.start().pid
+    assert one.destroy(300_000_000) < 5_000_000_000
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_killed_unit_is_recreated(stage: Stage) -> None:
+    one = stage.service()
+    first = one.start()
+    one.signal(signal.SIGKILL)
+    wait_for(lambda: not one.running)
+    assert one.healthy() == "its unit is failed"
+    with pytest.raises(ServiceError) as refusal:
+        one.signal(signal.SIGTERM)
+    assert refusal.value.id == "service.not-running"
+    one.destroy(0)
+    assert one.start().pid != first.pid
+
+
+def test_a_freeze_is_a_lease(stage: Stage) -> None:
+    one = stage.service()
+    one.start()
+    one.freeze(time.monotonic_ns() + 600_000_000)
+    wait_for(lambda: one.healthy() == "it is frozen")
+    assert one.running
+    wait_for(lambda: one.healthy() == "")
+    one.freeze(time.monotonic_ns() + 600_000_000_000)
+    wait_for(lambda: one.healthy() == "it is frozen")
+    one.thaw()
+    one.thaw()
+    wait_for(lambda: one.healthy() == "")
+    one.freeze(time.monotonic_ns() + 600_000_000_000)
+    assert one.destroy(5_000_000_000) < 5_000_000_000
+
+
+def test_a_unit_file_that_changed_is_not_started(stage: Stage) -> None:
+    one = stage.service()
+    stage.write("/bin/sleep 601")
+    with pytest.raises(ServiceError) as refusal:
+        one.start()
+    assert refusal.value.id == "service.digest"
+    assert not one.running
+
+
+def test_a_unit_file_that_is_new_is_loaded_first(stage: Stage) -> None:
+    stage.service().start()
+    stage.service().destroy(0)
+    time.sleep(1.1)  # the manager compares whole seconds
+    stage.write("/bin/sleep 602")
+    pid = stage.service().start().pid
+    assert Path(f"/proc/{pid}/cmdline").read_bytes() == b"/bin/sleep\x00602\x00"
+
+
+def test_a_drop_in_that_is_not_declared_is_refused(stage: Stage) -> None:
+    folder = stage.manager.units / "svc.service.d"
+    folder.mkdir(exist_ok=True)
+    drop_in = folder / "more.conf"
+    drop_in.write_text("[Service]\nEnvironment=EVIL=1\n")
+    stage.manager.run("daemon-reload")
+    with pytest.raises(ServiceError) as refusal:
+        stage.service().start()
+    assert (refusal.value.id, refusal.value.got) == ("service.unit", f"it has the drop-in {drop_in}")
+    files = [{"path": str(p), "sha256": sha256(p)} for p in (stage.path, drop_in)]
+    assert stage.service(files=files).start().files == 2
+
+
+def test_another_unit_file_than_the_declared_one_is_refused(stage: Stage, tmp_path: Path) -> None:
+    other = tmp_path / "svc.service"
+    other.write_text(stage.path.read_text())
+    files = [{"path": str(other), "sha256": sha256(other)}]
+    with pytest.raises(ServiceError) as refusal:
+        stage.service(fragment=str(other), files=files).start()
+    assert (refusal.value.id, refusal.value.got) == ("service.unit", f"its unit file is {stage.path}")
+
+
+def test_a_unit_that_does_not_exist_is_refused_and_can_be_destroyed(stage: Stage) -> None:
+    one = stage.service(unit="absent.service")
+    with pytest.raises(ServiceError) as refusal:
+        one.start()
+    assert (refusal.value.id, refusal.value.got) == ("service.unit", "it is not-found")
+    one.destroy(0)
+
+
+def test_a_unit_that_fails_or_is_never_ready_is_an_error_and_does_not_run(stage: Stage, tmp_path: Path) -> None:
+    stage.write("/bin/false", "Type=exec")
+    ready = {"file": str(tmp_path / "never"), "timeout_ms": 300}
+    with pytest.raises(ServiceError) as refusal:
+        stage.service(ready=ready).start()
+    assert refusal.value.id == "service.ended"
+    stage.write()
+    time.sleep(1.1)
+    stage.write()
+    with pytest.raises(ServiceError) as refusal:
+        stage.service(ready=ready).start()
+    assert refusal.value.id == "service.not-ready"
+    assert not stage.service().running
+
+
+def test_what_runs_as_declared_is_adopted_and_what_was_started_from_other_files_is_not(stage: Stage) -> None:
+    first = stage.service()
+    pid = first.start().pid
+    next_one = stage.service()
+    assert next_one.adopt() == ""
+    assert next_one.pid == pid
+    stage.path.touch()
+    wrong = stage.service().adopt()
+    assert wrong in ("it was started before its files were as they are", "its unit file changed since it was loaded")
+    assert not stage.service().running
+    assert stage.service().adopt() == "it is inactive"
+
+
+def test_a_bus_that_is_not_there_is_an_error_with_its_address(tmp_path: Path) -> None:
+    address = f"unix:path={tmp_path}/no-bus"
+    units = Units(address)
+    with pytest.raises(ServiceError) as refusal:
+        units.state("x.service")
+    assert (refusal.value.id, refusal.value.want) == ("service.manager", address)
+
+
+def test_a_connection_that_broke_is_opened_again(stage: Stage) -> None:
+    assert stage.units.state("svc.service").load == "loaded"
+    assert stage.units._connection is not None
+    stage.units._connection.sock.shutdown(2)
+    with pytest.raises(ServiceError):
+        stage.units.state("svc.service")
+    assert stage.units.state("svc.service").load == "loaded"
