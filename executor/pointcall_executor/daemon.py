@@ -109,7 +109,7 @@ SWITCH_SECONDS: Final = 0.0002  # how long a thread that signs or writes may kee
 ACTION_THREADS: Final = 4  # actions on different targets at once; more would only hide a storm
 RECHECK_NS: Final = 10_000_000_000  # between two looks at whether the kernel still runs what was armed
 QUIET_SECONDS: Final = 120.0  # how long arming waits for the runs in flight
-NOTICES_MAX: Final = 64  # notifications on their way; a slow channel must not hold up anything else
+MESSAGES_MAX: Final = 64  # notifications on their way; a slow channel must not hold up anything else
 OWN_CODE: Final = 0  # of an escalation by the executor itself: an action of the run did not do what it should
 APPROVAL_NS: Final = 60_000_000_000  # what a person approved is decided again at once; the guard may yet hold it back
 TIMERS_MAX: Final = 1024  # pending `Again`s; a module that asks for more is refused
@@ -182,7 +182,7 @@ class Executor:
         for waiting in (self._epoll, self._woken):
             waiting.register(self._wake, select.EPOLLIN)
         self._pool = ThreadPoolExecutor(ACTION_THREADS, thread_name_prefix="action")
-        self._notices = ThreadPoolExecutor(1, thread_name_prefix="notice")
+        self._messenger = ThreadPoolExecutor(1, thread_name_prefix="messenger")
         self._telling = 0  # notifications on their way
         self._waiting = Waiting()
         self._arming = threading.Lock()
@@ -660,7 +660,7 @@ class Executor:
             with contextlib.suppress(PointcallError, OSError):
                 session.channels.send(number, Level.CRITICAL, code)
 
-        self._notices.submit(tell)
+        self._messenger.submit(tell)
 
     def _call_again(self, now_ns: int) -> None:
         session = self._session or self._stopped
@@ -992,17 +992,17 @@ class Executor:
         if isinstance(action, Remember | Again):
             self._built_in(run, act, action)
         elif name in WITHOUT_INTENT and run.session.channels.waits(action.channel.number):  # type: ignore[attr-defined]
-            self._notice(run, act, action)
+            self._send(run, act, action)
         elif name in KERNEL_LEASES or name in WITHOUT_INTENT:
             self._apply(run, act, action)
             self._ended(run, act)
         else:
             self._pool.submit(self._durable, run, act, action)
 
-    def _notice(self, run: Run, act: Act, action: Action) -> None:
+    def _send(self, run: Run, act: Act, action: Action) -> None:
         """Tell a channel that may be slow, beside everything else."""
-        if self._telling >= NOTICES_MAX:
-            act.outcome, act.detail = Outcome.FAILED, {"error": f"{NOTICES_MAX} notifications are on their way"}
+        if self._telling >= MESSAGES_MAX:
+            act.outcome, act.detail = Outcome.FAILED, {"error": f"{MESSAGES_MAX} notifications are on their way"}
             self._ended(run, act)
             return
         self._telling += 1
@@ -1015,7 +1015,7 @@ class Executor:
             self._apply(run, act, action)
             self._post(told)
 
-        self._notices.submit(tell)
+        self._messenger.submit(tell)
 
     def _built_in(self, run: Run, act: Act, action: Remember | Again) -> None:
         """The core's own actions: `remember` is done by the step itself, `again` is a timer here."""
@@ -1134,7 +1134,7 @@ class Executor:
             with self._idle:
                 self._idle.wait_for(lambda: self._flying == 0 or self.failure is not None, QUIET_SECONDS)
         self._pool.shutdown(wait=True)
-        self._notices.shutdown(wait=True, cancel_futures=True)
+        self._messenger.shutdown(wait=True, cancel_futures=True)
         self._stopping = True
         os.eventfd_write(self._wake, 1)
         self._thread.join()
