@@ -20,6 +20,8 @@ from pointcall_executor.api.backend import (
     ArmedRunbook,
     CircuitState,
     ControlAnswer,
+    DrillReport,
+    DrillRequest,
     Evidence,
     NodeStatus,
     ServiceState,
@@ -160,6 +162,17 @@ class ExecutorBackend:
     def release_circuit(self, address: str, port: int, reason: str) -> ControlAnswer:
         self._executor.release(Address.parse(address), port, reason)
         return self._answer(f"the circuit to {address}:{port} is closed")
+
+    def begin_drill(self, request: DrillRequest) -> DrillReport:
+        return self._executor.drills.begin(request)
+
+    def end_drill(self, id: str) -> DrillReport:
+        return self._executor.drills.end(id)
+
+    def record_probe(self, name: str, sha256: str, what: str, reason: str) -> ControlAnswer:
+        body = {"name": name, "sha256": sha256, "measured": "no", "reason": reason}
+        self._executor.record(entry.Config(what=f"unmeasured probe {what}", detail={**body}))
+        return self._answer(f"unmeasured probe {what}: it is in the log")
 
     def proposed(self, body: Mapping[str, Any]) -> None:
         self._executor.record(entry.ProposalBody(**body))

@@ -65,6 +65,7 @@ from pointcall_executor.core.step import (
     step,
 )
 from pointcall_executor.core.trigger import notice
+from pointcall_executor.drills import Drills
 from pointcall_executor.epoch import NOTHING, Attested, Trust, attest, opening
 from pointcall_executor.journal import Journal
 from pointcall_executor.kernel.breaker import CircuitState
@@ -166,6 +167,7 @@ class Executor:
         self._epoll, self._woken = select.epoll(), select.epoll()
         for waiting in (self._epoll, self._woken):
             waiting.register(self._wake, select.EPOLLIN)
+        self.drills = Drills(self)
         self._pool = ThreadPoolExecutor(ACTION_THREADS, thread_name_prefix="action")
         self._arming = threading.Lock()
         self._idle = threading.Condition()
@@ -517,6 +519,11 @@ class Executor:
         """Declared services and the pid of each, 0 where it does not run."""
         session = self._session or self._stopped
         return session.services.pids() if session else {}
+
+    @property
+    def session(self) -> Session | None:
+        """What is armed, running; None if nothing is."""
+        return self._session
 
     @property
     def lost_events(self) -> int:
@@ -882,6 +889,8 @@ class Executor:
         """Disarm, let running actions end, close the epoch. `stop_services`: also destroy the declared services."""
         if self._closed:
             return
+        with contextlib.suppress(PointcallError):
+            self.drills.close()
         self._closed = True
         self._generation += 1
         with self._arming, contextlib.suppress(PointcallError):

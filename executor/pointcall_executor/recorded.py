@@ -19,6 +19,7 @@ from pointcall_executor.arming import destinations_of
 from pointcall_executor.core.event import Destination, KernelEvent, encode
 from pointcall_executor.core.guard import Rules
 from pointcall_executor.kernel.breaker import CircuitState
+from pointcall_executor.kernel.drill import Fault, Observed
 from pointcall_executor.node import LogChannels, OnMoved, RunningServices
 from pointcall_executor.services.process import ServiceError, Started
 from pointcall_runbook.vocabulary import Address, service
@@ -95,6 +96,13 @@ class RecordedSensors:
     def end_isolation(self, cgroup_id: int) -> None:
         self.isolated.pop(cgroup_id, None)
         self.commands.append(("end_isolation", str(cgroup_id)))
+
+    def begin_drill(self, cgroup_id: int, fault: Fault, until_ns: int) -> None:
+        self.commands.append(("begin_drill", f"{cgroup_id} {fault.destination}"))
+
+    def end_drill(self) -> Observed:
+        self.commands.append(("end_drill", ""))
+        return Observed()
 
     def changed(self) -> list[str]:
         return []
