@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 //
-// Faults for a drill, on one cgroup and one destination: connects that are refused, packets that are lost. The lease is
+// Faults for a drill, on one cgroup and one destination: connects that are refused, packets that are lost, packets that
+// leave later (where the device has the qdisc fq, which keeps the time that is set here). The lease is
 // in the kernel: after `until_ns` nothing is injected any more, whoever is left to say so. Chance comes from a seed, so
 // a drill can be repeated. Spec: docs/spec/kernel-abi.md section 12.
 #include "kernel.h"
@@ -23,13 +24,13 @@ struct fault { /* 120 bytes */
 	__u32 refuse_ppm;     /* chance that a connect is refused, parts in a million */
 	__u32 refuse_errno;   /* 0: EPERM */
 	__u32 loss_ppm;       /* chance that a packet to the destination is lost */
-	__u32 pad;
+	__u32 delay_us;       /* added to each packet to the destination; 0: none */
 	__u64 attempts;       /* connects seen within the lease */
 	__u64 refused;
 	__u64 packets;
 	__u64 lost;
 	__u64 after;          /* connects that came after the lease and passed */
-	__u64 spare;
+	__u64 delayed;        /* packets */
 };
 
 struct {
@@ -138,19 +139,27 @@ static __always_inline int read_packet(struct __sk_buff *skb, struct packet *p)
 }
 
 SEC("cgroup_skb/egress")
-int pc_drill_loss(struct __sk_buff *skb)
+int pc_drill_packet(struct __sk_buff *skb)
 {
 	struct fault *f = the_fault();
 	struct packet p = {};
 	__u64 number;
 
-	if (!f || !f->loss_ppm || bpf_ktime_get_ns() >= f->until_ns)
+	__u64 now = bpf_ktime_get_ns(), leaves;
+
+	if (!f || !(f->loss_ppm | f->delay_us) || now >= f->until_ns)
 		return 1;
 	if (!read_packet(skb, &p) || p.protocol != f->destination.protocol || !same(f, p.head, p.tail, p.port))
 		return 1;
 	number = __sync_fetch_and_add(&f->packets, 1);
-	if (!chance(f->seed ^ 0x5555555555555555ULL, number, f->loss_ppm))
-		return 1;
-	__sync_fetch_and_add(&f->lost, 1);
-	return 0;
+	if (chance(f->seed ^ 0x5555555555555555ULL, number, f->loss_ppm)) {
+		__sync_fetch_and_add(&f->lost, 1);
+		return 0;
+	}
+	if (f->delay_us) {
+		leaves = skb->tstamp > now ? skb->tstamp : now; // TCP may pace already
+		skb->tstamp = leaves + f->delay_us * 1000ULL;
+		__sync_fetch_and_add(&f->delayed, 1);
+	}
+	return 1;
 }

@@ -25,6 +25,8 @@ from pointcall_executor.api.backend import (
     Called,
     CircuitState,
     ControlAnswer,
+    DrillReport,
+    DrillRequest,
     Evidence,
     HeldBack,
     NodeStatus,
@@ -267,6 +269,17 @@ class ExecutorBackend:
             for asked in executor.asked()
         )
         return Waiting(held_back, tuple(Called(e.run, e.code) for e in executor.escalations()))
+
+    def begin_drill(self, request: DrillRequest) -> DrillReport:
+        return self._executor.drills.begin(request)
+
+    def end_drill(self, id: str) -> DrillReport:
+        return self._executor.drills.end(id)
+
+    def record_probe(self, name: str, sha256: str, what: str, reason: str) -> ControlAnswer:
+        body = {"name": name, "sha256": sha256, "measured": "no", "reason": reason}
+        self._executor.record(entry.Config(what=f"unmeasured probe {what}", detail={**body}))
+        return self._answer(f"unmeasured probe {what}: it is in the log")
 
     def proposed(self, body: Mapping[str, Any]) -> None:
         self._executor.record(entry.ProposalBody(**body))

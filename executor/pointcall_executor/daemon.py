@@ -68,6 +68,7 @@ from pointcall_executor.core.step import (
     step,
 )
 from pointcall_executor.core.trigger import notice
+from pointcall_executor.drills import Drills
 from pointcall_executor.epoch import NOTHING, Attested, Trust, attest, opening
 from pointcall_executor.halt import halted
 from pointcall_executor.journal import Journal
@@ -181,6 +182,7 @@ class Executor:
         self._epoll, self._woken = select.epoll(), select.epoll()
         for waiting in (self._epoll, self._woken):
             waiting.register(self._wake, select.EPOLLIN)
+        self.drills = Drills(self)
         self._pool = ThreadPoolExecutor(ACTION_THREADS, thread_name_prefix="action")
         self._messenger = ThreadPoolExecutor(1, thread_name_prefix="messenger")
         self._telling = 0  # notifications on their way
@@ -705,6 +707,11 @@ class Executor:
         return session.services.pids() if session else {}
 
     @property
+    def session(self) -> Session | None:
+        """What is armed, running; None if nothing is."""
+        return self._session
+
+    @property
     def lost_events(self) -> int:
         """Events that the sensors of this session could not deliver."""
         return sum(self._lost.values())
@@ -1127,6 +1134,8 @@ class Executor:
         """Disarm, let running actions end, close the epoch. `stop_services`: also destroy the declared services."""
         if self._closed:
             return
+        with contextlib.suppress(PointcallError):
+            self.drills.close()
         self._closed = True
         self._outdate()
         with self._arming, contextlib.suppress(PointcallError):

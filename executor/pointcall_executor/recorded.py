@@ -20,6 +20,7 @@ from pointcall_executor.channels import DeclaredChannels
 from pointcall_executor.core.event import Destination, KernelEvent, encode
 from pointcall_executor.core.guard import Rules
 from pointcall_executor.kernel.breaker import CircuitState
+from pointcall_executor.kernel.drill import Fault, Observed
 from pointcall_executor.node import OnMoved, RunningServices
 from pointcall_executor.services.managed import ServiceError, Started, not_running
 from pointcall_runbook.vocabulary import Address, service
@@ -106,6 +107,13 @@ class RecordedSensors:
     def end_isolation(self, cgroup_id: int) -> None:
         self.isolated.pop(cgroup_id, None)
         self.commands.append(("end_isolation", str(cgroup_id)))
+
+    def begin_drill(self, cgroup_id: int, fault: Fault, until_ns: int) -> None:
+        self.commands.append(("begin_drill", f"{cgroup_id} {fault.destination}"))
+
+    def end_drill(self) -> Observed:
+        self.commands.append(("end_drill", ""))
+        return Observed()
 
     def changed(self) -> list[str]:
         return []

@@ -17,7 +17,7 @@ MS_NS: Final = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Param:
-    """A parameter of a sensor that user space keeps, not a constant of its programs. Milliseconds."""
+    """A parameter of a sensor that user space keeps, not a constant of its programs. The unit ends its name."""
 
     default: int
     lo: int
@@ -28,6 +28,14 @@ HOUR_MS: Final = 3_600_000
 OWN_PARAMS: Final[Mapping[str, Mapping[str, Param]]] = {
     "breaker": {"stuck_ms": Param(60_000, 0, HOUR_MS)},  # 0: never reported
     "syscalls": {"learn_ms": Param(600_000, 0, 24 * HOUR_MS)},
+    "drill": {  # which faults a manifest allows: 1 yes, 0 no
+        "refuse": Param(0, 0, 1),
+        "lose": Param(0, 0, 1),
+        "delay": Param(0, 0, 1),
+        "kill": Param(0, 0, 1),
+        "slow_file": Param(0, 0, 1),
+        "seconds_max": Param(60, 1, 600),
+    },
     "pressure": {
         "cpu_ms": Param(0, 0, 10_000),  # 0: not watched
         "memory_ms": Param(0, 0, 10_000),

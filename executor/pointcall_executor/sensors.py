@@ -24,6 +24,7 @@ from pointcall_executor.kernel.blob import Blob
 from pointcall_executor.kernel.breaker import BreakerSensor, CircuitState, netns_cookie, normalised
 from pointcall_executor.kernel.cgroup import by_id
 from pointcall_executor.kernel.connections import ConnectionKiller
+from pointcall_executor.kernel.drill import DrillInjector, Fault, Observed
 from pointcall_executor.kernel.errors import CircuitError, KernelError, LoadError
 from pointcall_executor.kernel.identity import Identity
 from pointcall_executor.kernel.isolation import Isolator, end_pinned
@@ -127,6 +128,8 @@ class KernelSensors:
                 return StorageSensor(blob, constants=params)
             case "syscalls":
                 return SyscallSensor(blob, constants=params)
+            case "drill":
+                return DrillInjector(blob, constants=params)
             case "connections":
                 return ConnectionKiller(blob, constants=params)
             case "isolate":
@@ -306,6 +309,26 @@ class KernelSensors:
         if self.isolator is None:
             raise _undeclared("isolate", "isolate")
         self.isolator.end(cgroup_id)
+
+    def begin_drill(self, cgroup_id: int, fault: Fault, until_ns: int) -> None:
+        """Inject a fault into a service's cgroup (0: the gate). KernelError `kernel.undeclared` without a sensor
+        `drill`, CircuitError `kernel.circuit.never_touch` where the guard protects the destination, else as
+        DrillInjector.inject."""
+        target = normalised(fault.destination)
+        if _never(target, -1, self._rules):
+            raise CircuitError(f"{target} is never touched", id="kernel.circuit.never_touch", got=str(target))
+        self._injector.inject(by_id(cgroup_id).path if cgroup_id else self._gate, fault, until_ns)
+
+    def end_drill(self) -> Observed:
+        """End the fault, and say what it did. KernelError where these sensors have been let go."""
+        return self._injector.end()
+
+    @property
+    def _injector(self) -> DrillInjector:
+        found = self._objects.get("drill")
+        if not isinstance(found, DrillInjector):
+            raise _undeclared("drill", "a drill")
+        return found
 
     # ---- how long it stays -----------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ of the fields in pointcall.proto (test_messages.py holds them together).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -161,6 +161,49 @@ class ControlAnswer:
     detail: str
 
 
+@dataclass(frozen=True, slots=True)
+class DrillRequest:
+    """A fault to rehearse. Chances are parts in a million; `service` empty means the clients behind the gate."""
+
+    service: str
+    address: str
+    port: int
+    protocol: str
+    first: int
+    refuse_ppm: int
+    refuse_errno: int
+    lose_ppm: int
+    delay_us: int
+    seed: int
+    seconds: int
+    kill: bool
+    slow_file: str
+    slow_ms: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DrillRun:
+    """A run that happened during a drill."""
+
+    run: str
+    event: str
+    runbook: str
+
+
+@dataclass(frozen=True, slots=True)
+class DrillReport:
+    """A drill: running, or ended with what was due and what was seen."""
+
+    id: str
+    state: str
+    ended_by: str = ""
+    as_expected: bool = False
+    expected: Mapping[str, int] = field(default_factory=dict)
+    observed: Mapping[str, int] = field(default_factory=dict)
+    runs: tuple[DrillRun, ...] = ()
+
+
 class Backend(Protocol):
     """The executor as the API sees it. Every method may be called from several threads at once.
 
@@ -212,6 +255,15 @@ class Backend(Protocol):
 
     def waiting(self) -> Waiting:
         """What waits for a person."""
+
+    def begin_drill(self, request: DrillRequest) -> DrillReport:
+        """Begin a drill that the armed manifest allows."""
+
+    def end_drill(self, id: str) -> DrillReport:
+        """End it now if it runs; what was due and what was seen."""
+
+    def record_probe(self, name: str, sha256: str, what: str, reason: str) -> ControlAnswer:
+        """Write down that a probe which nobody measured begins or ended."""
 
     def proposed(self, body: Mapping[str, Any]) -> None:
         """Append a `proposal` entry; returns once it is durable."""

@@ -14,7 +14,7 @@ from pointcall_attest.printable import shown
 from pointcall_executor.agent_api import proposal, recorded
 from pointcall_executor.agent_api.errors import NotFoundError, QuotaError, RequestError
 from pointcall_executor.agent_api.examination import examine
-from pointcall_executor.api.backend import Backend
+from pointcall_executor.api.backend import Backend, DrillRequest
 from pointcall_executor.api.messages import message, pb
 from pointcall_executor.api.quota import Bucket
 from pointcall_runbook.vocabulary import Address
@@ -62,6 +62,9 @@ class Services:
                 "ReleaseCircuit": self._release_circuit,
                 "Approve": self._approve,
                 "Acknowledge": self._acknowledge,
+                "BeginDrill": self._begin_drill,
+                "EndDrill": self._end_drill,
+                "RecordProbe": self._record_probe,
             },
         }
 
@@ -175,11 +178,28 @@ class Services:
     def _list_waiting(self, _: Any) -> Any:
         return message(self._backend.waiting(), "Waiting")
 
+    def _begin_drill(self, request: Any) -> Any:
+        fields = {name: getattr(request, name) for name in DrillRequest.__dataclass_fields__}
+        return message(self._backend.begin_drill(DrillRequest(**fields | {"reason": _reason(request)})), "Drill")
+
+    def _end_drill(self, request: Any) -> Any:
+        return message(self._backend.end_drill(str(request.id)), "Drill")
+
+    def _record_probe(self, request: Any) -> Any:
+        if request.what not in ("begins", "ended") or not _SHA256.fullmatch(request.sha256):
+            raise RequestError(
+                "a probe is named by its digest", id="api.probe", want="begins or ended, and a SHA-256 in hex",
+                got=shown(f"{request.what} {request.sha256}", 100),
+            )  # fmt: skip
+        answer = self._backend.record_probe(shown(request.name, 200), request.sha256, request.what, _reason(request))
+        return message(answer, "ControlResponse")
+
 
 def _proposal(value: proposal.Proposal) -> Any:
     return pb.Proposal(**value.model_dump(exclude={"format": True, "differences": {"__all__": {"case"}}}))
 
 
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 

@@ -1,7 +1,8 @@
-"""`pointcall drill`: inject a fault for one cgroup and destination, and say what was due and what was seen.
+"""`pointcall drill`: rehearse a fault, and say what was due, what was seen and what the runbooks did meanwhile.
 
-The lease is in the kernel: the fault ends at its time also when this process is killed, and at once when it ends. A
-drill goes through the node's own blob, whose digest `--sha256` can demand; it acts on nothing but the named cgroup.
+Through the running executor: what its armed manifest allows (sensor `drill`), to what the manifest declares, written
+into the log. With `--cgroup` without one, for a lab: then nothing is signed and nothing is logged, and it says so. In
+both the end is in the kernel: a drill ends at its time whoever is killed.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pointcall_executor.cli import output
 
@@ -24,32 +26,94 @@ MILLION = 1_000_000
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Refuse connects or lose packets, for one cgroup and one destination, for a limited time."
-    parser.add_argument("--cgroup", required=True, metavar="PATH", help="folder of the v2 tree, below its root")
-    parser.add_argument("--to", required=True, metavar="ADDRESS:PORT", help="destination, [ADDRESS]:PORT for IPv6")
-    parser.add_argument("--udp", action="store_true", help="UDP instead of TCP")
-    parser.add_argument("--first", type=int, default=0, metavar="N", help="refuse the first N connects")
-    parser.add_argument(
-        "--refuse", type=float, default=0.0, metavar="SHARE", help="refuse each connect with this chance"
-    )
-    parser.add_argument("--errno", default="ECONNREFUSED", help="what the application sees (default ECONNREFUSED)")
-    parser.add_argument("--lose", type=float, default=0.0, metavar="SHARE", help="lose each packet with this chance")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same faults")
-    parser.add_argument("--seconds", type=float, default=10.0, help="at most 600 (default 10)")
-    parser.add_argument("--sha256", metavar="HEX", help="the drill blob must have this digest, as in the manifest")
+    parser.description = "Refuse connects, lose or delay packets, kill a service, make a file slow: for a limited time."
+    what = parser.add_argument_group("what")
+    what.add_argument("--to", metavar="ADDRESS:PORT", help="destination, [ADDRESS]:PORT for IPv6")
+    what.add_argument("--udp", action="store_true", help="UDP instead of TCP")
+    what.add_argument("--first", type=int, default=0, metavar="N", help="refuse the first N connects")
+    what.add_argument("--refuse", type=float, default=0.0, metavar="SHARE", help="refuse each with this chance")
+    what.add_argument("--errno", default="ECONNREFUSED", help="what the application sees (default ECONNREFUSED)")
+    what.add_argument("--lose", type=float, default=0.0, metavar="SHARE", help="lose each packet with this chance")
+    what.add_argument("--delay-ms", type=float, default=0.0, help="send each packet later; needs the qdisc fq")
+    what.add_argument("--kill", action="store_true", help="kill the service, once")
+    what.add_argument("--slow-file", default="", metavar="FILE", help="a file of the service")
+    what.add_argument("--slow-ms", type=int, default=100, help="delay of each read, write and fsync (default 100)")
+    what.add_argument("--seed", type=int, default=0, help="the same seed draws the same faults")
+    what.add_argument("--seconds", type=float, default=10.0, help="at most 600 (default 10)")
+    where = parser.add_argument_group("where")
+    where.add_argument("--service", default="", help="a declared service (default: the clients behind the gate)")
+    where.add_argument("--reason", default="rehearsal", help="goes into the log")
+    where.add_argument("--cgroup", metavar="PATH", help="lab mode without an executor: this folder of the v2 tree")
+    where.add_argument("--sha256", metavar="HEX", help="lab mode: the drill blob must have this digest")
 
 
 def run(args: argparse.Namespace) -> int:
+    return _in_the_lab(args) if args.cgroup else _through_the_executor(args)
+
+
+def _through_the_executor(args: argparse.Namespace) -> int:
+    from pointcall_executor.api.client import Client
+    from pointcall_executor.api.roles import Role
+
+    host, port = _place(args) if args.to else ("", 0)
+    if args.to:
+        _fault(args)  # nonsense is refused before anybody is asked
+    seconds = max(1, round(args.seconds))
+    request: dict[str, Any] = {
+        "service": args.service, "address": host, "port": port, "protocol": "udp" if args.udp else "tcp",
+        "first": args.first, "refuse_ppm": int(args.refuse * MILLION), "refuse_errno": _errno(args.errno),
+        "lose_ppm": int(args.lose * MILLION), "delay_us": int(args.delay_ms * 1000), "seed": args.seed,
+        "seconds": seconds, "kill": args.kill, "slow_file": args.slow_file,
+        "slow_ms": args.slow_ms if args.slow_file else 0, "reason": args.reason,
+    }  # fmt: skip
+    with Client(output.state_dir(args) / "run" / f"{Role.OPERATOR.value}.sock") as client:
+        id_ = client.call("Control/BeginDrill", **request).id
+        with contextlib.suppress(KeyboardInterrupt):  # a drill may always be ended early
+            time.sleep(seconds)
+        report = client.call("Control/EndDrill", id=id_)
+    runs = [{"run": r.run, "event": r.event, "runbook": r.runbook} for r in report.runs]
+    due, seen = dict(report.expected), dict(report.observed)
+    if args.json:
+        row = {"ok": report.as_expected, "drill": id_, "ended": report.ended_by, "expected": due, "observed": seen}
+        output.print_json(row | {"runs": runs})
+    else:
+        for name, count in sorted(seen.items()):
+            print(f"{name:10} {count}" + (f", due {due[name]}" if name in due else ""))
+        for found in runs:
+            print(f"run        {found['run']} {found['event']} -> {found['runbook']}")
+        print(f"drill {id_} ended: {report.ended_by}" + ("" if runs else "; no runbook ran meanwhile"))
+    return output.Exit.OK if report.as_expected else output.Exit.BUG
+
+
+def _in_the_lab(args: argparse.Namespace) -> int:
     from pointcall_executor.kernel.drill import DrillInjector, expected
 
+    if not args.to:
+        raise output.UsageRefusal("a drill in a lab needs a destination", hint="--to ADDRESS:PORT")
+    sys.stderr.write("pointcall: lab mode: no manifest allows this drill, and no log has it\n")
     fault = _fault(args)
-    with DrillInjector(_blob(args.sha256), cgroup=Path(args.cgroup)) as injector:
-        injector.inject(fault, time.clock_gettime_ns(time.CLOCK_MONOTONIC) + int(args.seconds * 1e9))
-        with contextlib.suppress(KeyboardInterrupt):  # a drill may always be ended early
+    with DrillInjector(_blob(args.sha256)) as injector:
+        until_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC) + int(args.seconds * 1e9)
+        injector.inject(Path(args.cgroup), fault, until_ns)
+        with contextlib.suppress(KeyboardInterrupt):
             time.sleep(args.seconds)
         observed = injector.end()
     due = expected(fault, observed.attempts, observed.packets)
     return _show(args, observed, due)
+
+
+def _place(args: argparse.Namespace) -> tuple[str, int]:
+    host, _, port = args.to.rpartition(":")
+    if not port.isdecimal() or not host:
+        raise output.UsageRefusal(f"this is no destination: {args.to}", hint="--to ADDRESS:PORT")
+    return host.strip("[]"), int(port)
+
+
+def _errno(name: str) -> int:
+    code = getattr(errno, name, None)
+    if not isinstance(code, int):
+        raise output.UsageRefusal(f"no errno is called {name!r}", hint="for example ECONNREFUSED, ETIMEDOUT")
+    return code
 
 
 def _fault(args: argparse.Namespace) -> Fault:
@@ -57,13 +121,11 @@ def _fault(args: argparse.Namespace) -> Fault:
     from pointcall_executor.kernel.drill import Fault
     from pointcall_runbook.vocabulary import Address
 
-    host, _, port = args.to.rpartition(":")
-    code = getattr(errno, args.errno, None)
-    if not isinstance(code, int):
-        raise output.UsageRefusal(f"no errno is called {args.errno!r}", hint="for example ECONNREFUSED, ETIMEDOUT")
+    (host, port), code = _place(args), _errno(args.errno)
     try:
-        to = Destination(Address.parse(host.strip("[]")), int(port), 0, 17 if args.udp else 6)
-        return Fault(to, args.seed, args.first, int(args.refuse * MILLION), code, int(args.lose * MILLION))
+        to = Destination(Address.parse(host), port, 0, 17 if args.udp else 6)
+        chances = int(args.refuse * MILLION), code, int(args.lose * MILLION)
+        return Fault(to, args.seed, args.first, *chances, int(args.delay_ms * 1000))
     except ValueError as error:
         raise output.UsageRefusal(f"this drill makes no sense: {error}", hint="pointcall drill --help") from None
 
@@ -90,6 +152,6 @@ def _show(args: argparse.Namespace, observed: Observed, due: tuple[int, int]) ->
         output.print_json(row)
     else:
         print(f"connects {observed.attempts}: refused {observed.refused}, due {refused}")
-        print(f"packets  {observed.packets}: lost {observed.lost}, due {lost}")
+        print(f"packets  {observed.packets}: lost {observed.lost}, due {lost}; delayed {observed.delayed}")
         print(f"after the lease {observed.after} connects passed" if observed.after else "the fault is ended")
     return output.Exit.OK if same else output.Exit.BUG

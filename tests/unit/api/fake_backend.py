@@ -110,6 +110,17 @@ class FakeBackend:
         held = backend.HeldBack("r", 0, "fix", "recreate", ("1", "0"), "db", "OomKilled", 3, "a" * 64, "node.local")
         return backend.Waiting((held,), (backend.Called("r", 7),))
 
+    def begin_drill(self, request: backend.DrillRequest) -> backend.DrillReport:
+        self._control("drill", request.service, request.reason)
+        return backend.DrillReport("d-1", "running")
+
+    def end_drill(self, id: str) -> backend.DrillReport:
+        runs = (backend.DrillRun("01R", "CircuitOpened", "fix"),)
+        return backend.DrillReport(id, "ended", "asked for", True, {"refused": 3}, {"refused": 3}, runs)
+
+    def record_probe(self, name: str, sha256: str, what: str, reason: str) -> backend.ControlAnswer:
+        return self._control("probe", name, sha256, what, reason)
+
     def proposed(self, body: Mapping[str, Any]) -> None:
         self.proposals.append(body)
 

@@ -59,5 +59,6 @@ def test_doctor_says_so_with_its_exit_code(
     ],
 )
 def test_a_drill_that_makes_no_sense_is_a_usage_error(words: tuple[str, ...]) -> None:
-    with pytest.raises(output.UsageRefusal):
-        drill.run(parsed(drill, "--cgroup", "/sys/fs/cgroup/none", *words))
+    for mode in ((), ("--cgroup", "/sys/fs/cgroup/none")):
+        with pytest.raises(output.UsageRefusal):
+            drill.run(parsed(drill, *mode, *words))

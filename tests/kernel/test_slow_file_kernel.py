@@ -1,0 +1,93 @@
+"""A slow file: slow for a while, the same bytes, and it ends whoever dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pointcall_executor.kernel.errors import KernelError
+from pointcall_executor.kernel.slow_file import SlowFile
+from tests.kernel.slowfs import private_mounts
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[Path]:
+    if os.geteuid() or not Path("/dev/fuse").exists():
+        pytest.skip("needs root and /dev/fuse")
+    path = tmp_path / "data"
+    path.write_bytes(b"0123456789")
+    with private_mounts():
+        yield path
+
+
+def is_mounted(path: Path) -> bool:
+    return str(path) in Path("/proc/self/mountinfo").read_text()
+
+
+def took(what: object) -> float:
+    start = time.monotonic()
+    assert callable(what)
+    what()
+    return time.monotonic() - start
+
+
+def until_gone(path: Path, seconds: float = 5) -> None:
+    deadline = time.monotonic() + seconds
+    while is_mounted(path):
+        assert time.monotonic() < deadline, "the mount is still there"
+        time.sleep(0.01)
+
+
+def test_it_is_slow_and_the_same_until_it_ends(file: Path) -> None:
+    slow = SlowFile(file, 0.1, 30)
+    try:
+        assert file.stat().st_size == 10
+        with file.open("r+b", buffering=0) as handle:
+            assert took(lambda: os.pread(handle.fileno(), 4, 0)) >= 0.1
+            assert took(lambda: os.pwrite(handle.fileno(), b"ab", 8)) >= 0.1
+            assert took(lambda: os.fsync(handle.fileno())) >= 0.1
+            assert os.pread(handle.fileno(), 20, 0) == b"01234567ab"
+            slow._process.send_signal(signal.SIGTERM)
+            until_gone(file)
+            assert took(lambda: os.pread(handle.fileno(), 4, 0)) < 0.1  # who has it open goes on, without the delay
+            assert os.pwrite(handle.fileno(), b"zz", 0) == 2
+    finally:
+        slow.end()
+        slow.end()
+    assert not is_mounted(file)
+    assert file.read_bytes() == b"zz234567ab"
+
+
+def test_the_lease_ends_it_without_anybody(file: Path) -> None:
+    slow = SlowFile(file, 0.05, 0.4)
+    assert is_mounted(file)
+    until_gone(file)
+    assert file.read_bytes() == b"0123456789"
+    slow.end()
+
+
+@pytest.mark.parametrize("who", ["guardian", "server"])
+def test_whoever_is_killed_it_ends(file: Path, who: str) -> None:
+    slow = SlowFile(file, 0.05, 30)
+    children = Path(f"/proc/{slow._process.pid}/task/{slow._process.pid}/children").read_text().split()
+    os.kill(slow._process.pid if who == "guardian" else int(children[0]), signal.SIGKILL)
+    until_gone(file)
+    assert file.read_bytes() == b"0123456789"
+    slow.end()
+
+
+@pytest.mark.parametrize(("delay", "seconds"), [(0, 10), (61, 10), (1, 0), (1, 601)])
+def test_one_without_an_end_is_refused(file: Path, delay: float, seconds: float) -> None:
+    with pytest.raises(KernelError) as refused:
+        SlowFile(file, delay, seconds)
+    assert refused.value.id == "kernel.drill.file"
+    with pytest.raises(KernelError):
+        SlowFile(file.parent, 1, 10)
+    assert not is_mounted(file)
