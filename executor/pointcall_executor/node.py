@@ -357,20 +357,32 @@ class KernelNode:
 
     def __init__(self, config: Config, state_dir: Path, say: Callable[[str], None] = _to_stderr) -> None:
         self._config, self._folder, self._say = config, state_dir / "services", say
-        self._pins = Pins(state_dir)
+        self._pins, self._forgotten = Pins(state_dir), False
         self._spawner: Spawner | None = None
+
+    def begin(self) -> None:
+        """Start the spawner now: it keeps the privileges that this process has at this moment. And drop old pins, which
+        may need them too."""
+        self._forget_pins()
+        if self._spawner is None:
+            self._spawner = Spawner()
 
     def sensors(self, admitted: Admitted, rules: Rules) -> KernelSensors:
         gate = find_root() / self._config.gate
         if self._config.gate:
             Cgroup.create(self._config.gate)
-        if not self._config.pin:
-            self._pins.drop()
+        self._forget_pins()
         return KernelSensors(admitted, rules, gate, self._pins if self._config.pin else None)
 
+    def _forget_pins(self) -> None:
+        """Those of an earlier life, where the settings want none now."""
+        if not self._config.pin and not self._forgotten:
+            self._pins.drop()
+            self._forgotten = True
+
     def services(self, admitted: Admitted, before: RunningServices | None, on_moved: OnMoved) -> ProcessServices:
-        if self._spawner is None:
-            self._spawner = Spawner()
+        self.begin()
+        assert self._spawner is not None
         taken = before if isinstance(before, ProcessServices) else None
         return ProcessServices(admitted, self._config.cgroup, self._folder, self._spawner, taken, on_moved)
 
