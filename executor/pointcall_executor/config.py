@@ -12,11 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pointcall_executor.loopback import loopback
 from pointcall_runbook.errors import PointcallError
 
-RESTART: Final = ("node", "cgroup", "gate", "tee", "api", "groups", "pin", "mode")
+RESTART: Final = (
+    "node", "cgroup", "gate", "tee", "mode", "api", "groups", "http", "otlp", "mtls", "user", "capabilities",
+    "privileges", "seccomp", "memory_mb", "pin",
+)  # fmt: skip
 """Settings that cannot change while running."""
 
 
@@ -24,6 +28,24 @@ class ConfigError(PointcallError):
     """A setting is unknown, of the wrong type or out of range."""
 
     id = "config.invalid"
+
+
+def _loopback(text: str) -> str:
+    if text:
+        loopback(text)
+    return text
+
+
+class MtlsSettings(BaseModel):
+    """The API over the network. Files are PEM; `roles` maps SPIFFE IDs to roles, exactly."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    address: Annotated[str, Field(min_length=3, max_length=200)]
+    certificate: Path
+    key: Path
+    client_roots: Path
+    roles: Annotated[dict[str, Literal["auditor", "relying-party"]], Field(min_length=1, max_length=1000)]
 
 
 class Config(BaseModel):
@@ -59,8 +81,32 @@ class Config(BaseModel):
     """PostgreSQL database (connection string) that the log is copied to. Empty: none."""
     lag_seconds: Annotated[int, Field(ge=1, le=604_800)] = 60
     """How long witnesses or the mirror may be behind before the log says so."""
+    http: Annotated[str, AfterValidator(_loopback)] = ""
+    """ADDRESS:PORT on loopback for /metrics, /healthz and /readyz; empty: nothing listens."""
+    otlp: Annotated[
+        str, Field(max_length=500, pattern=r"^(https?://[A-Za-z0-9.:\[\]_-]+(/[A-Za-z0-9._/-]*[A-Za-z0-9_-])?)?$")
+    ] = ""
+    """Base URL of an OpenTelemetry collector (OTLP over HTTP) for metrics and traces; empty: nothing is sent."""
+    mtls: MtlsSettings | None = None
+    """One more listener of the API, over the network, for auditors and relying parties."""
+    user: Annotated[str, Field(max_length=64, pattern=r"^([a-z_][a-z0-9_-]*)?$")] = ""
+    """Whom to become once the spawner runs; empty: stay who started it."""
+    capabilities: tuple[Literal["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_SYS_ADMIN"], ...] = ()
+    """What to keep beside CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_KILL."""
+    privileges: Literal["drop", "keep"] = "drop"
+    """`keep`: give nothing up. For looking for an error, not for production."""
+    seccomp: bool = True
+    """Refuse the system calls that no executor needs. There is no fallback: without libseccomp it is an error."""
+    memory_mb: Annotated[int, Field(ge=128, le=65_536)] = 1024
+    """Writable memory of the executor itself (RLIMIT_DATA), in MiB."""
     pin: bool = False
     """Pin the breaker in bpffs: it stays when the executor ends or is killed, and the next one takes it up again."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Config:
+        if self.pin and self.user:
+            raise ValueError("pin needs root's bpf file system: leave user empty, or pin off")
+        return self
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -89,4 +135,6 @@ def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Config:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
         hint = "known settings: " + ", ".join(Config.model_fields)
-        raise ConfigError(f"setting {name}", want=first["msg"], got=repr(first["input"]), hint=hint) from error
+        raise ConfigError(
+            f"setting {name or 'combination'}", want=first["msg"], got=repr(first["input"]), hint=hint
+        ) from error

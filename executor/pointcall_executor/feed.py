@@ -122,8 +122,11 @@ def page(reader: Entries, changes: Changes, cursor: str, last: int) -> FeedPage:
     """What happened since `cursor`. RequestError `api.cursor` for one that no answer gave."""
     size = reader.size  # read first: what comes meanwhile is for the next page
     if not cursor:
-        past = _newest(reader, size, last)
-        return FeedPage(tuple(past), str(_Cursor(size, changes.instance, changes.count)))
+        kept, _, number = changes.since(0)
+        past = sorted([*_newest(reader, size, last), *map(_changed, kept)], key=lambda item: item.at)
+        return FeedPage(
+            tuple(past[max(0, len(past) - last) :] if last else ()), str(_Cursor(size, changes.instance, number))
+        )
     at = _parse(cursor)
     index = min(at.index, size)  # a log that is shorter than the cursor is another one: go on from its end
     restarted = at.instance != changes.instance
@@ -141,7 +144,7 @@ def page(reader: Entries, changes: Changes, cursor: str, last: int) -> FeedPage:
 
 
 def _newest(reader: Entries, size: int, last: int) -> list[FeedItem]:
-    """The last so many items of the log, oldest first; it is read backwards in windows."""
+    """At least the last so many items of the log, oldest first; it is read backwards in windows."""
     found: list[FeedItem] = []
     end = size
     while end > 0 and len(found) < last:
@@ -149,7 +152,7 @@ def _newest(reader: Entries, size: int, last: int) -> list[FeedItem]:
         window = [_item(e) for e in reader.entries(start=start, limit=WINDOW) if e.index < end]
         found = [i for i in window if i is not None] + found
         end = start
-    return found[len(found) - last :] if last else []
+    return found
 
 
 def _item(entry: Entry) -> FeedItem | None:

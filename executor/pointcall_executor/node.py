@@ -73,22 +73,33 @@ class KernelNode:
 
     def __init__(self, config: Config, state_dir: Path, say: Callable[[str], None] = to_stderr) -> None:
         self._config, self._folder, self._say = config, state_dir / "services", say
-        self._pins = Pins(state_dir)
+        self._pins, self._forgotten = Pins(state_dir), False
         self._learned = Learned()
         self._kept: KernelSensors | None = None
         self._spawner: Spawner | None = None
         self._services: DeclaredServices | None = None
 
+    def begin(self) -> None:
+        """Start the spawner now: it keeps the privileges that this process has at this moment. And drop old pins, which
+        may need them too."""
+        self._forget_pins()
+        self._spawning()
+
     def sensors(self, admitted: Admitted, rules: Rules) -> KernelSensors:
         gate = find_root() / self._config.gate
         if self._config.gate:
             Cgroup.create(self._config.gate)
-        if not self._config.pin:
-            self._pins.drop()
+        self._forget_pins()
         pins = self._pins if self._config.pin else None
         made = KernelSensors(admitted, rules, gate, pins, self._learned, self._succeed)
         made.allow(self._spawning().cgroup_id)
         return made
+
+    def _forget_pins(self) -> None:
+        """Those of an earlier life, where the settings want none now."""
+        if not self._config.pin and not self._forgotten:
+            self._pins.drop()
+            self._forgotten = True
 
     def _succeed(self, kept: KernelSensors) -> KernelSensors | None:
         """These are in service from now on; the ones that were before."""

@@ -2,6 +2,8 @@
 
 A refused manifest at start is no reason to end: the executor stays up, disarmed, and says so; a newer one can be armed
 over the API or by SIGHUP. A failed journal is: what cannot be recorded must not be done.
+
+The spawner is started first and keeps its privileges; then this process gives up its own, before it has a second thread.
 """
 
 from __future__ import annotations
@@ -12,12 +14,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from pointcall_attest.errors import RefusedError
+from pointcall_executor import syscall_filter
+from pointcall_executor.api.caller import Mtls
 from pointcall_executor.api.roles import Role
 from pointcall_executor.api.server import Server, serve
 from pointcall_executor.backend import ExecutorBackend
@@ -25,13 +29,18 @@ from pointcall_executor.cli.output import EnvironmentRefusal, Exit
 from pointcall_executor.config import Config, ConfigError, load
 from pointcall_executor.daemon import Executor
 from pointcall_executor.halt import announce
+from pointcall_executor.handover import delegate, hand_over, inside, remove_place
 from pointcall_executor.kernel.probe import probe
 from pointcall_executor.node import KernelNode
+from pointcall_executor.privileges import drop, limit
+from pointcall_executor.pulse import Pulse
+from pointcall_executor.service_manager import ServiceManager
 from pointcall_executor.session import Bundle
 from pointcall_executor.shipping import Shipping
 from pointcall_executor.tee.emulated import EmulatedPlatform
 from pointcall_executor.tee.hardware import open_hardware
 from pointcall_executor.tee.platform import Platform, PlatformError
+from pointcall_executor.telemetry.station import Station
 from pointcall_runbook.errors import PointcallError
 
 FLUSH_SECONDS: Final = 1.0
@@ -79,15 +88,44 @@ def check_kernel() -> None:
         )
 
 
-def _serve(executor: Executor, config: Config, run_dir: Path) -> Server | None:
-    """The API on its sockets, each for the group that the settings name."""
-    if not config.api:
-        return None
+def _groups(config: Config) -> dict[Role, int]:
+    """The group of each role's socket. ConfigError where one does not exist."""
     try:
-        groups = {Role(role): grp.getgrnam(name).gr_gid for role, name in config.groups.items()}
+        return {Role(role): grp.getgrnam(name).gr_gid for role, name in config.groups.items()}
     except KeyError as error:
         raise ConfigError("a group of the API's sockets does not exist", got=str(error), hint="groupadd") from None
-    return serve(ExecutorBackend(executor), run_dir, groups=groups)
+
+
+def _mtls(config: Config) -> Mtls | None:
+    """The network listener, with its files read now. CallerError for a role that is not for the network."""
+    found = config.mtls
+    if found is None:
+        return None
+    try:
+        certificate, key, roots = (p.read_bytes() for p in (found.certificate, found.key, found.client_roots))
+    except OSError as error:
+        raise ConfigError("a file of the mTLS listener cannot be read", id="config.mtls", got=str(error)) from error
+    return Mtls(found.address, certificate, key, roots, {name: Role(role) for name, role in found.roles.items()})
+
+
+def _give_up(config: Config, state: Path, node: KernelNode) -> None:
+    """Start the spawner with all that it needs; keep for this process only what it needs itself."""
+    groups = set(_groups(config).values())
+    if config.user and config.privileges == "drop" and os.getuid() == 0:
+        hand_over(state, config.user)
+        for folder in {config.cgroup, config.gate} - {""}:
+            delegate(folder, config.user)
+        with inside(config.cgroup):
+            node.begin()
+    else:
+        node.begin()
+    if config.privileges == "keep":
+        say("PRIVILEGES KEPT: for looking for an error, not for production")
+        return
+    limit(config.memory_mb)
+    kept = drop(config.user, groups, config.capabilities)
+    rules = syscall_filter.apply() if config.seccomp else 0
+    say("privileges dropped", keeps=",".join(kept) or "none", user=config.user or os.getuid(), filter_rules=rules)
 
 
 class Serving:
@@ -98,6 +136,8 @@ class Serving:
         self._wake = threading.Event()
         self._reload = False
         self._stop = ""
+        self._server: Server | None = None
+        self._manager = ServiceManager("", 0)
 
     def _on_signal(self, number: int, _frame: Any) -> None:
         if number == signal.SIGHUP:
@@ -106,31 +146,44 @@ class Serving:
             self._stop = signal.Signals(number).name
         self._wake.set()
 
-    def run(self, environ: Mapping[str, str] = os.environ) -> int:
+    def run(self, environ: MutableMapping[str, str] = os.environ) -> int:
         """Until a signal or a failure; the exit code."""
         config = load(self._config_path, environ)
+        self._manager = ServiceManager.of(environ)
         check_kernel()
         announce(self._state)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, self._on_signal)
-        executor = Executor(self._state, config, platform_of(config, self._state), KernelNode(config, self._state))
+        mtls, platform = _mtls(config), platform_of(config, self._state)
+        node = KernelNode(config, self._state)
         with contextlib.ExitStack() as ending:
+            ending.callback(self._manager.close)
+            ending.callback(remove_place, config.cgroup)
+            ending.callback(node.shutdown)
+            _give_up(config, self._state, node)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, self._on_signal)
+            executor = Executor(self._state, config, platform, node)
             ending.callback(lambda: executor.close(reason=self._stop or "failure"))
-            server = _serve(executor, config, self._state / "run")
-            if server is not None:
-                ending.callback(server.stop)
-            self._arm(executor, server)
+            self._manager.watch(Pulse(lambda: executor.beats, lambda: executor.failure is not None))
+            backend = ExecutorBackend(executor)
+            station = Station(executor, backend, config)
+            ending.callback(station.stop)
+            if config.api:
+                self._server = serve(backend, self._state / "run", groups=_groups(config), mtls=mtls)
+                ending.callback(self._server.stop)
+            self._arm(executor)
             shipping = Shipping(executor.journal, executor.recorder, lambda: executor.config, say)
             shipping.start()
             ending.callback(shipping.stop)
-            self._wait(executor, server)
+            self._manager.ready(_line(executor))
+            self._wait(executor)
+            self._manager.stopping()
         if executor.failure is not None:
             say("stopped by a failure", error=repr(str(executor.failure)))
             return Exit.ENVIRONMENT
         say("stopped", by=self._stop)
         return Exit.OK
 
-    def _arm(self, executor: Executor, server: Server | None) -> None:
+    def _arm(self, executor: Executor) -> None:
         try:
             bundle = Bundle.read(self._manifest)
             if not bundle.signatures:
@@ -143,22 +196,31 @@ class Serving:
         except OSError as error:
             say("the manifest's folder cannot be read", error=repr(str(error)))
             return
+        finally:
+            self._tell(executor)
         manifest = admitted.manifest
         say("armed", manifest=manifest.name, sequence=manifest.sequence, tier=admitted.verdict.tier)
-        if server is not None:
-            server.set_serving(True)
 
-    def _wait(self, executor: Executor, server: Server | None) -> None:
+    def _tell(self, executor: Executor) -> None:
+        """Say to health checks and to the service manager whether something is armed now."""
+        self._manager.status(_line(executor))
+        if self._server is not None:
+            self._server.set_serving(executor.failure is None and executor.admitted is not None)
+
+    def _wait(self, executor: Executor) -> None:
         while not self._stop and executor.failure is None:
             self._wake.wait(FLUSH_SECONDS)
             self._wake.clear()
-            if server is not None:
-                server.flush()
+            self._tell(executor)
+            if self._server is not None:
+                self._server.flush()
             if self._reload:
                 self._reload = False
-                self._again(executor, server)
+                self._manager.reloading()
+                self._again(executor)
+                self._manager.ready(_line(executor))
 
-    def _again(self, executor: Executor, server: Server | None) -> None:
+    def _again(self, executor: Executor) -> None:
         """SIGHUP: settings that can change while running, the trust folder, and the manifest folder."""
         try:
             executor.reload(load(self._config_path))
@@ -172,4 +234,15 @@ class Serving:
             return
         else:
             say("read again")
-        self._arm(executor, server)
+        self._arm(executor)
+
+
+def _line(executor: Executor) -> str:
+    """What `systemctl status` shows."""
+    admitted = executor.admitted
+    if executor.failure is not None:
+        return f"failed: {executor.failure}"
+    if admitted is None:
+        return "up, nothing is armed"
+    paused = ", PAUSED" if executor.state.guard.paused else ""
+    return f"armed: {admitted.manifest.name}, sequence {admitted.manifest.sequence}, {admitted.verdict.tier}{paused}"

@@ -89,7 +89,7 @@ class Server:
         self._run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         for role in Role:
             _refuse_taken(self.socket(role))
-        self.set_serving(True)
+        self.set_serving(self._backend.status().ready)
         staging = Path(tempfile.mkdtemp(prefix=".", dir=self._run_dir))  # mode 0700: nobody else gets in
         try:
             for role, server in self._servers.items():

@@ -99,7 +99,9 @@ class ServiceGroups:
             return
         root = find_root()
         for parent in reversed(self._main.path.relative_to(root).parents):
-            (root / parent / "cgroup.subtree_control").write_text("+memory")
+            control = root / parent / "cgroup.subtree_control"
+            if "memory" not in control.read_text().split():
+                control.write_text("+memory")
         (self._main.path / "memory.max").write_text(str(limit))
         (self._main.path / "memory.swap.max").write_text("0")
 

@@ -37,6 +37,7 @@ STATUS = backend.NodeStatus(
     runs=2,
     refusals=1,
     lost_events=0,
+    ready=True,
 )
 
 

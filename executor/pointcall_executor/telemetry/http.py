@@ -1,0 +1,123 @@
+"""/metrics, /healthz and /readyz over HTTP on loopback. Read-only, without state, without secrets.
+
+Health: the core's loop turns and nothing failed. Readiness: something is armed. At most `AT_ONCE` requests at a time;
+one that dawdles is cut off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+from pointcall_executor.pulse import Pulse
+from pointcall_executor.telemetry.metrics import CONTENT_TYPE, Metrics
+from pointcall_runbook.errors import PointcallError
+
+AT_ONCE: Final = 8
+TIMEOUT_S: Final = 5.0
+WHOLE_S: Final = 10.0  # for one request with its answer
+_TEXT: Final = "text/plain; charset=utf-8"
+
+
+class ListenError(PointcallError):
+    """The HTTP listener cannot be there."""
+
+    id = "http.listen"
+
+
+class Listener(http.server.ThreadingHTTPServer):
+    """Serves until `stop`. ListenError where the address is taken."""
+
+    daemon_threads = True
+    request_queue_size = 16
+    allow_reuse_port = False
+
+    def __init__(self, address: tuple[str, int], metrics: Metrics, pulse: Pulse, ready: Callable[[], bool]) -> None:
+        self.metrics, self.pulse, self.ready = metrics, pulse, ready
+        self._places = threading.BoundedSemaphore(AT_ONCE)
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        try:
+            super().__init__(address, _Handler)
+        except OSError as error:
+            where = f"{address[0]}:{address[1]}"
+            raise ListenError("cannot listen for HTTP", want=where, got=str(error), hint="setting http") from error
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.2,), name="http", daemon=True)
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        return int(self.server_address[1])
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """In a thread of its own, where one is free; else the connection is closed at once."""
+        if not self._places.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._places.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        cut = threading.Timer(WHOLE_S, _cut, (request,))
+        cut.daemon = True
+        cut.start()
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            cut.cancel()
+            self._places.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away in the middle is no news."""
+
+    def stop(self) -> None:
+        self.shutdown()
+        self.server_close()
+        self._thread.join(timeout=5)
+
+
+def _cut(request: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        request.shutdown(socket.SHUT_RDWR)
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    timeout = TIMEOUT_S
+    server: Listener
+    server_version = "pointcall"
+    sys_version = ""
+
+    def do_GET(self) -> None:
+        match self.path.partition("?")[0]:
+            case "/metrics":
+                self._answer(200, CONTENT_TYPE, self.server.metrics.text())
+            case "/healthz":
+                self._yes_or_no(self.server.pulse.alive(), "alive", "the core's loop does not turn")
+            case "/readyz":
+                ready = self.server.ready() and self.server.pulse.alive()
+                self._yes_or_no(ready, "armed", "nothing is armed")
+            case _:
+                self._answer(404, _TEXT, b"/metrics, /healthz or /readyz\n")
+
+    do_HEAD = do_GET
+
+    def _yes_or_no(self, yes: bool, good: str, bad: str) -> None:
+        self._answer(200 if yes else 503, _TEXT, f"{good if yes else bad}\n".encode())
+
+    def _answer(self, status: int, kind: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Probes come every second; they are not news."""
