@@ -44,7 +44,7 @@ def play(seed: int, events: int, strict: bool = False) -> Result:
         broken = "the simulation itself: " + traceback.format_exc()
     audit, lasted = machine.auditor, (machine.scheduler.now - begin) // 10**9
     counts, found = dict(audit.counts), dict(audit.found)
-    return Result(seed, machine.events, audit.digest, machine.starts, lasted, counts, found, broken, machine.events)
+    return Result(seed, machine.events, audit.digest, machine.starts, lasted, counts, found, broken, machine.events + 1)
 
 
 def shrunk(result: Result, strict: bool) -> Result:

@@ -15,7 +15,7 @@ FINDINGS = {
     "undo-outside-quiet": "what a failed arming puts back is put back while runbooks decide again",
     "guard-forgets": "limits, flapping and a pause are forgotten when the executor starts again",
     "radius-forgets": "circuits that a pinned breaker holds open are not counted after a restart",
-    "reconcile-window": "an intent more than 4096 entries ago is not closed at the next start",
+    "reconcile-window": "an intent is not closed at the next start if its name or its like is older than 4096 entries",
     "lease-unrecorded": "a kernel lease whose entry a crash prevented is in no log",
     "cut-off-unreported": "a run without intents that a crash cut off is in no log",
 }
