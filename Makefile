@@ -40,6 +40,9 @@ test-power: setup-dev ## power cuts, kill -9 and failed system calls against the
 	$(BIN)/python -m tests.fault.log.power fuse shutdown --rounds 100
 	$(BIN)/python -m tests.fault.log.syscalls
 
+sim: setup-dev ## the whole executor simulated: a thousand seeds, ten million events, on all cores (long)
+	nice -n 10 $(BIN)/python -m tests.sim --seeds 1000 --events 10500
+
 fuzz: setup-dev ## fuzz the parsers for long
 	$(BIN)/python -m tests.fuzz.attest.bits
 	$(BIN)/python -m tests.fuzz.attest.mutants --inputs 1000000
@@ -123,4 +126,4 @@ clean: ## remove everything made
 	rm -rf build dist $(BLOBS) executor/pointcall_executor/api/generated
 	$(MAKE) -s -C bpf clean
 
-.PHONY: help demo test test-power fuzz coverage mutation test-kernels release lint check bench format setup setup-dev apt apt-dev bpf bpf-dev js generated lock clean
+.PHONY: help demo test test-power sim fuzz coverage mutation test-kernels release lint check bench format setup setup-dev apt apt-dev bpf bpf-dev js generated lock clean

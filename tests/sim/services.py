@@ -1,0 +1,186 @@
+"""Declared services as processes that start slowly, fail, flap, die or never become ready; and channels.
+
+What runs belongs to the machine and outlives the executor; `Services` is what one session holds of it, with the
+promises of node.ProcessServices. Nothing here is random by itself: the machine's seed decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pointcall_attest.admission import Admitted
+from pointcall_executor.core.event import Kind, ProcessEvent
+from pointcall_executor.node import OnMoved
+from pointcall_executor.services.process import ServiceError, Started
+from pointcall_runbook.vocabulary import Level, channel, service
+from tests.sim.scheduler import MILLISECOND, SECOND, Process, Scheduler
+
+
+@dataclass(slots=True)
+class Temper:
+    """How a service behaves; chances are one in so many."""
+
+    start_ns: int = 20 * MILLISECOND
+    stop_ns: int = 5 * MILLISECOND
+    fail_one_in: int = 20
+    hang_one_in: int = 40
+    flap_one_in: int = 10
+    ready_deadline_ns: int = 10 * SECOND
+
+
+@dataclass(slots=True)
+class Running:
+    """One service of the machine: what runs of it, if anything does."""
+
+    name: str
+    number: int
+    declaration: str
+    cgroup_id: int = 0
+    up: bool = False
+    since_ns: int = 0
+    temper: Temper = field(default_factory=Temper)
+
+
+class Services:
+    """The services of one session."""
+
+    def __init__(
+        self, machine: Any, process: Process, admitted: Admitted, before: Services | None, on_moved: OnMoved
+    ) -> None:
+        self.machine, self.process, self._on_moved = machine, process, on_moved
+        self.scheduler: Scheduler = machine.scheduler
+        self._before = before
+        self._started: list[int] = []
+        self._stopped: list[int] = []
+        self._final = self._undoing = False
+        self.own: dict[int, Running] = {}
+        for name, declared in admitted.declarations.items():
+            number = service(name).number
+            old = before.own.get(number) if before is not None else None
+            same = old is not None and old.declaration == declared.sha256
+            self.own[number] = old if same and old is not None else machine.declare(name, number, declared.sha256)
+
+    def _of(self, number: int) -> Running:
+        self.scheduler.alive()
+        if number not in self.own:
+            raise ServiceError("no such service is declared", id="service.unknown", got=str(number))
+        return self.own[number]
+
+    def name(self, number: int) -> str:
+        return self._of(number).name
+
+    def pids(self) -> Mapping[str, int]:
+        return {held.name: int(held.up) for held in self.own.values()}
+
+    def destroy(self, number: int, grace_ns: int) -> int:
+        self._on_moved(number, 0)
+        return self._destroy(self._of(number), grace_ns)
+
+    def _destroy(self, held: Running, grace_ns: int) -> int:
+        auditor, begin = self.machine.auditor, self.scheduler.now
+        auditor.touch(held.number, undoing=self._undoing)
+        try:
+            if held.cgroup_id:
+                stubborn = self.scheduler.random.random() < 0.1
+                self.scheduler.sleep(grace_ns if stubborn else min(grace_ns, held.temper.stop_ns))
+            self.machine.stopped(held)
+        finally:
+            auditor.untouch(held.number, undoing=self._undoing)
+        return self.scheduler.now - begin
+
+    def start(self, number: int) -> Started:
+        held = self._of(number)
+        if not self._final:
+            self._make_room(number, held)
+            self._started.append(number)
+        auditor, chance, begin = self.machine.auditor, self.scheduler.random, self.scheduler.now
+        auditor.touch(number, undoing=self._undoing)
+        try:
+            if held.cgroup_id:
+                raise ServiceError("it runs already", id="service.running")
+            held.cgroup_id = next(self.machine.cgroups)
+            self.machine.leftover_of[held.cgroup_id] = self.process
+            self._on_moved(number, held.cgroup_id)
+            temper = held.temper
+            if chance.random() * temper.hang_one_in < 1:
+                self.scheduler.sleep(temper.ready_deadline_ns)
+                self.machine.stopped(held)
+                raise ServiceError("it did not become ready in time", id="service.ready")
+            self.scheduler.sleep(int(temper.start_ns * (0.5 + chance.random())))
+            if chance.random() * temper.fail_one_in < 1:
+                self.machine.stopped(held)
+                raise ServiceError("it ended before it was ready", id="service.exited")
+            self.machine.started(held)
+        finally:
+            auditor.untouch(number, undoing=self._undoing)
+        return Started(0, held.cgroup_id, 0, 0, 0, self.scheduler.now - begin, "simulated")
+
+    def _make_room(self, number: int, held: Running) -> None:
+        old = self._before.own.get(number) if self._before is not None else None
+        if old is not None and old is not held and old.cgroup_id:
+            self._stopped.append(number)
+            assert self._before is not None
+            self._before.destroy(number, 0)
+
+    def adopt(self) -> list[int]:
+        missing = []
+        for number, held in self.own.items():
+            if held.cgroup_id:
+                self._on_moved(number, held.cgroup_id)
+            else:
+                missing.append(number)
+        if self._before is None:
+            self.machine.destroy_leftovers(self.process)
+        return missing
+
+    def undo(self) -> None:
+        self.scheduler.alive()
+        before, started, stopped = self._before, self._started, self._stopped
+        self._before, self._final, self._started, self._stopped = None, True, [], []
+        self._undoing = True
+        for number in started:
+            self._destroy(self.own[number], 0)
+        for number in stopped:
+            assert before is not None
+            before._undoing = True
+            try:
+                before.start(number)
+            finally:
+                before._undoing = False
+
+    def commit(self) -> None:
+        self.scheduler.alive()
+        before = self._before
+        self._before, self._final, self._started, self._stopped = None, True, [], []
+        for number, held in (before.own if before is not None else {}).items():
+            if self.own.get(number) is not held:
+                self._destroy(held, 0)
+
+    def stop_all(self) -> None:
+        for number in self.own:
+            self.destroy(number, 0)
+
+
+class Channels:
+    """Channels of the machine: some calls fail."""
+
+    def __init__(self, machine: Any, admitted: Admitted) -> None:
+        self.machine = machine
+        self._names = {channel(c.name).number: c.name for c in admitted.manifest.channels}
+
+    def send(self, number: int, level: Level, code: int) -> str:
+        self.machine.scheduler.preempt()
+        if number not in self._names:
+            raise ServiceError("no such channel is declared", id="channel.unknown", got=str(number))
+        if self.machine.scheduler.random.random() < 0.05:
+            raise OSError(32, "Broken pipe")
+        return self._names[number]
+
+
+def exit_of(held: Running, now_ns: int, kind: Kind = Kind.PROCESS_EXIT) -> ProcessEvent:
+    """The kernel's record of its end."""
+    life = max(now_ns - held.since_ns, 0)
+    oom = kind is Kind.OOM_VICTIM
+    return ProcessEvent(kind, now_ns, 1, held.cgroup_id, 9, 0 if oom else life, int(oom), "service")

@@ -1,0 +1,273 @@
+"""Each invariant fails when the rule behind it is taken out of the real core or shell: a simulation that passes proves
+something. One mutation of the executor, some seeds, and the invariant that must speak up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pointcall_attest import entry
+from pointcall_executor import daemon, run
+from pointcall_executor.actions.world import Done, World
+from pointcall_executor.core import guard, step
+from pointcall_executor.core.guard import Refusal
+from pointcall_executor.daemon import Executor
+from pointcall_executor.recorder import Recorder
+from pointcall_runbook.vocabulary import Outcome, capability
+from tests.sim.auditor import INVARIANTS, BrokenError
+from tests.sim.disk import Journal
+from tests.sim.findings import KNOWN
+from tests.sim.kernel import Sensors
+from tests.sim.machine import Machine
+
+SEEDS = range(1, 81)
+EVENTS = 1500
+Patch = pytest.MonkeyPatch
+
+
+def without(*rules: str) -> Callable[[Patch], None]:
+    """The guard without these rows of its table."""
+
+    def mutate(patch: Patch) -> None:
+        for table in ("FORBIDDEN", "TOO_MUCH"):
+            kept = tuple(rule for rule in getattr(guard, table) if rule.__name__ not in rules)
+            patch.setattr(guard, table, kept)
+
+    return mutate
+
+
+def never_monitor(patch: Patch) -> None:
+    real = daemon.armed_of
+
+    def armed_of(admitted: Any) -> step.Armed:
+        armed = real(admitted)
+        return dataclasses.replace(
+            armed, runbooks=tuple(dataclasses.replace(b, mode="enforce") for b in armed.runbooks)
+        )
+
+    patch.setattr(daemon, "armed_of", armed_of)
+
+
+def act_before_the_intent(patch: Patch) -> None:
+    def durable(self: Any, run: Any, act: Any, action: Any) -> None:
+        self._apply(run, act, action)
+        act.intent = self._recorder.record(daemon._intent(act, run.epoch.names), run.id)
+        self._post(lambda: self._ended(run, act))
+
+    patch.setattr(Executor, "_durable", durable)
+
+
+def never_reconcile(patch: Patch) -> None:
+    patch.setattr(Recorder, "reconcile", lambda _self: 0)
+
+
+def outcome_twice(patch: Patch) -> None:
+    real = Recorder.submit
+
+    def submit(self: Recorder, body: entry.Body, run: str | None = None) -> None:
+        real(self, body, run)
+        if isinstance(body, entry.OutcomeBody):
+            real(self, body, run)
+
+    patch.setattr(Recorder, "submit", submit)
+
+
+def drop_outcomes(patch: Patch) -> None:
+    real = Recorder.submit
+
+    def submit(self: Recorder, body: entry.Body, run: str | None = None) -> None:
+        if not isinstance(body, entry.OutcomeBody):
+            real(self, body, run)
+
+    patch.setattr(Recorder, "submit", submit)
+
+
+def no_receipt_of_refused_runs(patch: Patch) -> None:
+    real = Executor._maybe_finish
+
+    def maybe_finish(self: Any, run: run.Run) -> None:
+        if run.acts and all(act.outcome is Outcome.REFUSED for act in run.acts):
+            return self._land()
+        return real(self, run)
+
+    patch.setattr(Executor, "_maybe_finish", maybe_finish)
+
+
+def disarm_only_in_words(patch: Patch) -> None:
+    def disarm(self: Any, reason: str) -> None:
+        self._call(lambda: self._recorder.record(entry.Config(what="disarmed", detail={"reason": reason})))
+
+    patch.setattr(Executor, "disarm", disarm)
+
+
+def pause_only_in_words(patch: Patch) -> None:
+    without("_paused")(patch)
+
+
+def ask_again_after_a_trap(patch: Patch) -> None:
+    real = Executor._quarantine
+
+    def quarantine(self: Any, *how: Any) -> None:
+        armed = self.state.armed
+        real(self, *how)
+        self.state = dataclasses.replace(self.state, armed=armed)
+
+    patch.setattr(Executor, "_quarantine", quarantine)
+
+
+def tell_too_early(patch: Patch) -> None:
+    real = Journal.submit
+
+    def submit(self: Journal, leaf: Any) -> Any:
+        future = real(self, leaf)
+        if leaf.kind != "receipt":
+            return future
+        early = type(future)(self._scheduler)
+        early.set_result(len(self._disk.entries) + len(self._jobs) - 1)
+        return early
+
+    patch.setattr(Journal, "submit", submit)
+
+
+def change_epochs_at_any_time(patch: Patch) -> None:
+    def renew(self: Any, reason: str) -> None:
+        session = self._session
+        if session is not None:
+            admitted, attested = self._admit(session.bundle, self.trust)
+            self._call(lambda: self._continue(session, admitted, attested, reason))
+
+    patch.setattr(Executor, "_renew", renew)
+
+
+def count_no_loss(patch: Patch) -> None:
+    patch.setattr(Executor, "_count_lost", lambda _self: None)
+
+
+def count_loss_twice(patch: Patch) -> None:
+    real = Recorder.submit
+
+    def submit(self: Recorder, body: entry.Body, run: str | None = None) -> None:
+        if isinstance(body, entry.Lost):
+            body = entry.Lost(sensor=body.sensor, count=2 * body.count)
+        real(self, body, run)
+
+    patch.setattr(Recorder, "submit", submit)
+
+
+def take_the_old_one_off_first(patch: Patch) -> None:
+    real = Executor._switch
+
+    def switch(self: Any, session: Any, *rest: Any) -> None:
+        if self._session is not None:
+            self._drop(self._session.sensors)
+            self._session.sensors.fds = tuple
+        real(self, session, *rest)
+
+    patch.setattr(Executor, "_switch", switch)
+
+
+def break_the_loop(patch: Patch) -> None:
+    patch.setattr(Sensors, "lost", lambda _self: {"breaker": -1 / 0})
+
+
+def never_free_a_target(patch: Patch) -> None:
+    patch.setattr(guard, "ended", lambda state, _run, _action: state)
+
+
+def hold_for_a_day(patch: Patch) -> None:
+    def perform(action: Any, world: World) -> Done:
+        world.circuits.force(action.address, action.port, world.now_ns + 24 * 3600 * 10**9)
+        return Done(Outcome.APPLIED, f"{action.address}:{action.port}", undo="close_circuit")
+
+    patch.setattr(daemon, "REGISTRY", dict(daemon.REGISTRY) | {"open_circuit": perform})
+
+
+def forget_who_is_busy(patch: Patch) -> None:
+    without("_one_at_a_time")(patch)
+
+
+def act_when_withheld(patch: Patch) -> None:
+    """A shell that performs what the core withheld."""
+    real = Executor._effect
+
+    def effect(self: Any, told: step.Effect, sensor: str, received_ns: int) -> None:
+        if isinstance(told, step.Withhold):
+            told = step.Perform(told.run, told.index, told.action)
+        real(self, told, sensor, received_ns)
+
+    patch.setattr(Executor, "_effect", effect)
+
+
+def flap_only_once(patch: Patch) -> None:
+    def flapping(state: Any, request: Any, rules: Any) -> Refusal | None:
+        last = (
+            state.history.last(("restart", getattr(request.action, "service", request).number))
+            if (capability(type(request.action)) == "recreate")
+            else None
+        )
+        if last is None or request.now_ns - last >= rules.flap_base_ns:
+            return None
+        return Refusal("guard.flapping", "", "", "")
+
+    kept = tuple(flapping if rule.__name__ == "_flapping" else rule for rule in guard.TOO_MUCH)
+    patch.setattr(guard, "TOO_MUCH", kept)
+
+
+MUTATIONS: dict[str, tuple[str, Callable[[Patch], None]]] = {
+    "no rule of one at a time": ("target", forget_who_is_busy),
+    "no blast radius": ("radius", without("_blast_radius")),
+    "no token bucket": ("rate", without("_rate")),
+    "no limit of the node": ("rate", without("_node_rate")),
+    "no hold-off": ("rate", without("_hold_off")),
+    "no storm": ("rate", without("_storm")),
+    "no flap damping": ("flapping", without("_flapping")),
+    "flap damping that does not grow": ("flapping", flap_only_once),
+    "no grant of actions": ("granted", without("_action_granted")),
+    "no grant of services": ("granted", without("_service_granted")),
+    "no grant of channels": ("granted", without("_channel_granted")),
+    "no grant of networks": ("granted", without("_network_granted")),
+    "no never-touch list": ("granted", without("_never_touch")),
+    "acts although withheld": ("monitor", act_when_withheld),
+    "monitor is enforce": ("monitor", never_monitor),
+    "acts before the intent": ("intent", act_before_the_intent),
+    "no reconciling": ("outcome", never_reconcile),
+    "an outcome twice": ("outcome", outcome_twice),
+    "no outcomes": ("receipt", drop_outcomes),
+    "no receipt of a refused run": ("receipt", no_receipt_of_refused_runs),
+    "disarms in words only": ("disarmed", disarm_only_in_words),
+    "pauses in words only": ("paused", pause_only_in_words),
+    "asks again after a trap": ("quarantine", ask_again_after_a_trap),
+    "tells before it is durable": ("acknowledged", tell_too_early),
+    "changes epochs with runs in flight": ("epoch", change_epochs_at_any_time),
+    "counts no loss": ("loss", count_no_loss),
+    "counts loss twice": ("loss", count_loss_twice),
+    "a gap at a takeover": ("protected", take_the_old_one_off_first),
+    "a bug in the loop": ("failed", break_the_loop),
+    "a target that is never freed": ("ends", never_free_a_target),
+    "a lease of a day": ("lease", hold_for_a_day),
+}
+
+
+def first_broken(seeds: range) -> str:
+    """The invariant that breaks first."""
+    for seed in seeds:
+        try:
+            Machine(seed, KNOWN).run(EVENTS)
+        except BrokenError as error:
+            return str(error)
+    return "none"
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_mutation_breaks_its_invariant(name: str, monkeypatch: Patch) -> None:
+    invariant, mutate = MUTATIONS[name]
+    mutate(monkeypatch)
+    assert first_broken(SEEDS).startswith(f"{invariant}:")
+
+
+def test_every_invariant_has_a_mutation() -> None:
+    assert {invariant for invariant, _ in MUTATIONS.values()} == set(INVARIANTS)
