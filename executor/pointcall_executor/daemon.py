@@ -43,7 +43,7 @@ from pointcall_attest.receipt import Engine, Signer
 from pointcall_attest.run_id import run_id
 from pointcall_attest.trust import Roots
 from pointcall_attest.verdict import Verdict
-from pointcall_executor import VERSION, wasm
+from pointcall_executor import VERSION, probes, wasm
 from pointcall_executor.actions import KERNEL_LEASES, REGISTRY, WITHOUT_INTENT
 from pointcall_executor.actions.world import Done, World
 from pointcall_executor.arming import ArmingError, armed_of, names_of, topology_of
@@ -180,8 +180,16 @@ class Executor:
         sys.setswitchinterval(SWITCH_SECONDS)
         self._open_epoch(self._attest(None, self.trust), self.trust, None, (), "boot")
         self._recorder.reconcile()
+        self._take_over_probes()
         self._thread = threading.Thread(target=self._loop, name="core", daemon=True)
         self._thread.start()
+
+    def _take_over_probes(self) -> None:
+        """Unmeasured probes that ran while no executor did."""
+        for body in probes.pending(self.state_dir):
+            what = body.pop("what", "")
+            self._recorder.record(entry.Config(what=f"unmeasured probe {what}", detail={**body, "measured": "no"}))
+        probes.taken(self.state_dir)
 
     # ---- epochs ----------------------------------------------------------------------------------------------------
 
