@@ -45,7 +45,7 @@ from pointcall_attest.receipt import Engine, Signer
 from pointcall_attest.run_id import run_id
 from pointcall_attest.trust import Roots
 from pointcall_attest.verdict import Verdict
-from pointcall_executor import VERSION, wasm
+from pointcall_executor import VERSION, probes, wasm
 from pointcall_executor.actions import KERNEL_LEASES, REGISTRY, WITHOUT_INTENT
 from pointcall_executor.actions.world import Done, Verb, World
 from pointcall_executor.arming import ArmingError, armed_of, names_of, topology_of
@@ -217,6 +217,10 @@ class Executor:
         held = halted(self.state_dir)
         if held is not None:
             self._recorder.record(entry.Config(what="halted", detail={"reason": held.reason, "since": held.since}))
+        for body in probes.pending(self.state_dir):  # unmeasured ones that ran while no executor did
+            what = body.pop("what", "")
+            self._recorder.record(entry.Config(what=f"unmeasured probe {what}", detail={**body, "measured": "no"}))
+        probes.taken(self.state_dir)
 
     # ---- epochs ----------------------------------------------------------------------------------------------------
 

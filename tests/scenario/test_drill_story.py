@@ -209,6 +209,13 @@ def test_the_verb_talks_to_the_running_executor(tell: Tell, lab: Lab, capsys: py
         assert (told["ok"], told["expected"]["refused"], told["observed"]["connects"]) == (True, 3, 5)
         assert cli.main([*words, "--first", "1", "--seconds", "31"]) == Exit.REFUSED
         assert json.loads(capsys.readouterr().out)["error"]["id"] == "drill.denied"
+        with Client(lab.state / "run" / f"{Role.OPERATOR.value}.sock") as operator:
+            probe = {"name": "opens.c", "sha256": "ab" * 32, "what": "begins", "reason": "slow opens"}
+            operator.call("Control/RecordProbe", **probe)
+            assert [b["sha256"] for b in entries(story, "unmeasured probe begins")] == ["ab" * 32]
+            with pytest.raises(PointcallError) as denied:
+                operator.call("Control/RecordProbe", **probe | {"sha256": "x"})
+            assert denied.value.id == "api.probe"
         with Client(lab.state / "run" / f"{Role.AGENT.value}.sock") as agent, pytest.raises(PointcallError) as denied:
             agent.call("Control/BeginDrill", reason="curious")
         assert denied.value.id == "api.denied"

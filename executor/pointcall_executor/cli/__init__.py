@@ -49,6 +49,7 @@ VERBS: Final[Mapping[str, str]] = {
     "propose": "submit a runbook as a proposal, or export one as a patch",
     "mcp": "serve agents over MCP: read and propose, nothing else",
     "drill": "rehearse: inject a fault that is guaranteed to end",
+    "probe": "run a BCC probe for diagnosis: unmeasured, and the log says so",
     "doctor": "say what this machine offers and what is missing; write a support bundle",
     "completion": "print the completion script of a shell",
 }
