@@ -17,6 +17,7 @@ from pointcall_executor.core.event import Destination
 from pointcall_executor.core.guard import Grant, Limits, Rules
 from pointcall_executor.core.step import Armed, Runbook
 from pointcall_executor.core.trigger import Topology
+from pointcall_executor.services.managed import ABILITIES, NEEDS
 from pointcall_runbook.errors import PointcallError
 from pointcall_runbook.module import ModuleInfo
 from pointcall_runbook.vocabulary import Address, Network, channel, service
@@ -48,12 +49,8 @@ def check_abilities(admitted: Admitted) -> None:
     for sensor in admitted.manifest.sensors:
         if sensor.name not in SENSORS:
             raise ArmingError("a sensor of an unknown kind", id="arm.sensor", want=", ".join(SENSORS), got=sensor.name)
-    for declared in admitted.manifest.services:
-        if declared.kind != "process":
-            raise ArmingError(
-                f"service {declared.name} is of a kind that this executor cannot recreate",
-                id="arm.service", want="process", got=declared.kind,
-            )  # fmt: skip
+    for book in admitted.manifest.runbooks:
+        _check_services(book, {s.name: s.kind for s in admitted.manifest.services})
     for channel_ in admitted.manifest.channels:
         if channel_.kind != "log":
             raise ArmingError(
@@ -65,6 +62,19 @@ def check_abilities(admitted: Admitted) -> None:
             raise ArmingError(
                 f"runbook {book.name} asks for approvals", id="arm.approval", want="limits.approval empty",
                 got=", ".join(book.limits.approval), hint="this executor cannot take approvals yet: use mode monitor",
+            )  # fmt: skip
+
+
+def _check_services(book: manifests.Runbook, kinds: Mapping[str, str]) -> None:
+    """ArmingError where a granted action can never be done to a granted service."""
+    for action in book.grants.actions:
+        need = NEEDS.get(action)
+        lacking = [n for n in book.grants.services if need is not None and need not in ABILITIES[kinds[n]]]
+        if lacking:
+            raise ArmingError(
+                f"runbook {book.name} may {action} a service that cannot be", id="arm.service",
+                want=f"a kind with {need}", got=f"{lacking[0]}, {kinds[lacking[0]]}",
+                hint="do not grant this action together with this service",
             )  # fmt: skip
 
 

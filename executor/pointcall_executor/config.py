@@ -44,6 +44,14 @@ class Config(BaseModel):
     """At most one signed checkpoint in this time."""
     epoch_minutes: Annotated[int, Field(ge=1, le=1440)] = 15
     """Lifetime of one receipt key."""
+    systemd_bus: Annotated[str, Field(max_length=200, pattern=r"^unix:path=/[^;,]+$")] = (
+        "unix:path=/run/dbus/system_bus_socket"
+    )
+    """D-Bus of the service manager that runs services of kind systemd."""
+    podman_socket: Annotated[str, Field(max_length=100, pattern=r"^/")] = "/run/podman/podman.sock"
+    """Podman's API, for services of kind container."""
+    kubeconfig: Annotated[str, Field(max_length=200, pattern=r"^(/.*)?$")] = ""
+    """A kubeconfig for services of kind kubernetes; its account needs to read pods and workloads and to evict."""
     pin: bool = False
     """Pin the breaker in bpffs: it stays when the executor ends or is killed, and the next one takes it up again."""
 
