@@ -9,7 +9,7 @@ BLOBS      := executor/pointcall_executor/blobs
 STATE      ?= build/demo
 APT        := python3-venv clang llvm libbpf-dev bpftool make
 # What tests use where it is there: power cuts, system-call faults, PostgreSQL, PKCS#11, a registry, Wasm by C.
-APT_DEV    := $(APT) lld git iproute2 strace fuse3 e2fsprogs postgresql softhsm2 docker-registry skopeo
+APT_DEV    := $(APT) lld git iproute2 strace fuse3 e2fsprogs postgresql softhsm2 docker-registry skopeo dbus systemd podman runc conmon busybox-static
 JS         := build/js
 JS_PACKAGES := assemblyscript @sigstore/bundle@4 @sigstore/protobuf-specs @sigstore/sign@4 @sigstore/verify@3
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -33,7 +33,7 @@ lint: setup-dev ## format, lint, types, import contracts
 check: lint test ## all that CI asks
 
 bench: setup-dev ## measure: one JSON line a figure, each beside a baseline of the same run
-	@for suite in kernel sandbox loop log attest signing; do $(BIN)/python -m tests.bench.$$suite; done
+	@for suite in kernel sandbox loop services log attest signing; do $(BIN)/python -m tests.bench.$$suite; done
 
 test-power: setup-dev ## power cuts, kill -9 and failed system calls against the journal, with a control that does lose (root, long)
 	$(BIN)/python -m tests.fault.log.power kill --rounds 200

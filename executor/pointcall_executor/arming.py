@@ -18,6 +18,7 @@ from pointcall_executor.core.event import Destination
 from pointcall_executor.core.guard import Grant, Limits, Rules
 from pointcall_executor.core.step import Armed, Runbook
 from pointcall_executor.core.trigger import Topology
+from pointcall_executor.services.managed import ABILITIES, NEEDS
 from pointcall_runbook.errors import PointcallError
 from pointcall_runbook.module import ModuleInfo
 from pointcall_runbook.vocabulary import Address, Mode, Network, channel, service
@@ -52,13 +53,9 @@ def check_abilities(admitted: Admitted, policy: TrustPolicy) -> None:
     for sensor in admitted.manifest.sensors:
         if sensor.name not in SENSORS:
             raise ArmingError("a sensor of an unknown kind", id="arm.sensor", want=", ".join(SENSORS), got=sensor.name)
-    for declared in admitted.manifest.services:
-        if declared.kind != "process":
-            raise ArmingError(
-                f"service {declared.name} is of a kind that this executor cannot recreate",
-                id="arm.service", want="process", got=declared.kind,
-            )  # fmt: skip
     _check_needs(admitted)
+    for book in admitted.manifest.runbooks:
+        _check_services(book, {s.name: s.kind for s in admitted.manifest.services})
     for book in admitted.manifest.runbooks:
         if book.limits.approval and book.mode == "enforce" and not policy.may_approve:
             raise ArmingError(
@@ -69,7 +66,7 @@ def check_abilities(admitted: Admitted, policy: TrustPolicy) -> None:
 
 
 # What an action needs in the kernel; without it every run would fail, and only then say so.
-NEEDS: Final[Mapping[str, str]] = {
+KERNEL_NEEDS: Final[Mapping[str, str]] = {
     "open_circuit": "breaker",
     "close_circuit": "breaker",
     "kill_connections": "connections",
@@ -81,12 +78,25 @@ def _check_needs(admitted: Admitted) -> None:
     declared = {s.name for s in admitted.manifest.sensors}
     for book in admitted.manifest.runbooks:
         for name in admitted.modules[book.name].capabilities:
-            needed = NEEDS.get(name)
+            needed = KERNEL_NEEDS.get(name)
             if needed is not None and needed not in declared:
                 raise ArmingError(
                     f"runbook {book.name} can decide {name}, which the kernel side is not declared for",
                     id="arm.needs", want=f"sensor {needed} in the manifest", got=", ".join(sorted(declared)) or "none",
                 )  # fmt: skip
+
+
+def _check_services(book: manifests.Runbook, kinds: Mapping[str, str]) -> None:
+    """ArmingError where a granted action can never be done to a granted service."""
+    for action in book.grants.actions:
+        need = NEEDS.get(action)
+        lacking = [n for n in book.grants.services if need is not None and need not in ABILITIES[kinds[n]]]
+        if lacking:
+            raise ArmingError(
+                f"runbook {book.name} may {action} a service that cannot be", id="arm.service",
+                want=f"a kind with {need}", got=f"{lacking[0]}, {kinds[lacking[0]]}",
+                hint="do not grant this action together with this service",
+            )  # fmt: skip
 
 
 def _runbook(book: manifests.Runbook, info: ModuleInfo, sha256: str, mode: Mode) -> Runbook:

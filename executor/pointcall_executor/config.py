@@ -99,6 +99,14 @@ class Config(BaseModel):
     """Refuse the system calls that no executor needs. There is no fallback: without libseccomp it is an error."""
     memory_mb: Annotated[int, Field(ge=128, le=65_536)] = 1024
     """Writable memory of the executor itself (RLIMIT_DATA), in MiB."""
+    systemd_bus: Annotated[str, Field(max_length=200, pattern=r"^unix:path=/[^;,]+$")] = (
+        "unix:path=/run/dbus/system_bus_socket"
+    )
+    """D-Bus of the service manager that runs services of kind systemd."""
+    podman_socket: Annotated[str, Field(max_length=100, pattern=r"^/")] = "/run/podman/podman.sock"
+    """Podman's API, for services of kind container."""
+    kubeconfig: Annotated[str, Field(max_length=200, pattern=r"^(/.*)?$")] = ""
+    """A kubeconfig for services of kind kubernetes; its account needs to read pods and workloads and to evict."""
     pin: bool = False
     """Pin the breaker in bpffs: it stays when the executor ends or is killed, and the next one takes it up again."""
 

@@ -20,7 +20,7 @@ from pointcall_executor.kernel.drill import Fault, Observed
 from pointcall_executor.learning import Learned
 from pointcall_executor.pins import Pins
 from pointcall_executor.sensors import KernelSensors
-from pointcall_executor.services.declared import DeclaredServices, OnMoved
+from pointcall_executor.services.declared import DeclaredServices, Kinds, OnMoved, Reach
 from pointcall_executor.services.groups import remove_empty
 from pointcall_executor.services.spawning import Spawner
 
@@ -77,6 +77,7 @@ class KernelNode:
         self._learned = Learned()
         self._kept: KernelSensors | None = None
         self._spawner: Spawner | None = None
+        self._made: Kinds | None = None
         self._services: DeclaredServices | None = None
 
     def begin(self) -> None:
@@ -111,11 +112,16 @@ class KernelNode:
             self._spawner = Spawner(self._config.cgroup)
         return self._spawner
 
+    def _kinds(self) -> Kinds:
+        config = self._config
+        if self._made is None:
+            reach = Reach(config.systemd_bus, config.podman_socket, config.kubeconfig)
+            self._made = Kinds(config.cgroup, self._folder, self._spawning(), reach)
+        return self._made
+
     def services(self, admitted: Admitted, before: RunningServices | None, on_moved: OnMoved) -> DeclaredServices:
         taken = before if isinstance(before, DeclaredServices) else None
-        self._services = DeclaredServices(
-            admitted, self._config.cgroup, self._folder, self._spawning(), taken, on_moved
-        )
+        self._services = DeclaredServices(admitted, self._kinds(), taken, on_moved)
         return self._services
 
     def channels(self, admitted: Admitted) -> Channels:
@@ -126,6 +132,9 @@ class KernelNode:
         if self._services is not None:
             self._services.release()
             self._services = None
+        if self._made is not None:
+            self._made.close()
+            self._made = None
         if self._spawner is not None:
             self._spawner.close()
             self._spawner = None

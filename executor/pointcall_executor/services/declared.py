@@ -6,31 +6,67 @@ Not here: how a service of one kind is started or frozen (process.py and its nei
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import assert_never
 
 from pointcall_attest.admission import Admitted
+from pointcall_attest.declaration import ServiceDeclaration
+from pointcall_executor.services.cluster import Cluster
+from pointcall_executor.services.container import SOCKET, ContainerService, Podman
 from pointcall_executor.services.groups import destroy_leftovers
+from pointcall_executor.services.kubernetes import KubernetesService
 from pointcall_executor.services.managed import Managed, ServiceError, Started, cannot, not_running
 from pointcall_executor.services.process import Process
 from pointcall_executor.services.spawning import Spawner
+from pointcall_executor.services.systemd import SYSTEM_BUS, SystemdService, Units
 from pointcall_runbook.vocabulary import service
 
 OnMoved = Callable[[int, int], None]  # service number, its new cgroup id (0: none)
 
 
+class Kinds:
+    """Makes a service of the kind that is declared. `parent` is the cgroup, `folder` where the state of services is."""
+
+    def __init__(self, parent: str, folder: Path, spawner: Spawner, reach: Reach | None = None) -> None:
+        self.parent, self.folder, self.spawner = parent, folder, spawner
+        reach = reach or Reach()
+        self._units = Units(reach.systemd_bus)
+        self._podman = Podman(reach.podman_socket)
+        self._cluster = Cluster(Path(reach.kubeconfig) if reach.kubeconfig else None)
+
+    def make(self, declaration: ServiceDeclaration) -> Managed:
+        match declaration.kind:
+            case "process":
+                return Process(declaration, self.parent, self.folder, self.spawner)
+            case "systemd":
+                return SystemdService(declaration, self._units, self.spawner)
+            case "container":
+                return ContainerService(declaration, self._podman, self.spawner)
+            case "kubernetes":
+                return KubernetesService(declaration, self._cluster)
+            case _:
+                assert_never(declaration.kind)
+
+    def close(self) -> None:
+        """Let go of connections. Services go on."""
+        self._units.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Where the managers of services are, from the executor's settings."""
+
+    systemd_bus: str = SYSTEM_BUS
+    podman_socket: str = SOCKET
+    kubeconfig: str = ""
+
+
 class DeclaredServices:
     """Declared services by number."""
 
-    def __init__(
-        self,
-        admitted: Admitted,
-        parent: str,
-        folder: Path,
-        spawner: Spawner,
-        before: DeclaredServices | None,
-        on_moved: OnMoved,
-    ) -> None:
-        self._on_moved, self._parent, self._folder, self._before = on_moved, parent, folder, before
+    def __init__(self, admitted: Admitted, kinds: Kinds, before: DeclaredServices | None, on_moved: OnMoved) -> None:
+        self._on_moved, self._kinds, self._before = on_moved, kinds, before
         self._by_number: dict[int, Managed] = {}
         self._final = False
         self._stopped: list[int] = []  # of those before: what had to make room
@@ -40,7 +76,7 @@ class DeclaredServices:
             number = service(name).number
             old = before.managed().get(number) if before else None
             same = old is not None and old.declaration.sha256 == declaration.sha256
-            self._by_number[number] = old if old and same else Process(declaration, parent, folder, spawner)
+            self._by_number[number] = old if old and same else kinds.make(declaration)
 
     def managed(self) -> Mapping[int, Managed]:
         return self._by_number
@@ -89,10 +125,13 @@ class DeclaredServices:
             self._started.append(number)
         return one.start(on_cgroup=lambda cgroup_id: self._on_moved(number, cgroup_id))
 
+    def _earlier(self, number: int) -> Managed | None:
+        return self._before.managed().get(number) if self._before else None
+
     def _make_room(self, number: int) -> None:
         """Two of one name would want the same address."""
-        old = self._before.managed().get(number) if self._before else None
-        if self._before is not None and old is not None and old is not self._by_number[number] and old.running:
+        old = self._earlier(number)
+        if self._before is not None and old is not None and old is not self._by_number[number] and _ends(old):
             self._stopped.append(number)
             self._before.destroy(number, _grace_ns(old))
             old.release()
@@ -100,15 +139,17 @@ class DeclaredServices:
     def adopt(self) -> list[int]:
         """Take over what runs as declared; the numbers of the others.
 
-        What an earlier executor left is adopted if it can be proven to be what is declared now, and destroyed if not.
+        What an earlier executor left, or what runs without one, is adopted if it can be proven to be what is declared
+        now, and destroyed if not. One that was declared otherwise a moment ago is not: its start makes room for it.
         """
         missing = []
         for number, one in self._by_number.items():
-            if self._before is None and not one.running:
+            if (old := self._earlier(number)) is None:
                 self.refused[one.name] = one.adopt()
-            if one.running:
+            goes_on = one is old or self.refused.get(one.name) == ""
+            if goes_on and one.running:
                 self._on_moved(number, one.cgroup_id)
-            if not one.running:  # it may have ended before anybody watched it
+            if not goes_on or not one.running:  # it may have ended before anybody watched it
                 missing.append(number)
         return missing
 
@@ -122,7 +163,8 @@ class DeclaredServices:
         """Destroy what this one started, start again what it stopped. ServiceError where that fails."""
         before, started, stopped = self._end()
         for number in started:
-            _end(self._by_number[number], 0)
+            if self._by_number[number].ours:
+                _end(self._by_number[number], 0)
         if before is not None:
             for number in stopped:
                 before.start(number)
@@ -134,25 +176,30 @@ class DeclaredServices:
             self._sweep()
         staying = self._by_number.values()
         for one in before.managed().values() if before else ():
-            if one not in staying:
+            if one not in staying and one.ours:
                 _end(one, _grace_ns(one))
 
     def _sweep(self) -> None:
         """What an earlier executor left of services that are not declared any more ends here."""
         declared = {one.name for one in self._by_number.values()}
-        for folder in self._folder.iterdir() if self._folder.is_dir() else ():
+        for folder in self._kinds.folder.iterdir() if self._kinds.folder.is_dir() else ():
             if folder.name not in declared:
-                destroy_leftovers(self._parent, folder.name)
+                destroy_leftovers(self._kinds.parent, folder.name)
 
     def stop_all(self) -> None:
         for number, one in self._by_number.items():
-            self.destroy(number, _grace_ns(one))
-            one.release()
+            if one.ours:
+                self.destroy(number, _grace_ns(one))
+                one.release()
 
     def release(self) -> None:
         """No service is started by this executor any more; those that run go on."""
         for one in self._by_number.values():
             one.release()
+
+
+def _ends(one: Managed) -> bool:
+    return one.ours and one.running
 
 
 def _end(one: Managed, grace_ns: int) -> None:

@@ -182,3 +182,25 @@ def _remove(folder: Path) -> None:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.001)
+
+
+def _group_line(pid: int, controller: str) -> str:
+    """The cgroup of a process in one hierarchy (`` for v2), without slashes around it; empty for its root or no one."""
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    rows = (line.split(":", 2) for line in lines)
+    return next((path.strip("/") for _, names, path in rows if controller in names.split(",")), "") if pid else ""
+
+
+def group_of(pid: int) -> Cgroup | None:
+    """The v2 cgroup of a process; None if it is gone, or in the root of the tree and so in none of its own."""
+    found = _group_line(pid, "")
+    return Cgroup(find_root() / found) if found else None
+
+
+def v1_group_of(pid: int) -> Freezer | None:
+    """The v1 freezer of a process that has no v2 cgroup of its own."""
+    found, mount = _group_line(pid, "freezer"), v1_mount("freezer")
+    return Freezer(mount / found, v1=True) if found and mount is not None else None

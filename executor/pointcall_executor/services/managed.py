@@ -63,6 +63,10 @@ class Managed(Protocol):
     def cgroup_id(self) -> int: ...
     @property
     def abilities(self) -> frozenset[Ability]: ...
+    @property
+    def ours(self) -> bool:
+        """Whether this node runs it: only then it ends when it is not declared any more. A cluster keeps its own."""
+        ...
 
     def adopt(self) -> str:
         """Take over what an earlier executor started, if it can be proven to be what is declared; empty if that is

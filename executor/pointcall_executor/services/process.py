@@ -64,6 +64,7 @@ class Process:
         self.declaration, self.spawner = declaration, spawner
         self.name = declaration.name
         self.abilities = ABILITIES["process"]
+        self.ours = True
         self.folder = folder / declaration.name
         self._parent = parent
         self._groups: ServiceGroups | None = None

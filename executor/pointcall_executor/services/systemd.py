@@ -21,9 +21,9 @@ from jeepney.io.blocking import DBusConnection, open_dbus_connection
 from jeepney.wrappers import DBusErrorResponse
 
 from pointcall_attest.declaration import ServiceDeclaration, Systemd
-from pointcall_executor.kernel.cgroup import Cgroup, find_root
+from pointcall_executor.kernel.cgroup import Cgroup
 from pointcall_executor.services.files import verify
-from pointcall_executor.services.groups import Freezer
+from pointcall_executor.services.groups import Freezer, group_of
 from pointcall_executor.services.managed import ABILITIES, OnCgroup, ServiceError, Started, nobody, not_running
 from pointcall_executor.services.ready import await_ready, described, unready
 from pointcall_executor.services.spawning import Spawner
@@ -117,6 +117,7 @@ class SystemdService:
         self.declaration, self._declared = declaration, declaration.body
         self.name = declaration.name
         self.abilities = ABILITIES["systemd"]
+        self.ours = True
         self._units, self._spawner = units, spawner
         self._lock = threading.RLock()
         self._freezer: Freezer | None = None
@@ -300,13 +301,3 @@ class SystemdService:
         if (group := group_of(state.pid)) is not None and Freezer(group.path).frozen:
             return "it is frozen"
         return unready(self._declared.ready, self._spawner.connecting)
-
-
-def group_of(pid: int) -> Cgroup | None:
-    """The v2 cgroup of a process; None if it is gone, or in the root of the tree and so in none of its own."""
-    try:
-        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    found = next((line[3:].strip("/") for line in lines if line.startswith("0::")), "")
-    return Cgroup(find_root() / found) if pid and found else None

@@ -16,7 +16,7 @@ import pytest
 from pointcall_attest.declaration import ServiceDeclaration
 from pointcall_executor.kernel.cgroup import find_root
 from pointcall_executor.services.chores import CHORES
-from pointcall_executor.services.declared import DeclaredServices
+from pointcall_executor.services.declared import DeclaredServices, Kinds
 from pointcall_executor.services.groups import remove_empty
 from pointcall_executor.services.managed import ServiceError
 from pointcall_executor.services.spawning import Spawner
@@ -35,7 +35,7 @@ class Stage:
     """Makes services one after another, and remembers every move that they announce."""
 
     def __init__(self, folder: Path, spawner: Spawner) -> None:
-        self.folder, self.spawner = folder, spawner
+        self.folder, self.kinds = folder, Kinds(PARENT, folder, spawner)
         self.made: list[DeclaredServices] = []
         self.moves: list[tuple[int, bool]] = []
 
@@ -50,7 +50,7 @@ class Stage:
     def services(self, before: DeclaredServices | None = None, **sources: str) -> DeclaredServices:
         admitted: Any = SimpleNamespace(declarations={n: self.declaration(n, s) for n, s in sources.items()})
         moved = lambda number, cgroup: self.moves.append((number, bool(cgroup)))  # noqa: E731 - one callback
-        self.made.append(DeclaredServices(admitted, PARENT, self.folder, self.spawner, before, moved))
+        self.made.append(DeclaredServices(admitted, self.kinds, before, moved))
         return self.made[-1]
 
     def started(self, before: DeclaredServices | None = None, **sources: str) -> DeclaredServices:

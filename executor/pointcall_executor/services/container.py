@@ -1,0 +1,286 @@
+"""Services of kind `container`: made anew from an image that is named by its digest, through Podman's API.
+
+The socket is a file of this node; nothing is pulled, so recovery needs no network. A container is never started again:
+it is removed and made from its declaration. Which declaration it was made from stands in its label, for the next
+executor. A freeze is done by the spawner on the container's cgroup: Podman's pause has no end.
+Source: Podman 4 API, libpod.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import math
+import os
+import socket
+import threading
+import time
+from typing import Any, Final
+from urllib.parse import quote, urlencode
+
+from pointcall_attest.declaration import Container, ServiceDeclaration
+from pointcall_executor.kernel.cgroup import Cgroup
+from pointcall_executor.services.groups import Freezer, group_of, v1_group_of
+from pointcall_executor.services.managed import ABILITIES, OnCgroup, ServiceError, Started, nobody, not_running
+from pointcall_executor.services.ready import await_ready, described, unready
+from pointcall_executor.services.spawning import Spawner, readable
+
+SOCKET: Final = "/run/podman/podman.sock"
+ANSWER_SECONDS: Final = 60.0
+MAX_ANSWER_BYTES: Final = 1 << 20
+MAX_LOG_BYTES: Final = 1 << 20
+LABEL: Final = "dev.pointcall.declaration"
+_BASE: Final = "/v4.0.0/libpod"
+_NOT_FOUND: Final = 404
+_SIGNALS: Final = {"TERM": 15, "INT": 2, "QUIT": 3, "HUP": 1, "KILL": 9}
+
+
+class _Connection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("podman", timeout=ANSWER_SECONDS)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+class Podman:
+    """Podman's API behind a Unix socket: one connection for each request, so that requests may be made at once."""
+
+    def __init__(self, path: str = SOCKET) -> None:
+        self._path = path
+
+    def ask(self, method: str, path: str, body: dict[str, Any] | None = None, **query: Any) -> dict[str, Any] | None:
+        """The JSON object of the answer, {} if it has none; None for 404. ServiceError `service.manager`."""
+        url = f"{_BASE}{path}" + (f"?{urlencode(query)}" if query else "")
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        connection = _Connection(self._path)
+        try:
+            connection.request(method, url, None if body is None else json.dumps(body), headers)
+            answer = connection.getresponse()
+            raw = answer.read(MAX_ANSWER_BYTES)
+            found = json.loads(raw) if raw else {}
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise ServiceError(
+                "Podman does not answer", id="service.manager", want=self._path, got=str(error) or repr(error),
+                hint="is podman.socket active, and is the setting podman_socket right?",
+            ) from error  # fmt: skip
+        finally:
+            connection.close()
+        if answer.status == _NOT_FOUND:
+            return None
+        if answer.status >= 400:
+            got = f"{answer.status} {found.get('message', '') if isinstance(found, dict) else ''}"
+            raise ServiceError("Podman refuses", id="service.manager", want=f"{method} {path}", got=got[:500])
+        return found if isinstance(found, dict) else {}
+
+
+class ContainerService:
+    """One declared container. Thread-safe: one start or stop at a time."""
+
+    def __init__(self, declaration: ServiceDeclaration, podman: Podman, spawner: Spawner) -> None:
+        assert isinstance(declaration.body, Container)
+        self.declaration, self._declared = declaration, declaration.body
+        self.name = declaration.name
+        self.abilities = ABILITIES["container"]
+        self.ours = True
+        self._podman, self._spawner = podman, spawner
+        self._path = f"/containers/pointcall-{declaration.name}"
+        self._lock = threading.RLock()
+        self._freezer: Freezer | None = None
+        self.pid = 0
+        self._pidfd = -1
+
+    @property
+    def running(self) -> bool:
+        """Whether the main process lives."""
+        pidfd = self._pidfd
+        return pidfd >= 0 and not readable(pidfd, 0)
+
+    @property
+    def cgroup_id(self) -> int:
+        group = self._group()
+        return group.id if group is not None else 0
+
+    def _group(self) -> Cgroup | None:
+        return group_of(self.pid) if self.running else None
+
+    # ---- start and stop --------------------------------------------------------------------------------------------
+
+    def adopt(self) -> str:
+        """Take over the container if it runs and was made from this very declaration and image."""
+        with self._lock:
+            if self.running:
+                return ""
+            wrong = self._differs()
+            if wrong:
+                self.destroy(self._declared.stop.grace_ms * 1_000_000)
+            return wrong
+
+    def _differs(self) -> str:
+        about = self._podman.ask("GET", f"{self._path}/json")
+        if about is None:
+            return "there is no such container"
+        if (about.get("Config") or {}).get("Labels", {}).get(LABEL) != self.declaration.sha256:
+            return "it was declared otherwise"
+        if about.get("ImageDigest") != self._declared.digest:
+            return "it was made from another image"
+        if not self._take(about):
+            return "it does not run"
+        self._free(Freezer(group.path) if (group := self._group()) is not None else v1_group_of(self.pid))
+        return unready(self._declared.ready, self._spawner.connecting)
+
+    def _take(self, about: dict[str, Any]) -> bool:
+        """Hold on to the main process of a container. False if there is none."""
+        self._let_go()
+        state = about.get("State") or {}
+        pid = state.get("Pid") or 0
+        try:
+            self._pidfd = os.pidfd_open(pid) if state.get("Running") and pid > 0 else -1
+        except OSError:
+            return False
+        self.pid = pid if self._pidfd >= 0 else 0
+        return self.running
+
+    def _let_go(self) -> None:
+        pidfd, self._pidfd, self.pid = self._pidfd, -1, 0
+        if pidfd >= 0:
+            os.close(pidfd)
+
+    def start(self, on_cgroup: OnCgroup = nobody) -> Started:
+        """Find the image by its digest, make the container, start it, wait until it is ready."""
+        begin = time.monotonic_ns()
+        with self._lock:
+            image = self._image()
+            verified = time.monotonic_ns()
+            self.destroy(0)
+            try:
+                self._podman.ask("POST", "/containers/create", self._specification(image))
+                if self._podman.ask("POST", f"{self._path}/start") is None:
+                    raise ServiceError(f"{self.name} is gone", id="service.ended", got="removed by somebody else")
+                self._take(self._podman.ask("GET", f"{self._path}/json") or {})
+                spawned = time.monotonic_ns()
+                group = self._group()
+                if group is not None:
+                    on_cgroup(group.id)
+                if not self.running:
+                    raise ServiceError(f"{self.name} ended at once", id="service.ended", hint=self._hint)
+                connect = self._spawner.connecting
+                await_ready(self._declared.ready, connect, name=self.name, ended=self._ended, hint=self._hint)
+            except BaseException:
+                self.destroy(0)
+                raise
+            return Started(
+                pid=self.pid,
+                cgroup_id=group.id if group is not None else 0,
+                files=1,
+                verified_ns=verified - begin,
+                spawned_ns=spawned - verified,
+                ready_ns=time.monotonic_ns() - spawned,
+                ready_for=described(self._declared.ready) or "its container was started",
+            )
+
+    @property
+    def _hint(self) -> str:
+        return f"see `podman logs pointcall-{self.name}`; a container that failed is removed: try it by hand"
+
+    def _ended(self, seconds: float) -> bool:
+        return readable(self._pidfd, seconds)
+
+    def _image(self) -> str:
+        """Id of the image on this node that has the declared digest. ServiceError `service.image`."""
+        about = self._podman.ask("GET", f"/images/{quote(self._declared.image, safe='')}/json")
+        digest = about.get("Digest") if about is not None else None
+        if about is None or digest != self._declared.digest:
+            raise ServiceError(
+                "the declared image is not on this node", id="service.image", want=self._declared.image,
+                got=str(digest or "no such image"), hint="pull it by this digest when the node is set up",
+            )  # fmt: skip
+        return str(about["Id"])
+
+    def _specification(self, image: str) -> dict[str, Any]:
+        declared = self._declared
+        limits: dict[str, Any] = {}
+        if declared.limits.memory_bytes is not None:
+            limits["memory"] = {"limit": declared.limits.memory_bytes}
+        if declared.limits.processes is not None:
+            limits["pids"] = {"limit": declared.limits.processes}
+        mounts = [
+            {
+                "type": "bind",
+                "source": mount.source,
+                "destination": mount.target,
+                "options": ["rbind", "ro" if mount.read_only else "rw"],
+            }
+            for mount in declared.mounts
+        ]
+        body: dict[str, Any] = {
+            "name": f"pointcall-{self.name}",
+            "image": image,
+            "labels": {LABEL: self.declaration.sha256},
+            "env": dict(declared.environment),
+            "mounts": mounts,
+            "netns": {"nsmode": declared.network},
+            "cap_drop": ["ALL"],
+            "cap_add": list(declared.capabilities),
+            "no_new_privileges": True,
+            "read_only_filesystem": declared.read_only_root,
+            "restart_policy": "no",
+            "stop_signal": _SIGNALS[declared.stop.signal],
+            "log_configuration": {"driver": "k8s-file", "size": MAX_LOG_BYTES},
+        }
+        if declared.command:
+            body["command"] = list(declared.command)
+        if declared.user is not None:
+            body["user"] = declared.user
+        return body | ({"resource_limits": limits} if limits else {})
+
+    def destroy(self, grace_ns: int) -> int:
+        """Stop and remove the container; ns that it took. Not there is no error."""
+        with self._lock:
+            begin = time.monotonic_ns()
+            self.thaw()
+            if grace_ns > 0 and self.running:
+                self._podman.ask("POST", f"{self._path}/stop", timeout=max(1, math.ceil(grace_ns / 1e9)))
+            self._let_go()
+            self._podman.ask("DELETE", self._path, force="true", timeout=0)
+            return time.monotonic_ns() - begin
+
+    def release(self) -> None:
+        """Nothing is kept for a next start."""
+
+    # ---- while it runs ---------------------------------------------------------------------------------------------
+
+    def signal(self, number: int) -> None:
+        if not self.running:
+            raise not_running(self.name)
+        self._podman.ask("POST", f"{self._path}/kill", signal=number)
+
+    def freeze(self, until_ns: int) -> None:
+        with self._lock:
+            group = self._group()
+            freezer = Freezer(group.path) if group is not None else v1_group_of(self.pid)
+            if freezer is None:
+                raise not_running(self.name)
+            self._freezer = freezer
+            self._spawner.freeze(freezer, until_ns)
+
+    def thaw(self) -> None:
+        with self._lock:
+            freezer, self._freezer = self._freezer, None
+            self._free(freezer)
+
+    def _free(self, freezer: Freezer | None) -> None:
+        if freezer is not None:
+            self._spawner.thaw(freezer)
+
+    def healthy(self) -> str:
+        if not self.running:
+            return "its main process does not run"
+        if self._freezer is not None and self._freezer.frozen:
+            return "it is frozen"
+        return unready(self._declared.ready, self._spawner.connecting)

@@ -1,0 +1,193 @@
+"""Services of kind `container` on a real Podman: by digest, never pulled, made anew each time."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pointcall_executor.services.container import LABEL, ContainerService, Podman
+from pointcall_executor.services.groups import remove_empty
+from pointcall_executor.services.managed import ServiceError
+from pointcall_executor.services.spawning import Spawner
+from tests.unit.services.podman import PodmanService
+from tests.unit.services.world import declared, wait_for
+
+PARENT = f"pointcall-boxes-{os.getpid()}"
+SLEEP = ["/bin/busybox", "sleep", "600"]
+
+real = pytest.mark.skipif(PodmanService.missing() != "", reason=f"needs {PodmanService.missing()}")
+
+
+class Stage:
+    def __init__(self, podman: PodmanService, spawner: Spawner) -> None:
+        self.podman, self.spawner = podman, spawner
+        self.client = Podman(str(podman.socket))
+
+    def service(self, **over: Any) -> ContainerService:
+        body = {"image": self.podman.image, "command": SLEEP, "ready": {"timeout_ms": 5000}} | over
+        return ContainerService(declared("container", "box", body), self.client, self.spawner)
+
+    def about(self) -> dict[str, Any] | None:
+        return self.client.ask("GET", "/containers/pointcall-box/json")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    with PodmanService(tmp_path_factory.mktemp("p")) as podman:
+        spawner = Spawner(PARENT)
+        yield Stage(podman, spawner)
+        spawner.close()
+    remove_empty(PARENT)
+
+
+@pytest.fixture
+def stage(shared: Stage) -> Iterator[Stage]:
+    yield shared
+    shared.service().destroy(0)
+
+
+@real
+def test_a_container_is_made_from_its_image_as_declared(stage: Stage) -> None:
+    one, moved = stage.service(environment={"COLOUR": "red"}, user="1000"), []
+    started = one.start(moved.append)
+    assert Path(f"/proc/{started.pid}/cmdline").read_bytes() == b"/bin/busybox\x00sleep\x00600\x00"
+    assert moved == [started.cgroup_id] == [one.cgroup_id]
+    assert one.running
+    assert one.healthy() == ""
+    status = dict(
+        line.split(":\t", 1) for line in Path(f"/proc/{one.pid}/status").read_text().splitlines() if ":\t" in line
+    )
+    assert (status["NoNewPrivs"], status["CapEff"].strip("0"), status["Uid"].split()[0]) == ("1", "", "1000")
+    assert b"COLOUR=red" in Path(f"/proc/{one.pid}/environ").read_bytes()
+    assert len(Path(f"/proc/{one.pid}/net/dev").read_text().splitlines()) == 3  # nothing but loopback
+    about = stage.about()
+    assert about is not None
+    assert about["Config"]["Labels"][LABEL] == one.declaration.sha256
+    assert about["HostConfig"]["ReadonlyRootfs"]
+    one.destroy(0)
+    one.destroy(0)
+    assert stage.about() is None
+    assert not one.running
+
+
+@real
+def test_an_image_that_is_not_here_by_this_digest_is_refused_and_not_pulled(stage: Stage) -> None:
+    wrong = "localhost/box@sha256:" + "0" * 64
+    with pytest.raises(ServiceError) as refusal:
+        stage.service(image=wrong).start()
+    assert (refusal.value.id, refusal.value.want) == ("service.image", wrong)
+
+
+@real
+def test_a_killed_container_is_made_anew(stage: Stage) -> None:
+    one = stage.service()
+    first = one.start()
+    one.signal(signal.SIGKILL)
+    wait_for(lambda: not one.running)
+    assert one.healthy() == "its main process does not run"
+    with pytest.raises(ServiceError) as refusal:
+        one.signal(signal.SIGTERM)
+    assert refusal.value.id == "service.not-running"
+    one.destroy(0)
+    assert one.start().pid != first.pid
+
+
+@real
+def test_a_freeze_is_a_lease(stage: Stage) -> None:
+    one = stage.service()
+    one.start()
+    one.freeze(time.monotonic_ns() + 500_000_000)
+    wait_for(lambda: one.healthy() == "it is frozen")
+    wait_for(lambda: one.healthy() == "")
+    one.freeze(time.monotonic_ns() + 600_000_000_000)
+    one.thaw()
+    one.thaw()
+    wait_for(lambda: one.healthy() == "")
+
+
+@real
+def test_a_container_that_ends_or_is_never_ready_is_an_error_and_is_removed(stage: Stage, tmp_path: Path) -> None:
+    with pytest.raises(ServiceError) as refusal:
+        stage.service(command=["/bin/busybox", "false"], ready={"file": str(tmp_path / "never")}).start()
+    assert refusal.value.id == "service.ended"
+    with pytest.raises(ServiceError) as refusal:
+        stage.service(ready={"file": str(tmp_path / "never"), "timeout_ms": 100}).start()
+    assert refusal.value.id == "service.not-ready"
+    assert stage.about() is None
+
+
+@real
+def test_a_mount_is_what_was_declared(stage: Stage, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    script = "echo ready > /out/flag; echo no > /in/flag; exec /bin/busybox sleep 600"
+    mounts = [
+        {"source": str(tmp_path / "out"), "target": "/out", "read_only": False},
+        {"source": str(tmp_path), "target": "/in"},
+    ]
+    one = stage.service(
+        command=["/bin/busybox", "sh", "-c", script], mounts=mounts, read_only_root=False,
+        ready={"file": str(tmp_path / "out/flag")},
+    )  # fmt: skip
+    one.start()
+    assert (tmp_path / "out/flag").read_text() == "ready\n"
+    assert not (tmp_path / "flag").exists()
+
+
+@real
+def test_the_next_executor_adopts_what_was_made_from_the_same_declaration(stage: Stage) -> None:
+    first = stage.service()
+    pid = first.start().pid
+    second = stage.service()
+    assert second.adopt() == ""
+    assert second.pid == pid
+    assert stage.service(environment={"A": "b"}).adopt() == "it was declared otherwise"
+    assert stage.about() is None
+    assert stage.service().adopt() == "there is no such container"
+
+
+@contextmanager
+def answering(path: Path, status: str, body: bytes) -> Iterator[None]:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            with listener.accept()[0] as channel:
+                channel.recv(65536)
+                channel.sendall(b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n%s" % (status.encode(), len(body), body))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "got"),
+    [
+        ("500 Oops", json.dumps({"message": "storage is full"}).encode(), "500 storage is full"),
+        ("409 Conflict", b"[]", "409 "),
+        ("200 OK", b"not json", "Expecting value"),
+    ],
+)
+def test_what_podman_refuses_is_an_error_with_its_words(tmp_path: Path, status: str, body: bytes, got: str) -> None:
+    with answering(tmp_path / "s", status, body), pytest.raises(ServiceError) as refusal:
+        Podman(str(tmp_path / "s")).ask("GET", "/info")
+    assert refusal.value.id == "service.manager"
+    assert refusal.value.got.startswith(got)
+
+
+def test_a_socket_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ServiceError) as refusal:
+        Podman(str(tmp_path / "s")).ask("GET", "/info")
+    assert (refusal.value.id, refusal.value.want) == ("service.manager", str(tmp_path / "s"))
