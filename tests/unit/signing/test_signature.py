@@ -266,6 +266,15 @@ def test_look_alikes_do_not_pass(github: World, claims: dict[str, str]) -> None:
     assert refused(lambda: verify(github, bundle, signers=[SIGNER])) == "manifest.signer"
 
 
+@pytest.mark.parametrize("issuer", [GITHUB, f"{GITHUB}/some-enterprise", "https://gitlab.com"])
+@pytest.mark.parametrize("left_out", ["source_repository", "build_trigger"])
+def test_a_ci_identity_names_repository_and_trigger(world: World, issuer: str, left_out: str) -> None:
+    row = SIGNER | {"issuer": issuer}
+    assert world.policy(signers=[row]).signers
+    with pytest.raises(MalformedError, match="CI identity"):
+        world.policy(signers=[{name: value for name, value in row.items() if name != left_out}])
+
+
 def test_a_claim_that_the_policy_names_must_be_there(world: World) -> None:
     signer = world.signer(ALICE, source_repository="https://ci.example/acme")
     assert refused(lambda: verify(world, world.sign(statement()), signers=[signer])) == "manifest.signer"
