@@ -23,7 +23,8 @@ from pointcall_attest.tee_policy import TeePolicy
 
 FORMAT: Final = "pointcall-trust-policy/v1"
 MAX_POLICY_BYTES: Final = 128 * 1024  # thirty lines for most sites; long revocation and chip lists fit
-# Issuers whose identities anyone can obtain for their own repository: the subject name alone says too little.
+# Issuers whose identities anyone can obtain for their own repository: the subject name alone says too little. GitHub's
+# enterprises have issuers of their own, below its first one.
 CI_ISSUERS: Final = ("https://token.actions.githubusercontent.com", "https://gitlab.com")
 
 
@@ -40,7 +41,8 @@ class Signer(Strict):
 
     @model_validator(mode="after")
     def _a_ci_identity_names_its_repository(self) -> Self:
-        if self.issuer in CI_ISSUERS and not (self.source_repository and self.build_trigger):
+        of_ci = any(self.issuer == ci or self.issuer.startswith(f"{ci}/") for ci in CI_ISSUERS)
+        if of_ci and not (self.source_repository and self.build_trigger):
             raise ValueError("a CI identity must name its source_repository and build_trigger")
         return self
 

@@ -38,6 +38,9 @@ class SigningKey(Protocol):
     def sign(self, data: bytes) -> bytes:
         """ECDSA with SHA-256 over `data`, DER."""
 
+    def close(self) -> None:
+        """Let go of the device, if it is one."""
+
 
 def sign_with_key(statement: bytes, key: SigningKey) -> bytes:
     """A Sigstore bundle over exactly the bytes of a statement. KeysError `sign.statement` if it is too long."""
@@ -106,6 +109,9 @@ class FileKey:
 
     def sign(self, data: bytes) -> bytes:
         return self._private.sign(data, ec.ECDSA(hashes.SHA256()))
+
+    def close(self) -> None:
+        """Nothing to let go of."""
 
 
 class TokenKey:

@@ -3,17 +3,23 @@
 verify_manifest_cpu_ms_p50  `verify_bundles` in process, warm, CPU time; ratio to `verify_dsse` of the library alone
 verify_manifest_ms_p50      the same, wall time
 verify_manifest_ms_p99      the same, 99th percentile
-check_manifest_ms_p50       all of admission but the evidence: signature, files, modules
+check_manifest_cpu_ms_p50   all of admission but the evidence: signature, files, modules; CPU time
+check_manifest_ms_p50       the same, wall time
 verify_key_ms_p50           a bundle by a long-lived key
 verify_child_ms_p50         `verify_bundles` in its child process, import of the library included
 sign_ms_p50                 one keyless signature against the private instance on loopback
+version_ms_p50              `pointcall --version`, a whole process; ratio to an interpreter that does nothing
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import json
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -38,6 +44,15 @@ def times_ms(call: Callable[[], object], rounds: int = ROUNDS) -> list[float]:
         call()
         out.append((time.perf_counter_ns() - start) / 1e6)
     return sorted(out)
+
+
+def cpu_ms(call: Callable[[], object]) -> list[float]:
+    out = []
+    for _ in range(ROUNDS):
+        start = time.thread_time_ns()
+        call()
+        out.append((time.thread_time_ns() - start) / 1e6)
+    return out
 
 
 def beside(library: Callable[[], object], ours: Callable[[], object]) -> None:
@@ -81,6 +96,8 @@ def measure(world: World, directory: Path) -> None:
     ours = times_ms(lambda: verify_bundles([bundle], trusted_root=root, policy=policy, at=NOW, in_process=True))
     figure("signing", "verify_manifest_ms_p50", statistics.median(ours), "ms", ROUNDS)
     figure("signing", "verify_manifest_ms_p99", percentile(ours, 0.99), "ms", ROUNDS)
+    spent = cpu_ms(lambda: world.check([bundle]))
+    figure("signing", "check_manifest_cpu_ms_p50", statistics.median(spent), "ms", ROUNDS)
     checked = times_ms(lambda: world.check([bundle]))
     figure("signing", "check_manifest_ms_p50", statistics.median(checked), "ms", ROUNDS)
     key = FileKey.make(directory / "key.pem", None)
@@ -92,6 +109,22 @@ def measure(world: World, directory: Path) -> None:
     figure("signing", "verify_child_ms_p50", statistics.median(child), "ms", 5)
     signing = times_ms(lambda: world.sign(payload), rounds=30)
     figure("signing", "sign_ms_p50", statistics.median(signing), "ms", 30)
+    version()
+
+
+def version() -> None:
+    """The cheapest verb, from a shell's point of view."""
+    script = [sys.executable, "-c", "from pointcall_executor.cli import main; main(['--version'])"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def run(words: list[str]) -> float:
+        call = functools.partial(subprocess.run, words, env=environment, capture_output=True, check=True)
+        return statistics.median(times_ms(call, rounds=15))
+
+    bare, own = run([sys.executable, "-c", "pass"]), run(script)
+    figure(
+        "signing", "version_ms_p50", own, "ms", 15, baseline=f"an interpreter alone, {bare:.1f} ms", ratio=own / bare
+    )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     push.add_argument("dir", metavar="DIR", type=Path, help="manifest.json, files/ and *.sigstore.json")
     push.add_argument("reference", metavar="HOST/REPOSITORY")
     pull = what.add_parser("pull", help="fetch one by its digest; nothing of it is verified")
-    pull.add_argument("reference", metavar="HOST/REPOSITORY@sha256:HEX")
+    pull.add_argument("reference", metavar="HOST/REPOSITORY[@sha256:HEX]")
+    pull.add_argument(
+        "--pointer", metavar="BUNDLE", type=Path, nargs="+", help="a signed pointer that says which digest"
+    )
     pack = what.add_parser("pack", help="write a build with its signatures as one file, an OCI archive")
     pack.add_argument("dir", metavar="DIR", type=Path, help="manifest.json, files/ and *.sigstore.json")
     unpack = what.add_parser("unpack", help="the inverse of pack; nothing of it is verified")
@@ -65,7 +68,10 @@ def _push(args: argparse.Namespace) -> int:
 def _pull(args: argparse.Namespace) -> int:
     from pointcall_keys.registry import Reference, pull
 
-    release = pull(Reference.parse(args.reference), _account())
+    where = Reference.parse(args.reference)
+    if args.pointer:
+        where = Reference(where.host, where.name, manifest_notice.pointed_at(args))
+    release = pull(where, _account())
     release.write(args.out)
     return _done(args, {"out": str(args.out)}, f"pulled to {args.out}; verify it before you arm it")
 

@@ -84,6 +84,28 @@ def accept(args: argparse.Namespace) -> int:
     return Exit.REFUSED if found.wrong else Exit.OK
 
 
+def pointed_at(args: argparse.Namespace) -> str:
+    """The digest of the OCI artifact that the signed pointer in `args.pointer` names, by this node's trust policy."""
+    from pointcall_attest.errors import VerifyError
+    from pointcall_executor.cli.output import UsageRefusal, state_dir
+
+    if "@" in args.reference:
+        raise UsageRefusal("two digests", want="HOST/REPOSITORY with --pointer, or HOST/REPOSITORY@sha256:HEX")
+    policy, root = _trust(state_dir(args) / "trust")
+    found = _verified(tuple(p.read_bytes() for p in args.pointer), (), policy, root, dt.datetime.now(dt.UTC))
+    artifacts = {pointer.body.artifact for pointer in found.pointers}
+    if len(artifacts) != 1 or None in artifacts:
+        raise VerifyError(
+            "no pointer names one artifact",
+            id="notice.useless",
+            want="one signed pointer with an artifact",
+            got=", ".join(map(str, artifacts)) or "none",
+            hint="pointcall manifest point --artifact sha256:HEX",
+        )
+    (artifact,) = artifacts
+    return str(artifact)
+
+
 def _verified(
     given: tuple[bytes, ...], there: tuple[bytes, ...], policy: TrustPolicy, root: bytes, now: dt.datetime
 ) -> Notices:

@@ -42,11 +42,17 @@ def add_signing_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    key = _key(args)
+    try:
+        return _policy_row(args, key) if args.policy_row else _sign(args, key)
+    finally:
+        if key is not None:
+            key.close()
+
+
+def _sign(args: argparse.Namespace, key: SigningKey | None) -> int:
     from pointcall_executor.cli.output import Exit, UsageRefusal, print_json
 
-    key = _key(args)
-    if args.policy_row:
-        return _policy_row(args, key)
     paths = [path for what in args.what for path in _statements(what)]
     if not paths or (args.out and len(paths) > 1):
         raise UsageRefusal("nothing to sign" if not paths else "--out names one file", want="statements, or a build")

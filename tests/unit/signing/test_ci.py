@@ -79,6 +79,16 @@ def test_github_asks_for_the_identity_and_nothing_else() -> None:
     assert job["steps"][0]["with"]["persist-credentials"] is False
 
 
+def test_the_workflow_of_our_own_releases() -> None:
+    workflow = load("github-release.yml")
+    (job,) = workflow["jobs"].values()
+    assert workflow["permissions"] == {}
+    assert job["permissions"] == {"contents": "read", "id-token": "write"}
+    assert workflow[True] == {"push": {"tags": ["v*"]}}
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["sudo -E make release SIGN="]
+    assert re.search(r"^release: ", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
 class _TokenServer(BaseHTTPRequestHandler):
     token = ""
 

@@ -23,6 +23,7 @@ from rfc3161_client import HashAlgorithm, TimestampRequestBuilder, decode_timest
 
 from pointcall_executor import cli
 from pointcall_keys.private_sigstore import PrivateSigstore, certificate, timestamp
+from tests.unit.signing.test_signature import CLAIMS, GITHUB, LOOK_ALIKES, WORKFLOW
 from tests.unit.signing.world import ALICE, World
 
 ARTIFACT = b"the signed file\n"
@@ -348,6 +349,21 @@ def test_identities(case: Case) -> None:
         assert not case.accepted(bundle, identity=identity)
     case.issuer += "/"
     assert not case.accepted(bundle)
+
+
+@pytest.mark.parametrize("claim", LOOK_ALIKES)
+def test_the_nine_look_alikes(case: Case, claim: str) -> None:
+    """Certificates of workflows that look like the one that was asked for, at every one of which somebody stumbled."""
+    case.world.sigstore.accept_issuer(GITHUB, "github")
+    config = case.folder / "trust.json"
+    config.write_text(json.dumps(case.world.sigstore.trust_config()))
+    case.issuer = GITHUB
+    for workflow, good in ((WORKFLOW, True), (claim, False)):
+        token = case.world.sigstore.token("repo:acme/runbooks", **(CLAIMS | {"job_workflow_ref": workflow}))
+        words = ["sign-bundle", "--identity-token", token, "--bundle", str(case.folder / "bundle.json")]
+        assert cli.main([*words, "--trust-config", str(config), str(case.folder / "artifact")]) == 0
+        bundle = (case.folder / "bundle.json").read_bytes()
+        assert case.accepted(bundle, identity=f"https://github.com/{WORKFLOW}") is good
 
 
 # Time: of the log (Rekor v1), of timestamp authorities (both)

@@ -145,7 +145,7 @@ AUTHORS: dict[str, str] = {
     "runbooks.grants.networks": "left out",
     "sensors.name": "a name; arming asks whether it knows the sensor",
     "sensors.params": "left out",
-    "sensors.params.unknown": "a constant of the blob; loading asks whether the blob has it",
+    "sensors.params.unknown": "a constant of the blob: for its sensor to judge",
     "services.name": "a name; then its declaration is of another kind",
     "services.kind": "another kind; arming asks whether it can",
     "services.listen": "nowhere",

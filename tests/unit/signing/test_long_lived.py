@@ -145,7 +145,23 @@ def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return SOFTHSM
 
 
-def test_a_key_behind_pkcs11(token: Path, world: World) -> None:
+def _sign_with_the_token_from_the_command_line(
+    library: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "m.json").write_bytes(statement())
+    words = ["--pkcs11", str(library), "--token", "pointcall", "--label", "release"]
+    assert cli.main(["sign", *words, "--policy-row", "hsm"]) == 2  # no PIN
+    monkeypatch.setenv("POINTCALL_PKCS11_PIN", "1234")
+    capsys.readouterr()
+    assert cli.main(["sign", *words, "--policy-row", "hsm"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert cli.main(["sign", str(folder / "m.json"), *words]) == 0
+    assert verify((folder / "m.sigstore.json").read_bytes(), policy(row)).payload == statement()
+
+
+def test_a_key_behind_pkcs11(
+    token: Path, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import pkcs11
 
     library = pkcs11.lib(str(token))
@@ -163,6 +179,7 @@ def test_a_key_behind_pkcs11(token: Path, world: World) -> None:
     candidate = world.check([sign_with_key(statement(), key)], policy=policy(policy_row("hsm", key)), trusted_root=b"")
     assert admit(candidate, TEE).signed.signers[0].identity == sha256(key.spki)
     key.close()
+    _sign_with_the_token_from_the_command_line(token, tmp_path, monkeypatch, capsys)
     for label, name, pin in (("nobody", "pointcall", "1234"), ("p384", "pointcall", "1234"),
                              ("release", "other", "1234"), ("release", "pointcall", "9999")):  # fmt: skip
         with pytest.raises(KeysError) as caught:

@@ -24,7 +24,7 @@ from pointcall_keys.archive import read_archive, write_archive
 from pointcall_keys.errors import KeysError
 from pointcall_keys.registry import Account, Reference, pull, push
 from pointcall_keys.release import EMPTY_TYPE, TITLE, Release, digest
-from tests.unit.signing.world import World, files, statement
+from tests.unit.signing.world import ALICE, BOB, World, files, statement
 
 
 @pytest.fixture(scope="session")
@@ -257,6 +257,48 @@ def test_the_verbs(
     assert cli.main(["manifest", "unpack", str(tmp_path / "a.tar"), "--out", str(tmp_path / "back")]) == 0
     assert Release.read(tmp_path / "back") == release
     assert cli.main(["manifest", "pull", f"{registry}/acme/verbs:latest", "--out", str(tmp_path / "x")]) == 1
+
+
+def test_a_pointer_says_what_to_pull(
+    registry: str, release: Release, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A site without Kubernetes knows a repository and a trust policy, and follows the signed pointer of its ring."""
+    state, config = tmp_path / "state", tmp_path / "trust.json"
+    (state / "trust").mkdir(parents=True)
+    (state / "trust/policy.json").write_bytes(world.policy(ring="canary").raw)
+    (state / "trust/trusted_root.json").write_bytes(world.sigstore.trusted_root())
+    config.write_text(json.dumps(world.sigstore.trust_config()))
+    release.write(tmp_path / "in")
+    where = push(release, Reference.parse(f"{registry}/acme/pointed"))
+
+    def pointer(who: str, *words: str) -> str:
+        out = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
+        point = ["manifest", "point", str(tmp_path / "in/manifest.json"), "--out", str(out), *words]
+        assert cli.main(point) == 0
+        call = ["sign", str(out), "--trust-config", str(config), "--identity-token", world.sigstore.token(who)]
+        assert cli.main(call) == 0
+        return str(out.with_suffix(".sigstore.json"))
+
+    def pull_by(bundle: str, reference: str = f"{registry}/acme/pointed") -> int:
+        out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+        words = ["manifest", "pull", reference, "--pointer", bundle, "--state-dir", str(state), "--out", str(out)]
+        code = cli.main(words)
+        assert (code == 0) == out.exists()
+        return code or int(Release.read(out) != release)
+
+    named = ["--artifact", str(where.digest)]
+    assert pull_by(pointer(ALICE, "--ring", "canary", *named)) == 0
+    capsys.readouterr()
+    for bundle, wrong in (
+        (pointer(BOB, "--ring", "canary", *named), "manifest.notices"),
+        (pointer(ALICE, "--ring", "fleet", *named), "notice.useless"),
+        (pointer(ALICE, "--ring", "canary"), "notice.useless"),
+        (pointer(ALICE, "--ring", "canary", "--issued", "2026-01-01T00:00:00Z", *named), "notice.useless"),
+        (pointer(ALICE, "--ring", "canary", "--artifact", f"sha256:{'00' * 32}"), "registry.answer"),
+    ):
+        assert pull_by(bundle) == 1
+        assert wrong in capsys.readouterr().err
+    assert pull_by(pointer(ALICE, "--ring", "canary", *named), f"{registry}/acme/pointed@{where.digest}") == 2
 
 
 # A registry that lies

@@ -7,6 +7,9 @@ import copy
 import datetime as dt
 import hashlib
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -113,19 +116,27 @@ def test_a_child_that_dies_is_a_refusal(world: World, monkeypatch: pytest.Monkey
         "import subprocess; subprocess.run(['true'])",
         "import os; os.system('true')",
         "import os; os.fork()",
+        "import os; os.open('/tmp/pointcall-child', os.O_CREAT | os.O_WRONLY)",
+        "import os; os.remove('/tmp/pointcall-child')",
+        "import os; os.kill(os.getppid(), 0)",
+        "import ctypes; ctypes.CDLL(None)",
         "x = bytearray(2 << 30)",
     ],
 )
 def test_what_the_child_can_no_longer_do(act: str) -> None:
-    import subprocess
-    import sys
-
     program = f"import sys; sys.path[:] = {sys.path!r}\nfrom pointcall_attest.signature_child import _give_up\n"
     done = subprocess.run(
         [sys.executable, "-I", "-c", f"{program}_give_up()\n{act}\nprint('done')"], capture_output=True
     )
     assert b"done" not in done.stdout
     assert b"PermissionError" in done.stderr or b"MemoryError" in done.stderr
+
+
+def test_a_child_that_computes_for_ever_ends() -> None:
+    program = f"import sys; sys.path[:] = {sys.path!r}\nfrom pointcall_attest import signature_child as child\n"
+    words = f"{program}child.CPU_SECONDS = 1\nchild._give_up()\nwhile True: pass"
+    done = subprocess.run([sys.executable, "-I", "-c", words], capture_output=True, timeout=60, check=False)
+    assert -done.returncode in (signal.SIGXCPU, signal.SIGKILL)
 
 
 # Windows: the library ignores the end of log, CT and CA keys
@@ -207,6 +218,18 @@ CLAIMS: dict[str, Any] = {
     "runner_environment": "github-hosted",
     "job_workflow_ref": WORKFLOW,
 }
+# Other organisation, repository, workflow, branch, pull request, tag, embedded URL, dot as wildcard, trailing newline.
+LOOK_ALIKES = (
+    "acme-evil/runbooks/.github/workflows/sign.yml@refs/heads/main",
+    "acme/runbooks-evil/.github/workflows/sign.yml@refs/heads/main",
+    "acme/runbooks/.github/workflows/sign2.yml@refs/heads/main",
+    "acme/runbooks/.github/workflows/sign.yml@refs/heads/main2",
+    "acme/runbooks/.github/workflows/sign.yml@refs/pull/1/merge",
+    "acme/runbooks/.github/workflows/sign.yml@refs/tags/main",
+    "x/y?https://github.com/acme/runbooks/.github/workflows/sign.yml@refs/heads/main",
+    "acme/runbooks/.github/workflows/signxyml@refs/heads/main",
+    "acme/runbooks/.github/workflows/sign.yml@refs/heads/main\n",
+)
 SIGNER = {
     "issuer": GITHUB,
     "identity": f"https://github.com/{WORKFLOW}",
@@ -231,15 +254,7 @@ def test_a_github_identity(github: World) -> None:
 @pytest.mark.parametrize(
     "claims",
     [
-        {"job_workflow_ref": "acme-evil/runbooks/.github/workflows/sign.yml@refs/heads/main"},
-        {"job_workflow_ref": "acme/runbooks-evil/.github/workflows/sign.yml@refs/heads/main"},
-        {"job_workflow_ref": "acme/runbooks/.github/workflows/sign2.yml@refs/heads/main"},
-        {"job_workflow_ref": "acme/runbooks/.github/workflows/sign.yml@refs/heads/main2"},
-        {"job_workflow_ref": "acme/runbooks/.github/workflows/sign.yml@refs/pull/1/merge"},
-        {"job_workflow_ref": "acme/runbooks/.github/workflows/sign.yml@refs/tags/main"},
-        {"job_workflow_ref": "x/y?https://github.com/acme/runbooks/.github/workflows/sign.yml@refs/heads/main"},
-        {"job_workflow_ref": "acme/runbooks/.github/workflows/signxyml@refs/heads/main"},
-        {"job_workflow_ref": "acme/runbooks/.github/workflows/sign.yml@refs/heads/main\n"},
+        *({"job_workflow_ref": ref} for ref in LOOK_ALIKES),
         {"repository": "acme/other"},
         {"repository_id": "100"},
         {"event_name": "pull_request_target"},
@@ -249,6 +264,15 @@ def test_a_github_identity(github: World) -> None:
 def test_look_alikes_do_not_pass(github: World, claims: dict[str, str]) -> None:
     bundle = github.sign(statement(), who="repo:acme/runbooks", **(CLAIMS | claims))
     assert refused(lambda: verify(github, bundle, signers=[SIGNER])) == "manifest.signer"
+
+
+@pytest.mark.parametrize("issuer", [GITHUB, f"{GITHUB}/some-enterprise", "https://gitlab.com"])
+@pytest.mark.parametrize("left_out", ["source_repository", "build_trigger"])
+def test_a_ci_identity_names_repository_and_trigger(world: World, issuer: str, left_out: str) -> None:
+    row = SIGNER | {"issuer": issuer}
+    assert world.policy(signers=[row]).signers
+    with pytest.raises(MalformedError, match="CI identity"):
+        world.policy(signers=[{name: value for name, value in row.items() if name != left_out}])
 
 
 def test_a_claim_that_the_policy_names_must_be_there(world: World) -> None:
