@@ -22,7 +22,7 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -413,14 +413,14 @@ class Executor:
                 self._call(lambda: self._switch(session, attested, generation))
                 put_back.pop_all()
             undo.pop_all()
-        session.services.commit()
+        self._record_services("services ended: not declared any more", session.services.commit())
         return admitted
 
     def _start_services(self, session: Session, put_back: contextlib.ExitStack) -> None:
         """Start what the manifest declares and what does not run yet, each start recorded like an action."""
         before = self._session or self._stopped
         session.services = self._node.services(session.admitted, before.services if before else None, session.moved)
-        put_back.callback(session.services.undo)
+        put_back.callback(lambda: self._record_services("services put back", session.services.undo()))
         for number in session.services.adopt():
             action = Recreate(Service(number))
             act = Act(0, Call.of(action), action, target=session.services.name(number))
@@ -431,6 +431,10 @@ class Executor:
                 act.outcome = Outcome.APPLIED
             finally:
                 self._recorder.record(_outcome(act))
+
+    def _record_services(self, what: str, names: Sequence[str]) -> None:
+        if names:
+            self._recorder.record(entry.Config(what=what, detail={"services": list(names)}))
 
     def _switch(self, session: Session, attested: Attested, generation: int) -> None:
         """On the loop thread, with no run in flight: first what can fail, then the assignment."""

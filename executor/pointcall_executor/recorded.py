@@ -198,11 +198,13 @@ class RecordedServices:
             self._on_moved(number, cgroup_id)
         return [number for number in self._names if number not in self._running]
 
-    def undo(self) -> None:
+    def undo(self) -> tuple[str, ...]:
         """Nothing runs."""
+        return ()
 
-    def commit(self) -> None:
+    def commit(self) -> tuple[str, ...]:
         """Nothing runs."""
+        return ()
 
     def stop_all(self) -> None:
         """Nothing runs."""

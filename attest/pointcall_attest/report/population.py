@@ -4,7 +4,7 @@
   (2) the checkpoint is signed by the checkpoint key of the epoch that was open
   (3) every entry is signed by the key of its epoch, and that epoch was opened in the log before it
   (4) every key after the first was vouched for by the one before it
-  (5) every run that was about to act has its receipt
+  (5) every run that was about to act has its receipt, or was closed as `unconfirmed` by the next executor
   (6) every key is bound by evidence that the maker of the report accepts, of the tier that the node stated
 
 The last one needs the evidence and a trust policy; without them it is listed as not checked.
@@ -51,10 +51,16 @@ def examine(entries: Sequence[Entry], head: Checkpoint | None, appraisals: Mappi
         _checkpoint_signed(entries, head),
         _none("report.signatures", signatures, f"{len(entries)} entries signed by the key of their epoch"),
         _none("report.epochs", epochs, "every key vouched for by the one before"),
-        _none("report.receipts", receipts, "every run that was about to act has its receipt"),
+        _none("report.receipts", receipts, _receipts_there(entries)),
         _evidence([e for e in entries if e.kind == "epoch-open"], appraisals),
     )
     return Examined(checks, frozenset(signatures), frozenset(epochs), frozenset(receipts))
+
+
+def _receipts_there(entries: Sequence[Entry]) -> str:
+    cut_off = len(interrupted(entries) - {str(e.run) for e in entries if e.kind == "receipt"})
+    more = f"; {cut_off} cut off by the end of the executor and closed as unconfirmed" if cut_off else ""
+    return f"every run that was about to act has its receipt{more}"
 
 
 def _complete(entries: Sequence[Entry], head: Checkpoint | None) -> Iterable[Check]:
@@ -157,9 +163,16 @@ def unvouched(entries: Sequence[Entry]) -> list[int]:
 
 def without_receipt(entries: Sequence[Entry]) -> list[int]:
     """The intents of runs without a receipt, of earlier epochs: a run of the epoch that is open may still go on."""
-    received = {e.run for e in entries if e.kind == "receipt"}
+    received = {e.run for e in entries if e.kind == "receipt"} | interrupted(entries)
     current = next((e.epoch for e in reversed(entries) if e.kind == "epoch-open"), None)
     return [e.index for e in entries if _of_a_run(e) and e.run not in received and e.epoch != current]
+
+
+def interrupted(entries: Sequence[Entry]) -> set[str]:
+    """Runs that the end of an executor cut off, and that the next one closed as `unconfirmed`: nobody knows more."""
+    began = {e.run: e.epoch for e in entries if e.kind == "intent"}
+    closed = (e for e in entries if e.kind == "outcome" and e.body["outcome"] == "unconfirmed" and e.run is not None)
+    return {str(e.run) for e in closed if e.run in began and began[e.run] != e.epoch}
 
 
 def _of_a_run(entry: Entry) -> bool:

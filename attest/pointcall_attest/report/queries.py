@@ -110,7 +110,7 @@ def _intended(facts: Facts) -> Held:
     return {i: all(held(i, facts.receipts[i].run.id, a) for a in acted) for i, acted in lasting.items() if acted}
 
 
-LASTING: Final = frozenset({"recreate", "kill", "kill_connections"})
+LASTING: Final = frozenset({"recreate", "kill", "kill_connections", "freeze", "thaw"})
 
 
 def _tried(a: Acted) -> bool:

@@ -159,8 +159,8 @@ class DeclaredServices:
         self._before, self._started, self._stopped, self._final = None, [], [], True
         return found
 
-    def undo(self) -> None:
-        """Destroy what this one started, start again what it stopped. ServiceError where that fails."""
+    def undo(self) -> tuple[str, ...]:
+        """Destroy what this one started, start again what it stopped; names of both. ServiceError where that fails."""
         before, started, stopped = self._end()
         for number in started:
             if self._by_number[number].ours:
@@ -168,16 +168,20 @@ class DeclaredServices:
         if before is not None:
             for number in stopped:
                 before.start(number)
+        return tuple(self._by_number[number].name for number in dict.fromkeys([*started, *stopped]))
 
-    def commit(self) -> None:
-        """Destroy those of before that were not taken over."""
+    def commit(self) -> tuple[str, ...]:
+        """Destroy those of before that were not taken over; their names."""
         before, _, _ = self._end()
+        ended = []
         if before is None:
             self._sweep()
         staying = self._by_number.values()
         for one in before.managed().values() if before else ():
             if one not in staying and one.ours:
                 _end(one, _grace_ns(one))
+                ended.append(one.name)
+        return tuple(ended)
 
     def _sweep(self) -> None:
         """What an earlier executor left of services that are not declared any more ends here."""

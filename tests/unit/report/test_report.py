@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -156,6 +157,27 @@ def test_a_run_of_an_earlier_epoch_without_receipt_is_found() -> None:
     made = report(log)
     assert failed(made) == ["report.receipts"]
     assert str(intent.index) in made.verdict.failed[0].observed
+
+
+@pytest.mark.parametrize(("outcome", "later", "found"), [
+    ("unconfirmed", True, []), ("applied", True, ["report.receipts"]), ("unconfirmed", False, ["report.receipts"]),
+])  # fmt: skip
+def test_a_run_that_was_cut_off_is_closed_by_a_later_epoch(outcome: Any, later: bool, found: list[str]) -> None:
+    log = SampleLog()
+    run = "0" * 26
+    log.append(entry.Intent(action="recreate", target="db", args={}, grant="g"), run)
+    if later:
+        log.next_epoch()
+    body = entry.OutcomeBody(
+        action="recreate", target="db", outcome=outcome, detail={}, postcondition="", undo=None
+    )  # fmt: skip
+    log.append(body, run)
+    log.next_epoch()
+    made = report(log)
+    assert failed(made) == found
+    if not found:
+        (check,) = [c for c in made.verdict.checks if c.id == "report.receipts"]
+        assert "1 cut off" in check.observed
 
 
 @pytest.mark.parametrize(("grant", "found"), [("operator", []), ("manifest", []), ("recreate:db", ["report.receipts"])])
