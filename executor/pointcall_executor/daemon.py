@@ -299,8 +299,16 @@ class Executor:
 
         RefusedError where it would not be admitted any more: then it is disarmed.
         """
-        with self._arming:
+        with self._changing():
             self._renew("asked for")
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """One change of session, epoch or approvals at a time. StoppedError once the executor closes."""
+        with self._arming:
+            if self._closed:
+                raise StoppedError("the executor stops", hint="start it again")
+            yield
 
     def _renew(self, reason: str) -> None:
         session = self._session
@@ -334,7 +342,7 @@ class Executor:
 
         def renew() -> None:
             try:
-                with self._arming, contextlib.suppress(RefusedError, ArmingError, StoppedError):
+                with contextlib.suppress(RefusedError, ArmingError, StoppedError), self._changing():
                     self._renew("lifetime")
             except BaseException as error:
                 self._post(lambda error=error: self._fail(error))  # type: ignore[misc]
@@ -350,7 +358,7 @@ class Executor:
 
         RefusedError carries every check; ArmingError, ServiceError and KernelError say what this node cannot do.
         """
-        with self._arming:
+        with self._changing():
             try:
                 return self._arm(bundle)
             except RefusedError as refusal:
@@ -454,7 +462,7 @@ class Executor:
         memory = {key: value for key, value in self.state.memory.items() if key[0] in same}
         self._timers = sorted(t for t in self._timers if t.runbook in same)
         leases = guard.circuits_held(self.state.guard, _forced(session.sensors))
-        self.state = replace(self.state, armed=session.armed, memory=memory, guard=leases)
+        self.state = replace(self.state, armed=session.armed, memory=memory, guard=replace(leases, approvals={}))
         self._session, self._stopped, self._lost = session, None, {}
         self._waiting.forget_asked()
         if old is None:
@@ -510,7 +518,7 @@ class Executor:
     def _disarm(self, reason: str, *, leave: bool = False) -> None:
         if self._session is None:
             return
-        self.state = replace(self.state, armed=None)
+        self.state = replace(self.state, armed=None, guard=replace(self.state.guard, approvals={}))
         self._timers = []
         self._waiting.forget_asked()
         self._drop(self._session.sensors, leave=leave)
@@ -554,7 +562,7 @@ class Executor:
         if changed:
             raise ConfigError("a setting needs a restart", id="config.restart", got=", ".join(changed))
         trust = load_trust(self.state_dir / "trust")
-        with self._arming:
+        with self._changing():
             self.config, before, self.trust = config, self.trust, trust
             self._recorder.record(entry.Config(what="settings", detail={"policy": trust.policy.sha256}))
             if trust != before or read_notices(self.state_dir / FOLDER) != self._notices:
@@ -607,7 +615,8 @@ class Executor:
             at=datetime.now(UTC),
         )
         self.journal.put_blob(bundle)
-        self._call(lambda: self._approved(session, approval))
+        with self._changing():  # it begins a run: not while another session or epoch waits for all runs to end
+            self._call(lambda: self._approved(session, approval))
         return approval.body.run
 
     def _approved(self, session: Session, approval: Approval) -> None:
@@ -1027,8 +1036,12 @@ class Executor:
             self._ended(run, act)
 
         def tell() -> None:
-            self._apply(run, act, action)
-            self._post(told)
+            try:
+                self._apply(run, act, action)
+            except BaseException as error:
+                self._post(lambda error=error: self._fail(error))  # type: ignore[misc]
+            else:
+                self._post(told)
 
         self._messenger.submit(tell)
 
@@ -1104,9 +1117,11 @@ class Executor:
         now_ns = time.monotonic_ns()
         if isinstance(act.action, Escalate) and act.outcome is Outcome.APPLIED:
             self._called(run, (act.action.channel.number,), act.action.code, "the runbook decided it")
-        elif act.outcome is not Outcome.APPLIED and act.call.action not in WITHOUT_INTENT:
-            self.state = replace(self.state, guard=guard.undone(self.state.guard, act.action))
-            if act.outcome is not Outcome.REFUSED:
+        elif act.call.action not in WITHOUT_INTENT:
+            back = act.detail.get("rolled_back") == "yes"
+            held = guard.settled(self.state.guard, act.action, act.outcome, now_ns, rolled_back=back)
+            self.state = replace(self.state, guard=held)
+            if act.outcome not in (Outcome.APPLIED, Outcome.REFUSED):
                 self._escalate(run, act)
         self._advance(Ended(run.id, run.runbook, run.subject, act.action, act.outcome, now_ns), "action", now_ns)
         self._maybe_finish(run)
@@ -1148,13 +1163,13 @@ class Executor:
         self._outdate()
         with self._arming, contextlib.suppress(PointcallError):
             self._call(lambda: self._disarm(reason, leave=self.config.pin))
-            with self._idle:
-                self._idle.wait_for(lambda: self._flying == 0 or self.failure is not None, QUIET_SECONDS)
-        self._pool.shutdown(wait=True)
-        self._messenger.shutdown(wait=True, cancel_futures=True)
+            with self._idle:  # how long that may take is for whoever manages this service to say
+                self._idle.wait_for(lambda: self._flying == 0 or self.failure is not None)
         self._stopping = True
         os.eventfd_write(self._wake, 1)
-        self._thread.join()
+        self._thread.join()  # before the pools: it gives them work
+        self._pool.shutdown(wait=True)
+        self._messenger.shutdown(wait=True, cancel_futures=True)
         session = self._session or self._stopped
         if stop_services and session is not None:
             session.services.stop_all()

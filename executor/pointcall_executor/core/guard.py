@@ -22,6 +22,7 @@ from pointcall_runbook.vocabulary import (
     Mode,
     Network,
     OpenCircuit,
+    Outcome,
     Recreate,
     Thaw,
     capability,
@@ -358,6 +359,7 @@ def judge(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
 
 def permitted(state: GuardState, request: Request, rules: Rules) -> GuardState:
     """The state after an action was let through: a token is spent, the target is held."""
+    state = replace(state, approvals=_spent(state.approvals, request))
     if capability(type(request.action)) in HARMLESS:
         return state
     now, target = request.now_ns, target_of(request.action)
@@ -374,8 +376,6 @@ def permitted(state: GuardState, request: Request, rules: Rules) -> GuardState:
         state,
         busy={**state.busy, target: request.run},
         buckets=buckets,
-        leases=_leased(state.leases, request.action, now),
-        approvals=_spent(state.approvals, request),
         recreated=recreated,
         history=history,
     )
@@ -384,18 +384,6 @@ def permitted(state: GuardState, request: Request, rules: Rules) -> GuardState:
 def _spent(approvals: Mapping[tuple[str, Action], int], request: Request) -> Mapping[tuple[str, Action], int]:
     key = (request.runbook, request.action)
     return {k: until for k, until in approvals.items() if k != key} if key in approvals else approvals
-
-
-def _leased(leases: Mapping[Target, int], action: Action, now_ns: int) -> Mapping[Target, int]:
-    """What is held after this action; leases whose time is over are forgotten."""
-    target, ends = target_of(action), ENDS.get(type(action), frozenset())
-    if not ends and not isinstance(action, Lease):
-        return leases
-    kept = {held: until for held, until in leases.items() if until > now_ns and held[1:] != target}
-    mine = {held: until for held, until in leases.items() if held[1:] == target and held[0] not in ends}
-    if isinstance(action, Lease):
-        mine[(capability(type(action)), *target)] = now_ns + action.hold
-    return kept | mine
 
 
 def approved(state: GuardState, runbook: str, action: Action, until_ns: int) -> GuardState:
@@ -411,10 +399,21 @@ def circuits_held(state: GuardState, forced: Iterable[tuple[Address, int, int]])
     return replace(state, leases={**kept, **held})
 
 
-def undone(state: GuardState, action: Action) -> GuardState:
-    """The state after an action was rolled back: what it held is free again."""
-    held = (capability(type(action)), *target_of(action))
-    return replace(state, leases={k: until for k, until in state.leases.items() if k != held})
+def settled(state: GuardState, action: Action, outcome: Outcome, now_ns: int, *, rolled_back: bool) -> GuardState:
+    """The state with what an action that has ended holds from now on, and without what it has ended.
+
+    While it was in flight its target was busy. What may hold counts as held; what failed has changed nothing.
+    """
+    target, ends = target_of(action), ENDS.get(type(action), frozenset())
+    own = (capability(type(action)), *target)
+    leases = {held: until for held, until in state.leases.items() if until > now_ns}
+    if rolled_back:
+        leases.pop(own, None)
+    elif isinstance(action, Lease) and outcome in (Outcome.APPLIED, Outcome.UNCONFIRMED):
+        leases[own] = max(now_ns + action.hold, leases.get(own, 0))
+    elif outcome is Outcome.APPLIED:
+        leases = {held: until for held, until in leases.items() if held[1:] != target or held[0] not in ends}
+    return replace(state, leases=leases)
 
 
 def recalled(state: GuardState, acted: Sequence[tuple[str, str, int]], now_ns: int) -> GuardState:
@@ -426,7 +425,7 @@ def recalled(state: GuardState, acted: Sequence[tuple[str, str, int]], now_ns: i
         at = now_ns - age_ns
         if at < 0:
             continue
-        history = state.history.noted(("actions",), at)
+        history = state.history.noted(("actions",), at, keep=len(acted))
         if action == capability(Recreate):
             number = service(target).number
             history = history.noted(("restart", number), at)
