@@ -23,7 +23,7 @@ HOUR = 60 * MINUTE
 TOLD_NS = 6 * MINUTE  # in this time whoever was called and has not answered is called again
 WAITING_MAX = 64  # calls that wait for an answer; the oldest is given up
 APPROVED_NS = MINUTE  # how long an approval waits for what the guard holds back
-LATE_NS = 30 * SECOND  # so long a slow disk may keep the loop from seeing that the node is halted
+TURNS = 3  # of the loop: after so many that began when it was time to look, it has looked
 
 INVARIANTS = {
     "target": "never two actions on one target at once",
@@ -103,6 +103,7 @@ class Auditor:
         self.asked: dict[tuple[str, int], tuple[str, Action, str]] = {}  # (run, index) -> runbook, action, manifest
         self.approved: list[tuple[int, tuple[str, Action, str]]] = []  # when, what
         self.waiting: dict[str, tuple[int, int]] = {}  # run -> since, code
+        self.answered: dict[str, None] = {}
         self.called: dict[str, None] = {}  # runs of this process whose call was written
         self.tells: dict[int, list[int]] = {}  # code -> when a channel was told
         self.rolled_back: dict[tuple[str, tuple[Any, ...]], None] = {}  # (run, target)
@@ -369,9 +370,13 @@ class Auditor:
             self.fail("disarmed", f"{what}, after the journal failed")
         if self._is_paused():
             self.fail("paused", what)
-        halted = self.machine.halted_ns
-        if self.machine.halt is not None and (halted <= self.began or self.now - halted > LATE_NS):
+        if self.machine.halt is not None and (self.machine.halted_ns <= self.began or self._has_looked()):
             self.fail("halted", what)
+
+    def _has_looked(self) -> bool:
+        """Whether the loop was bound to see that the node is halted."""
+        executor, beats = self.machine.looked_from
+        return executor is not None and executor is self.machine.executor and executor.beats >= beats + TURNS
 
     def performed(self, action: Action, done: Any) -> None:
         """What became of an action, before anybody writes it down."""
@@ -484,6 +489,7 @@ class Auditor:
                 self.fail("paused", f"it ended before {self.paused}")
             self.paused = self.pausing = None
         elif what == "acknowledged":
+            self.answered[detail["run"]] = None
             self.waiting.pop(detail["run"], None)
         elif what == "approved":
             about = self.asked.pop((detail["run"], detail["index"]), None)
@@ -531,6 +537,8 @@ class Auditor:
                 self.paused, self.pausing = (self.now, self.pausing), None
             case "escalated":
                 self.called[detail["run"]] = None
+                if detail["run"] in self.answered:  # before it was on disk
+                    return
                 self.waiting[detail["run"]] = (self.now, detail["code"])
                 while len(self.waiting) > WAITING_MAX:
                     del self.waiting[next(iter(self.waiting))]

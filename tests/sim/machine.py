@@ -45,7 +45,7 @@ CALM_NS = 20 * MINUTE  # after the last event: everything that was begun must en
 HASH = "0" * 64
 OPERATIONS = {  # what operators do, and how often
     "arm": 6, "older": 2, "disarm": 2, "pause": 3, "resume": 4, "trip": 4, "release": 4, "reload": 1, "roll": 2,
-    "checkpoint": 1, "stop": 1, "halt": 1, "clear": 1, "approve": 8, "acknowledge": 3,
+    "checkpoint": 1, "stop": 1, "halt": 2, "clear": 1, "approve": 8, "acknowledge": 3,
 }  # fmt: skip
 DOORS: list[ModuleType] = [daemon, recorder, run, session]  # modules that must not see the real clock or threads
 
@@ -82,7 +82,7 @@ class Scenario:
             pin=chance.random() < 0.4,
             bursts=chance.random() < 0.6,
             preempt_one_in=chance.choice((0, 0, 3, 10, 50)),
-            contrary_one_in=chance.choice((0, 10, 100)),
+            contrary_one_in=chance.choice((0, 3, 20, 100)),
             monitor=chance.random() < 0.08,
             mischief=chance.choice((0.0, 0.01, 0.05)),
         )
@@ -225,6 +225,7 @@ class Machine:
         self.cgroups = itertools.count(1)
         self.halt: Halt | None = None
         self.halted_ns = 0  # since when, if it is
+        self.looked_from: tuple[daemon.Executor | None, int] = (None, 0)  # from which turn of its loop it must see that
         self.jumped_ns = -1  # when the clock jumped last
         self.closing = False  # somebody has asked the executor to stop
         self.sensors: list[kernels.Sensors] = []
@@ -578,8 +579,13 @@ class Machine:
     def _halt(self) -> None:
         if self.halt is None:
             held = self.halt = Halt("the operator says so", "")
-            self.halted_ns = self.scheduler.now
+            self.halted_ns, self.looked_from = self.scheduler.now, (None, 0)
+            self.scheduler.after(300 * MILLISECOND, lambda: self._must_look(held))
             self.scheduler.after(self.chance.choice((SECOND, 10 * SECOND, 10 * MINUTE)), lambda: self._clear(held))
+
+    def _must_look(self, held: Halt) -> None:
+        if self.halt is held and self.executor is not None:
+            self.looked_from = self.executor, self.executor.beats
 
     def _clear(self, held: Halt) -> None:
         if self.halt is held:
