@@ -210,10 +210,10 @@ class Executor:
         if left.paused is not None and left.paused.until > now:
             self._paused_until_ns = now_ns + int((left.paused.until - now).total_seconds() * 1e9)
             self._held_back = left.paused.reason
-            self.state = replace(self.state, guard=replace(self.state.guard, paused=left.paused.reason))
+            self.state = self.state._replace(guard=self.state.guard._replace(paused=left.paused.reason))
         for run, code in left.escalations.items():
             self._waiting.call(run, (), code, now_ns)
-        self.state = replace(self.state, guard=guard.recalled(self.state.guard, _ages(left.acted, now), now_ns))
+        self.state = self.state._replace(guard=guard.recalled(self.state.guard, _ages(left.acted, now), now_ns))
         held = halted(self.state_dir)
         if held is not None:
             self._recorder.record(entry.Config(what="halted", detail={"reason": held.reason, "since": held.since}))
@@ -454,7 +454,7 @@ class Executor:
         memory = {key: value for key, value in self.state.memory.items() if key[0] in same}
         self._timers = sorted(t for t in self._timers if t.runbook in same)
         leases = guard.circuits_held(self.state.guard, _forced(session.sensors))
-        self.state = replace(self.state, armed=session.armed, memory=memory, guard=leases)
+        self.state = self.state._replace(armed=session.armed, memory=memory, guard=leases)
         self._session, self._stopped, self._lost = session, None, {}
         self._waiting.forget_asked()
         if old is None:
@@ -510,7 +510,7 @@ class Executor:
     def _disarm(self, reason: str, *, leave: bool = False) -> None:
         if self._session is None:
             return
-        self.state = replace(self.state, armed=None)
+        self.state = self.state._replace(armed=None)
         self._timers = []
         self._waiting.forget_asked()
         self._drop(self._session.sensors, leave=leave)
@@ -537,7 +537,7 @@ class Executor:
         self._call(lambda: self._set_paused("", 0, "resumed", {"reason": reason}))
 
     def _set_paused(self, paused: str, until_ns: int, what: str, detail: dict[str, JsonValue]) -> None:
-        self.state = replace(self.state, guard=replace(self.state.guard, paused=paused))
+        self.state = self.state._replace(guard=self.state.guard._replace(paused=paused))
         self._paused_until_ns = until_ns
         with self._begin:
             self._held_back = paused
@@ -632,7 +632,7 @@ class Executor:
         remaining = int((body.expires - datetime.now(UTC)).total_seconds() * 1e9)
         until_ns = now_ns + min(APPROVAL_NS, remaining)
         judged = guard.approved(self.state.guard, run.runbook.name, action, until_ns)
-        self.state = replace(self.state, guard=judged)
+        self.state = self.state._replace(guard=judged)
         self._advance(Happened(run.event, run.subject, now_ns, only=run.runbook.name), "approval", now_ns)
 
     def escalations(self) -> tuple[Escalation, ...]:
@@ -748,7 +748,7 @@ class Executor:
         except BaseException as error:  # the one broad except: whatever it was, nothing may act any more
             self._generation += 1
             self.failure = error
-            self.state = replace(self.state, armed=None)
+            self.state = self.state._replace(armed=None)
             if self._session is not None:
                 with contextlib.suppress(Exception):
                     self._session.sensors.detach()
@@ -888,7 +888,7 @@ class Executor:
         record = decode(raw)
         self.on_record(record)
         history, noticed = notice(record, session.topology, self.state.guard.history)
-        self.state = replace(self.state, guard=replace(self.state.guard, history=history))
+        self.state = self.state._replace(guard=self.state.guard._replace(history=history))
         if noticed.event is not None:
             happening = Happened(noticed.event, noticed.subject, received_ns)
             self._advance(happening, noticed.sensor, received_ns)
@@ -977,7 +977,7 @@ class Executor:
         armed = self.state.armed
         if armed is not None:
             kept = tuple(r for r in armed.runbooks if r.name != run.runbook.name)
-            self.state = replace(self.state, armed=replace(armed, runbooks=kept))
+            self.state = self.state._replace(armed=replace(armed, runbooks=kept))
         want = "a decision within its proven bound"
         hint = "arm a manifest with a fixed module"
         self._recorder.submit(_refusal("runbook.quarantined", run.runbook.name, want, got, hint), run.id)
@@ -1105,7 +1105,7 @@ class Executor:
         if isinstance(act.action, Escalate) and act.outcome is Outcome.APPLIED:
             self._called(run, (act.action.channel.number,), act.action.code, "the runbook decided it")
         elif act.outcome is not Outcome.APPLIED and act.call.action not in WITHOUT_INTENT:
-            self.state = replace(self.state, guard=guard.undone(self.state.guard, act.action))
+            self.state = self.state._replace(guard=guard.undone(self.state.guard, act.action))
             if act.outcome is not Outcome.REFUSED:
                 self._escalate(run, act)
         self._advance(Ended(run.id, run.runbook, run.subject, act.action, act.outcome, now_ns), "action", now_ns)
