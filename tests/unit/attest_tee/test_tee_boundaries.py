@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,15 +25,17 @@ from pointcall_attest import (
     emulated,
     emulated_tdx,
     eventlog,
+    evidence,
     hcl,
     pck,
     snp,
+    snp_chain,
     snp_rules,
     tdx,
     tdx_rules,
     tee_policy,
 )
-from pointcall_attest.appraise import appraise_bundle
+from pointcall_attest.appraise import appraise, appraise_bundle, parse, verify
 from pointcall_attest.emulated import EmulatedSnp
 from pointcall_attest.emulated_tdx import EmulatedTdx
 from pointcall_attest.errors import MalformedError
@@ -407,7 +410,7 @@ def test_numbers_of_the_signed_tables(td: TdxMachine) -> None:
     texts = td().collateral()
     info, identity = texts["tcb_info"], texts["qe_identity"]
     level = ("tcbLevels", 0, "tcb")
-    for parse, raw, path, largest in (
+    for read, raw, path, largest in (
         (collateral.parse_tcb_info, info, (*level, "pcesvn"), 0xFFFF),
         (collateral.parse_tcb_info, info, ("tcbEvaluationDataNumber",), 0xFFFF_FFFF),
         (collateral.parse_tcb_info, info, ("tdxModuleIdentities", 0, *level, "isvsvn"), 0xFFFF),
@@ -416,9 +419,9 @@ def test_numbers_of_the_signed_tables(td: TdxMachine) -> None:
         (collateral.parse_qe_identity, identity, ("tcbEvaluationDataNumber",), 0xFFFF_FFFF),
     ):
         for value in (0, largest):
-            parse(table(raw, *path, value=value))
+            read(table(raw, *path, value=value))
         for value in (-1, largest + 1, True, 1.0, "1", None):
-            refused(lambda p=parse, r=raw, t=path, v=value: p(table(r, *t, value=v)))  # type: ignore[misc]
+            refused(lambda p=read, r=raw, t=path, v=value: p(table(r, *t, value=v)))  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("name", ["sgxtcbcomponents", "tdxtcbcomponents"])
@@ -447,7 +450,7 @@ def test_numbers_of_the_sgx_extension(td: TdxMachine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("parse", "most"),
+    ("read", "most"),
     [
         (certs.parse, certs.MAX_CERTIFICATE_BYTES),
         (pck.parse, pck.MAX_CERTIFICATE_BYTES),
@@ -459,11 +462,12 @@ def test_numbers_of_the_sgx_extension(td: TdxMachine) -> None:
         (hcl.parse, hcl.MAX_HCL_BYTES),
         (tdx.parse, tdx.MAX_QUOTE_BYTES),
         (TeePolicy.parse, tee_policy.MAX_POLICY_BYTES),
+        (EvidenceBundle.parse, evidence.MAX_BUNDLE_BYTES),
     ],
 )
-def test_the_last_size_that_is_read(parse: Callable[[bytes], object], most: int) -> None:
+def test_the_last_size_that_is_read(read: Callable[[bytes], object], most: int) -> None:
     """One byte more is refused for its size; at the limit the content decides."""
-    largest, larger = (refused(lambda n=n: parse(b"\x01" * n)) for n in (most, most + 1))  # type: ignore[misc]
+    largest, larger = (refused(lambda n=n: read(b"\x01" * n)) for n in (most, most + 1))  # type: ignore[misc]
     assert (largest.message, largest.want, largest.got) != (larger.message, larger.want, larger.got)
     text = f"{larger.message} {larger.want} {larger.got}"
     assert "long" in text or str(most) in text or str(most + 1) in text
@@ -696,3 +700,68 @@ def test_the_module_is_found_by_its_version(
     )
     words = {check.id: check.observed for check in verdict.checks}
     assert seen in words["tdx.module"] + words.get("tdx.tcb_status", "")
+
+
+@pytest.mark.parametrize("platform", ["snp", "tdx"])
+def test_debugging_is_never_allowed_in_the_hardware_tier(
+    machine: Machine, td: TdxMachine, now: datetime, platform: str
+) -> None:
+    """What verification found is taken as hardware here: then no policy lets a debug guest pass."""
+    one, other = machine(), td()
+    bundle = one.bundle(one.report(bytes(64), bytes(48), bytes(32), policy=0x3_0000 | 1 << 19))
+    if platform == "tdx":
+        bundle = other.bundle(other.quote(bytes(64), bytes(48), td_attributes=1 << 28 | 1))
+    found = verify(parse(bundle), roots=Roots.of([one.ark, other.root]), at=now)
+    policy = TeePolicy(allow_emulated=True, allow_debug=True)
+    assert appraise(found, policy, report_data=None, measurements=None).passed
+    real = appraise(replace(found, tier="hardware"), policy, report_data=None, measurements=None)
+    assert [(check.id, check.expected) for check in real.failed] == [
+        (f"{platform}.debug", "debugging forbidden" if platform == "snp" else "not a debug TD")
+    ]
+
+
+def test_the_kind_of_key_that_the_report_names_is_taken(machine: Machine, now: datetime) -> None:
+    vcek = machine("Genoa")
+    vlek = replace(machine("Genoa", "VLEK"), not_after=vcek.not_after + timedelta(days=1))
+    given = [vcek.leaf, vlek.leaf, vcek.ca, vlek.ca, vcek.ark]
+    for one, kind in ((vcek, "VCEK"), (vlek, "VLEK")):
+        report = snp.parse(one.report(bytes(64), bytes(48), bytes(32)))
+        for order in (given, given[::-1]):
+            assert snp_chain.choose(order, report, Roots.of()).leaf.kind == kind
+
+
+def test_a_quote_that_ends_too_early_says_where(td: TdxMachine) -> None:
+    raw = td().quote(bytes(64), bytes(48))
+    for size, want, got in (
+        (47, f"48 to {tdx.MAX_QUOTE_BYTES} bytes", "47"),
+        (50, "6 bytes at 48", "2"),
+        (60, "648 bytes at 54", "6"),
+        (703, "4 bytes at 702", "1"),
+        (702, "4 bytes at 702", "0"),
+        (800, f"{len(raw) - 706} bytes at 706", "94"),
+    ):
+        short = refused(lambda size=size: tdx.parse(raw[:size]))  # type: ignore[misc]
+        assert (short.id, short.want, short.got) == ("tdx.length.malformed", want, got)
+    at = 706 + 64 + 64 + 2  # the size of the outer certification data
+    outer = int.from_bytes(raw[at : at + 4], "little")
+    for other in (outer - 1, outer + 1):
+        changed = raw[:at] + other.to_bytes(4, "little") + raw[at + 4 :]
+        wrong = refused(lambda changed=changed: tdx.parse(changed))  # type: ignore[misc]
+        assert wrong.id == "tdx.length.malformed"
+        assert {wrong.want, wrong.got} >= {str(other)} or f"{other} bytes" in (wrong.want, wrong.got)
+
+
+def test_a_time_that_is_none_is_shown_in_part() -> None:
+    wrong = refused(der.Reader(der.write(der.UTC_TIME, b"49123123595x" + b"y" * 30)).time)
+    assert wrong.got == "49123123595xyyyyyyyy"
+
+
+def test_event_logs_may_name_their_vendor() -> None:
+    for vendor in (b"", b"\1", b"abc"):
+        spec = struct.pack("<16sIBBBBIHH", b"Spec ID Event03\0", 0, 0, 2, 0, 2, 1, 0x0C, 48) + bytes((len(vendor),))
+        for tail, fits in ((vendor, True), (vendor + b"x", False), (vendor[:-1], not vendor)):
+            raw = struct.pack("<II20sI", 1, 3, bytes(20), len(spec + tail)) + spec + tail
+            if fits:
+                assert eventlog.parse(raw).events == ()
+            else:
+                refused(lambda raw=raw: eventlog.parse(raw))  # type: ignore[misc]
