@@ -11,6 +11,9 @@ import copy
 import datetime as dt
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +122,20 @@ def test_happy_path(case: Case, rekor: int, statement: bool) -> None:
     assert ("dsseEnvelope" in bundle) == statement
     if statement:
         assert base64.b64decode(bundle["dsseEnvelope"]["payload"]) == json.dumps(STATEMENT).encode()
+
+
+@pytest.mark.parametrize("rekor", [1, 2])
+def test_the_stock_client_verifies_what_we_sign(case: Case, rekor: int) -> None:
+    """The suite verifies every bundle that a client signs with another client."""
+    case.sign(rekor=rekor)
+    (case.folder / "trust.json").write_text(json.dumps(case.world.sigstore.trust_config()))
+    words = ["--trust-config", str(case.folder / "trust.json"), "verify", "identity", "--cert-identity", ALICE]
+    words += ["--cert-oidc-issuer", case.issuer, "--bundle", str(case.folder / "bundle.json")]
+    for artifact, good in (("artifact", True), ("statement.json", False)):
+        call = [sys.executable, "-m", "sigstore", *words, str(case.folder / artifact)]
+        environment = os.environ | {"HOME": str(case.folder)}
+        done = subprocess.run(call, capture_output=True, env=environment, timeout=60, check=False)
+        assert (done.returncode == 0) is good, done.stderr
 
 
 @pytest.mark.parametrize("version", ["0.1", "0.2", "0.3"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -238,6 +239,23 @@ def test_the_folder_of_notices(tmp_path: Path) -> None:
     keep_notices(folder, [b"%d" % n for n in range(MAX_FILES)])
     assert read_notices(folder)[-1] == b""
     assert not list(folder.glob("*.part"))
+
+
+def test_a_notice_is_kept_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it is durable it has not the name of a notice; once it has, another failure does not take it back."""
+    folder = tmp_path / "notices"
+    real, calls = os.fsync, iter((OSError("disk full"), None, OSError("disk full")))
+
+    def failing(handle: int) -> None:
+        if error := next(calls):
+            raise error
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    for kept in ((), (b"a",)):
+        with pytest.raises(OSError, match="disk full"):
+            keep_notices(folder, [b"a"])
+        assert read_notices(folder) == kept
 
 
 # Provenance and test results
