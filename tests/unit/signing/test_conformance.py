@@ -124,6 +124,20 @@ def test_happy_path(case: Case, rekor: int, statement: bool) -> None:
         assert base64.b64decode(bundle["dsseEnvelope"]["payload"]) == json.dumps(STATEMENT).encode()
 
 
+@pytest.mark.parametrize("content", [ARTIFACT, b"", b"[1]", b'{"a": 1}', b"\xff", b"[" * 100_000])
+def test_in_toto_over_a_file_that_is_no_statement(case: Case, content: bytes) -> None:
+    """Then a statement about the file is signed, so that the file itself verifies."""
+    (case.folder / "artifact").write_bytes(content)
+    (case.folder / "statement.json").write_bytes(content)
+    bundle = case.sign(statement=True)
+    assert "dsseEnvelope" in bundle
+    (case.folder / "root.json").write_text(json.dumps(case.root))
+    words = ["verify-bundle", "--bundle", str(case.folder / "bundle.json"), "--certificate-identity", ALICE]
+    words += ["--certificate-oidc-issuer", case.issuer, "--trusted-root", str(case.folder / "root.json")]
+    assert cli.main([*words, str(case.folder / "artifact")]) == 0
+    assert cli.main([*words, f"sha256:{bytes(32).hex()}"]) == 1
+
+
 @pytest.mark.parametrize("rekor", [1, 2])
 def test_the_stock_client_verifies_what_we_sign(case: Case, rekor: int) -> None:
     """The suite verifies every bundle that a client signs with another client."""
