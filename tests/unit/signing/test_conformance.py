@@ -433,9 +433,9 @@ def stamped(bundle: Bundle, *tokens: dict[str, str]) -> Bundle:
 def test_timestamps(case: Case) -> None:
     """rekor2-no-timestamp, -timestamp-with-incorrect-time, -payload-mismatch, -with and -without-embedded-cert,
     -multiple-timestamps-one-outside-cert-validity, intoto-tsa-timestamp-outside-cert-validity."""
-    now, late = dt.datetime.now(dt.UTC), dt.datetime.now(dt.UTC) + dt.timedelta(days=1)
     bundle = case.sign()
-    signature = signature_of(bundle)
+    now = dt.datetime.now(dt.UTC)  # after the certificate was made; a token states whole seconds
+    late, signature = now + dt.timedelta(days=1), signature_of(bundle)
     good = token(case, signature, now)
     assert case.accepted(stamped(bundle, good))
     assert case.accepted(stamped(bundle, token(case, signature, now, certificates=False)))
@@ -451,7 +451,7 @@ def test_timestamps(case: Case) -> None:
     ):
         assert not case.accepted(stamped(bundle, *tokens))
     first = case.sign(rekor=1)  # a log that states the time itself: a token that verifies must agree with it
-    assert case.accepted(stamped(first, token(case, signature_of(first), now)))
+    assert case.accepted(stamped(first, token(case, signature_of(first), dt.datetime.now(dt.UTC))))
     assert not case.accepted(stamped(first, token(case, signature_of(first), late)))
 
 
@@ -480,7 +480,8 @@ def test_windows_of_timestamp_authorities(case: Case) -> None:
 
 def test_a_timestamp_outside_the_certificate_of_its_authority(case: Case) -> None:
     """rekor2-timestamp-outside-tsa-cert-validity, -with-expired-cert-chain: only the time of the token is asked."""
-    bundle, now = case.sign(), dt.datetime.now(dt.UTC)
+    bundle = case.sign()
+    now = dt.datetime.now(dt.UTC)
     top = ("tsa root", ec.generate_private_key(ec.SECP256R1()))
     key = ec.generate_private_key(ec.SECP256R1())
     for made, good in ((now, True), (now - certificate.LIFETIME - dt.timedelta(days=1), False)):
