@@ -46,9 +46,7 @@ def run(args: argparse.Namespace) -> int:
     assembled, sequence = _assemble(args)
     beside = _provenance(args, assembled) if args.builder else {}
     assembled.write(out)
-    for name, statement in beside.items():
-        (out / "provenance").mkdir(parents=True, exist_ok=True)
-        (out / "provenance" / name).write_bytes(statement)
+    _write_beside(out / "provenance", beside)
     if args.explain:
         _explain(args)
     digest = hashlib.sha256(assembled.statement).hexdigest()
@@ -158,8 +156,24 @@ def _provenance(args: argparse.Namespace, assembled: Assembled) -> dict[str, byt
             )  # fmt: skip
         if passed:
             result = results_of_tests(module, assembled.files[module], cases, passed=passed, failed=failed)
-            said[f"{book.name}.tests.json"] = result
+            name = f"{book.name}.tests.json"
+            if name in said:
+                raise KeysError(
+                    "two statements would have the same name", id="build.malformed", want="other names of runbooks",
+                    got=name,
+                )  # fmt: skip
+            said[name] = result
     return said
+
+
+def _write_beside(folder: Path, statements: dict[str, bytes]) -> None:
+    """In place of those of an earlier build, which would be about other modules, and of their signatures."""
+    for old in folder.glob("*.json"):
+        old.unlink()
+    if statements:
+        folder.mkdir(parents=True, exist_ok=True)
+    for name, statement in statements.items():
+        (folder / name).write_bytes(statement)
 
 
 def _builder(uri: str) -> Builder:
