@@ -53,7 +53,7 @@ class _Texts:
 
     def check(self, reader: JournalReader) -> Check:
         wrong = [name_of(e) for e in self.closed if not any(body.covers(e) for body in self.erased)]
-        wrong += [f"a text beside entry {i}, which is not there" for i in reader.stray_openings()]
+        wrong += [f"a text beside entry {i}, which was pruned" for i in reader.stray_openings()]
         whole = f"{self.opened} clear texts as they were committed to, {len(self.closed)} erased by an entry"
         return none_wrong("journal.openings", wrong, whole)
 
