@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pointcall_attest.declaration import ServiceDeclaration
     from pointcall_attest.manifest import Manifest
-    from pointcall_attest.manifest_diff import Change
+    from pointcall_attest.manifest_change import Change
     from pointcall_keys.registry import Account
 
 
@@ -108,7 +109,7 @@ def _diff(args: argparse.Namespace) -> int:
     from pointcall_executor.cli.output import Exit, print_json
 
     old, new = _read(args.old), _read(args.new)
-    changes = differences(old, new)
+    changes = differences(old, new, (_declarations(args.old, old), _declarations(args.new, new)))
     if args.json:
         rows = [{"effect": c.effect, "text": c.text} for c in changes]
         print_json({"old": old.sha256, "new": new.sha256, "changes": rows})
@@ -125,6 +126,21 @@ def _read(path: Path) -> Manifest:
     with path.open("rb") as file:
         raw = file.read(MAX_BUNDLE_BYTES + 1)
     return Manifest.parse(unverified_payload(raw) or raw)
+
+
+def _declarations(path: Path, manifest: Manifest) -> dict[str, ServiceDeclaration]:
+    """The service declarations in `files/` beside a manifest, as far as they are those that it names."""
+    import hashlib
+
+    from pointcall_attest.declaration import ServiceDeclaration
+
+    found = {}
+    for service in manifest.services:
+        file = path.parent / "files" / service.declaration
+        raw = file.read_bytes() if file.is_file() else b""
+        if hashlib.sha256(raw).hexdigest() == service.digest:
+            found[service.name] = ServiceDeclaration.parse(raw)
+    return found
 
 
 def _print(changes: tuple[Change, ...]) -> None:
