@@ -13,6 +13,7 @@ import ctypes
 import errno
 import fcntl
 import functools
+import itertools
 import json
 import os
 import resource
@@ -47,6 +48,7 @@ _IFF_UP: Final = 1
 _IFREQ: Final = struct.Struct("=16sh22x")
 _MAX_FAILURE_BYTES: Final = 4096
 _SILENT: Final = b'{"step": "killed", "errno": 3}'  # ESRCH
+_FD_END: Final = 1 << 20
 READY: Final = b"+"
 
 # Not CDLL: that would give up the interpreter's lock around the call, and the child has no other thread to return it.
@@ -128,11 +130,19 @@ class Plan:
     joins: Sequence[int]
 
 
+def _close_others(keep: Sequence[int]) -> None:
+    """What the spawner had open: its channel must not seem to live on in a child that waits."""
+    ends = [2, *sorted(keep), _FD_END]
+    for low, high in itertools.pairwise(ends):
+        os.closerange(low + 1, high)
+
+
 def _child(plan: Plan, report: int, go: int) -> None:
     """In the child: prepare, say so by one byte, wait, execute. Never returns; a failure is written to `report`."""
     step = "signals"
     request = plan.request
     try:
+        _close_others([plan.program, plan.output, *plan.joins, report, go])
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         for number in (signal.SIGPIPE, signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
@@ -167,7 +177,6 @@ def unborn(plan: Plan, cgroup: int) -> tuple[dict[str, Any], list[int]]:
     try:
         pid, pidfd = _clone(plan.request["namespaces"], cgroup)
         if pid == 0:
-            os.close(go)  # or it would never hear that the executor is gone
             _child(plan, told, hear)
     except OSError as error:
         pid, pidfd, answer = 0, -1, {"step": "clone3", "errno": error.errno or 0}

@@ -455,3 +455,17 @@ def test_a_lease_is_kept_when_the_spawner_dies(make: Callable[..., Process], por
     os.kill(spawner.pid, signal.SIGKILL)
     wait_for(lambda: not frozen(process))
     assert process.healthy() == ""
+
+
+def test_what_waits_holds_nothing_of_the_spawner_open(
+    make: Callable[..., Process], port: int, spawner: Spawner
+) -> None:
+    process = serving(make, port)
+    process.start()
+    assert CHORES.finish()
+    waiting = process._next.unborn.pid
+    sockets = {p.readlink().name for p in Path(f"/proc/{spawner.pid}/fd").iterdir() if "socket" in p.readlink().name}
+    held = {p.readlink().name for p in Path(f"/proc/{waiting}/fd").iterdir()}
+    assert sockets
+    assert not sockets & held
+    assert len(held) <= 7  # its program, the pipes of its birth, and 0 to 2
