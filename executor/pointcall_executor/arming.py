@@ -25,7 +25,7 @@ from pointcall_runbook.vocabulary import Address, Network, channel, service
 BUILT_IN: Final = frozenset({"remember", "again"})
 SENSORS: Final = (
     "breaker", "connections", "drill", "fsync", "fuse", "isolate", "lifecycle", "pressure", "storage", "syscalls",
-    "transport",
+    "tamper", "transport", "vfs",
 )  # fmt: skip
 # Actions that a kernel object carries out, which the manifest must declare.
 NEEDS_SENSOR: Final[Mapping[str, str]] = {"kill_connections": "connections", "isolate": "isolate"}
