@@ -9,7 +9,7 @@ BLOBS      := executor/pointcall_executor/blobs
 STATE      ?= build/demo
 APT        := python3-venv clang llvm libbpf-dev bpftool make
 # What tests use where it is there: power cuts, system-call faults, PostgreSQL, PKCS#11, a registry, Wasm by C.
-APT_DEV    := $(APT) lld git iproute2 strace fuse3 e2fsprogs postgresql softhsm2 docker-registry skopeo dbus systemd podman runc conmon busybox-static
+APT_DEV    := $(APT) lld git iproute2 strace fuse3 e2fsprogs dmsetup postgresql softhsm2 docker-registry skopeo dbus systemd podman runc conmon busybox-static
 JS         := build/js
 JS_PACKAGES := assemblyscript @sigstore/bundle@4 @sigstore/protobuf-specs @sigstore/sign@4 @sigstore/verify@3
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -32,6 +32,7 @@ lint: setup-dev ## format, lint, types, import contracts
 
 check: lint test ## all that CI asks
 
+# Peers that are there are measured, the others named: apt-get install bpftrace nftables fail2ban haproxy nginx-light.
 bench: setup-dev ## measure: one JSON line a figure, each beside a baseline of the same run
 	@for suite in kernel sandbox loop services log attest signing; do $(BIN)/python -m tests.bench.$$suite; done
 
@@ -60,6 +61,9 @@ coverage: setup-dev ## branch coverage of the evidence verifier
 mutation: setup-dev ## mutate the evidence verifier and see whether its tests notice (long)
 	$(BIN)/pip install -q 'cosmic-ray>=8.3'
 	$(BIN)/python -m tests.fuzz.attest.mutation $(MUTATION_ARGS)
+
+test-storm: setup-dev ## ten minutes of events at the highest rate: generated == received + counted lost, memory flat (root)
+	$(BIN)/python -m tests.kernel.storm --seconds $(or $(SECONDS_OF_STORM),600)
 
 # KERNELS: folders of unpacked linux-image packages (apt-get download, dpkg -x). Needs qemu-system-x86 busybox-static kmod cpio.
 test-kernels: setup-dev ## the kernel tests on other kernels under QEMU: make test-kernels KERNELS="build/k61 build/k612"
@@ -126,4 +130,4 @@ clean: ## remove everything made
 	rm -rf build dist $(BLOBS) executor/pointcall_executor/api/generated
 	$(MAKE) -s -C bpf clean
 
-.PHONY: help demo test test-power sim fuzz coverage mutation test-kernels release lint check bench format setup setup-dev apt apt-dev bpf bpf-dev js generated lock clean
+.PHONY: help demo test test-power sim fuzz coverage mutation test-storm test-kernels release lint check bench format setup setup-dev apt apt-dev bpf bpf-dev js generated lock clean

@@ -7,6 +7,7 @@ import hashlib
 import os
 import queue
 import socket
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,10 +18,11 @@ import pytest
 
 from pointcall_attest.receipt import Receipt
 from pointcall_attest.replay import replay_all
+from pointcall_executor import daemon
 from pointcall_executor.arming import ArmingError
 from pointcall_executor.config import Config
 from pointcall_executor.daemon import Executor
-from pointcall_executor.kernel import btf
+from pointcall_executor.kernel import bpf, btf
 from pointcall_executor.kernel.blob import Blob
 from pointcall_executor.kernel.cgroup import find_root
 from pointcall_executor.kernel.errors import KernelError
@@ -30,6 +32,7 @@ from pointcall_executor.run import Run
 from pointcall_executor.services.groups import remove_empty
 from tests.kernel.lab import BLOCKED, black_hole, connects, member, need_blob, private_network
 from tests.kernel.slowfs import Op, SlowFs, loop_ext4, mounted, private_mounts
+from tests.kernel.test_pins_kernel import LINK_UPDATE, raw_bpf
 from tests.lab import Lab
 
 pytestmark = pytest.mark.kernel
@@ -266,3 +269,25 @@ def test_a_sensor_that_makes_no_sense_is_refused(tell: Tell, sensor: dict[str, A
     with pytest.raises((ArmingError, KernelError)) as refused, tell(sensor):
         pass
     assert refused.value.id == check
+
+
+def test_a_program_swapped_behind_our_back_disarms(tell: Tell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody with the rights replaces a gate by one that lets everything pass: the next look notices."""
+    monkeypatch.setattr(daemon, "RECHECK_NS", 200_000_000)
+    with tell({"name": "breaker", "params": {"threshold": 2, "cooldown_us": 10**8}}) as story:
+        assert story.executor.session is not None
+        breaker = story.executor.session.sensors.breaker  # type: ignore[attr-defined]
+        impostor = bpf.prog_load(
+            bpf.ProgramType.CGROUP_SOCK_ADDR,
+            struct.pack("<BBhiBBhi", 0xB7, 0, 0, 1, 0x95, 0, 0, 0),
+            name="pc_connect4",
+            attach_type=bpf.AttachType.CGROUP_INET4_CONNECT,
+        )
+        raw_bpf(LINK_UPDATE, struct.pack("<IIII", breaker._links["pc_connect4"], impostor, 0, 0))
+        os.close(impostor)
+        deadline = time.monotonic() + 10
+        while story.executor.admitted is not None:
+            assert time.monotonic() < deadline, "it was not noticed"
+            time.sleep(0.02)
+        refusals = [e.body for e in story.executor.journal.entries(kind="refusal")]
+        assert [(r["check"], r["got"].split(":")[0]) for r in refusals] == [("kernel.changed", "link pc_connect4")]

@@ -37,6 +37,8 @@ def _show(features: list[Feature], absent: list[Feature]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column()
+    table.add_column(no_wrap=True, min_width=max(len(feature.id) for feature in features))
     for feature in features:
         mark = "[green]ok[/]" if feature.present else "[red]MISSING[/]" if feature.required else "[yellow]absent[/]"
         table.add_row(mark, feature.id, feature.detail, f"[dim]{feature.needed_for}[/]")

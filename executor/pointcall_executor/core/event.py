@@ -56,6 +56,7 @@ class Source(enum.IntEnum):
     STORAGE = 0
     FUSE = 1
     FSYNC = 2
+    VFS = 3
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -275,7 +276,7 @@ def _storage(kind: Kind, at_ns: int, cgroup: int, body: bytes) -> StorageEvent:
     device, number, operations, slow, errors, source, longest = STORAGE.unpack(body)
     if number not in Operation.__members__.values() or source not in Source.__members__.values():
         raise EventError(
-            "a storage record of an unknown operation or source", want="0..3, 0..2", got=f"{number}, {source}"
+            "a storage record of an unknown operation or source", want="0..3, 0..3", got=f"{number}, {source}"
         )
     return StorageEvent(
         kind, at_ns, cgroup, device, Operation(number), operations, slow, errors, Source(source), longest
