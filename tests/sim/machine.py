@@ -204,6 +204,7 @@ class Machine:
         self.cgroups = itertools.count(1)
         self.leftover_of: dict[int, Process] = {}
         self.sensors: list[kernels.Sensors] = []
+        self.held: list[servers.Services] = []  # of every session of this process
         self.process = Process("nobody")
         self.process.dead = True
         self.executor: daemon.Executor | None = None
@@ -377,6 +378,7 @@ class Machine:
         self.starts += 1
         process = self.process = Process(f"executor {self.starts}")
         self._commands = []
+        self.held.clear()
         self.auditor.new_process()
         self.scheduler.spawn(process, "main", lambda: self._main(process))
 
