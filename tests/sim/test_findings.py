@@ -310,6 +310,38 @@ def test_closing_waits_for_an_action_however_long_it_takes() -> None:
     story.play(hang, story.die(), story.sleep(SECOND), story.close, for_s=400)
 
 
+@finding("arm-during-close")
+def test_nothing_is_armed_while_the_executor_closes() -> None:
+    story = Story()
+    slow, after = story.spec(2, declaration="b" * 64), story.spec(3, declaration="c" * 64)
+    machine = story.machine
+
+    def operator(command: Callable[[daemon.Executor], Any], delay_ns: int) -> None:
+        executor, process = machine.executor, machine.process
+        assert executor is not None
+
+        def work() -> None:
+            machine.scheduler.sleep(delay_ns)
+            with contextlib.suppress(PointcallError):
+                command(executor)
+
+        machine.scheduler.spawn(process, "another operator", work)
+
+    def three_at_once(executor: daemon.Executor) -> None:
+        story.temper.start_ns = SECOND
+        operator(lambda e: e.arm(bundle(slow)), 0)
+        operator(story.close, SECOND // 2)
+        operator(lambda e: e.arm(bundle(after)), SECOND * 3 // 4)
+
+    story.play(three_at_once)
+    assert all(leaf.body.get("grant") != "manifest" for leaf in machine.disk.entries if leaf.index > closed(machine))
+
+
+def closed(machine: Machine) -> int:
+    """Where the log says that the executor was disarmed for its end."""
+    return max(leaf.index for leaf in machine.disk.entries if leaf.body.get("what") == "disarmed")
+
+
 def test_every_finding_has_its_story() -> None:
     told = {mark.kwargs["reason"] for f in globals().values() for mark in getattr(f, "pytestmark", ())}
     untold = {FINDINGS["radius-forgets"]}  # a part of guard-forgets
