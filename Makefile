@@ -44,6 +44,9 @@ test-power: setup-dev ## power cuts, kill -9 and failed system calls against the
 sim: setup-dev ## the whole executor simulated: a thousand seeds, ten million events, on all cores (long)
 	nice -n 10 $(BIN)/python -m tests.sim --seeds 1000 --events 10500
 
+test-crash: setup-dev ## kill -9 of the real executor at every label of a whole life, then its restart (long)
+	$(BIN)/python -m tests.fault.executor.sweep
+
 fuzz: setup-dev ## fuzz the parsers for long
 	$(BIN)/python -m tests.fuzz.attest.bits
 	$(BIN)/python -m tests.fuzz.attest.mutants --inputs 1000000
@@ -130,4 +133,4 @@ clean: ## remove everything made
 	rm -rf build dist $(BLOBS) executor/pointcall_executor/api/generated
 	$(MAKE) -s -C bpf clean
 
-.PHONY: help demo test test-power sim fuzz coverage mutation test-storm test-kernels release lint check bench format setup setup-dev apt apt-dev bpf bpf-dev js generated lock clean
+.PHONY: help demo test test-power sim test-crash fuzz coverage mutation test-storm test-kernels release lint check bench format setup setup-dev apt apt-dev bpf bpf-dev js generated lock clean

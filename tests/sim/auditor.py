@@ -74,6 +74,7 @@ class Auditor:
         # the log
         self.epoch = ""
         self.intents: collections.Counter[tuple[Any, ...]] = collections.Counter()
+        self.orphans: collections.Counter[tuple[Any, ...]] = collections.Counter()
         self.of_run: dict[str, list[Leaf]] = {}
         self.receipts: set[str] = set()
         self.acknowledged: list[tuple[int, Leaf]] = []
@@ -350,11 +351,17 @@ class Auditor:
 
     def vanished(self, held: Any, ring: Any) -> None:
         """A sensor is out of the kernel, with what nobody drained."""
-        if ring.armed:
-            self.lost_gone += ring.lost
-            self.lost_long_ago += sum(1 for at in ring.losses if at < self.now - LATE_NS)
+        self.settle(ring)
         for key in [k for k in self.leases if k[0] == id(held)]:
             del self.leases[key]
+
+    def settle(self, ring: Any) -> None:
+        """Nobody is armed with this ring any more: what it lost until now should be in the log."""
+        if ring.armed:
+            self.lost_gone += ring.lost - ring.told
+            self.lost_long_ago += sum(1 for at in ring.losses if at < self.now - LATE_NS)
+        ring.told, ring.armed = ring.lost, False
+        ring.losses.clear()
 
     def unprotected(self, destination: Any) -> None:
         self.fail("protected", str(destination))
@@ -402,6 +409,9 @@ class Auditor:
                 self.fail("receipt", f"{leaf.kind} of run {leaf.run} after its receipt")
         if name in HARMLESS:
             return
+        if leaf.kind == "outcome" and not self.intents[key] and self.orphans[key]:
+            self.orphans[key] -= 1  # a later start has found it after all
+            return
         self.intents[key] += 1 if leaf.kind == "intent" else -1
         if self.intents[key] < 0:
             self.fail("outcome", f"{key} has an outcome and no intent")
@@ -440,7 +450,7 @@ class Auditor:
             far = len(self.machine.disk.entries) > RECONCILED
             what = f"after a restart an intent has no outcome: {key}"
             self.fail("outcome", what, finding="reconcile-window" if far else "")
-        self.intents.clear()
+            self.orphans[key] += self.intents.pop(key)
         self.of_run.clear()
         entries = self.machine.disk.entries
         for index, leaf in self.acknowledged:

@@ -13,6 +13,8 @@ FINDINGS = {
     "loss-counted-twice": "what a pinned breaker lost is counted again when it is taken up again",
     "flap-forgets": "recreations older than an hour no longer count, although the service never recovered",
     "undo-outside-quiet": "what a failed arming puts back is put back while runbooks decide again",
+    "close-cuts-off": "close() gives up on an action of more than two minutes, and its run has no receipt",
+    "arm-during-close": "an arming that waits for another one goes on while the executor closes",
     "guard-forgets": "limits, flapping and a pause are forgotten when the executor starts again",
     "radius-forgets": "circuits that a pinned breaker holds open are not counted after a restart",
     "reconcile-window": "an intent is not closed at the next start if its name or its like is older than 4096 entries",

@@ -41,7 +41,8 @@ class Ring:
     lost: int = 0
     drained: int = 0
     losses: list[int] = field(default_factory=list)  # when
-    armed: bool = False  # of a session that was armed: before that nobody promised to count
+    told: int = 0  # of those lost, what the auditor has settled
+    armed: bool = False  # somebody asked what it lost: before that nobody promised to count
 
 
 @dataclass(slots=True)
@@ -69,7 +70,7 @@ class Kernel:
 
     def lost(self) -> int:
         """Events that the rings which are there could not take."""
-        return sum(held.ring.lost for held in (*self.breakers, *self.lifecycles) if held.ring.armed)
+        return sum(held.ring.lost - held.ring.told for held in (*self.breakers, *self.lifecycles) if held.ring.armed)
 
     def emit(self, ring: Ring, holders: set[int], record: bytes) -> None:
         ring.produced += 1
@@ -191,6 +192,8 @@ class Sensors:
         return found
 
     def lost(self) -> Mapping[str, int]:
+        for ring in self._rings().values():
+            ring.armed = True
         return {name: ring.lost for name, ring in self._rings().items()}
 
     def programs(self) -> tuple[tuple[str, int, str], ...]:
@@ -244,8 +247,6 @@ class Sensors:
 
     def keep(self) -> None:
         self.scheduler.alive()
-        for ring in self._rings().values():
-            ring.armed = True
         if self._pin and self.breaker is not None:
             for destination in list(self.breaker.circuits):
                 if destination not in self.destinations:
@@ -270,6 +271,8 @@ class Sensors:
         self.machine.sensors.remove(self)
         if self.breaker is not None:
             self.breaker.holders.discard(self.fd)
+            if not self.breaker.pinned:
+                self.machine.auditor.settle(self.breaker.ring)
             self._forget(self.breaker)
         if self.lifecycle is not None:
             self.lifecycle.holders.discard(self.fd)
