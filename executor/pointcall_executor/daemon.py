@@ -110,6 +110,7 @@ SWITCH_SECONDS: Final = 0.0002  # how long a thread that signs or writes may kee
 ACTION_THREADS: Final = 4  # actions on different targets at once; more would only hide a storm
 RECHECK_NS: Final = 10_000_000_000  # between two looks at whether the kernel still runs what was armed
 QUIET_SECONDS: Final = 120.0  # how long arming waits for the runs in flight
+CLOSE_SECONDS: Final = 1500.0  # how long closing does: longer than any grace and readiness together
 MESSAGES_MAX: Final = 64  # notifications on their way; a slow channel must not hold up anything else
 OWN_CODE: Final = 0  # of an escalation by the executor itself: an action of the run did not do what it should
 APPROVAL_NS: Final = 60_000_000_000  # what a person approved is decided again at once; the guard may yet hold it back
@@ -294,12 +295,20 @@ class Executor:
             names=names_of(manifest),
         )
 
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """One change of what is armed at a time, and none once the executor closes."""
+        with self._arming:
+            if self._closed:
+                raise StoppedError("the executor is closing")
+            yield
+
     def roll_epoch(self) -> None:
         """A new key and fresh evidence now; the armed manifest is judged again under the trust of now.
 
         RefusedError where it would not be admitted any more: then it is disarmed.
         """
-        with self._arming:
+        with self._changing():
             self._renew("asked for")
 
     def _renew(self, reason: str) -> None:
@@ -334,7 +343,7 @@ class Executor:
 
         def renew() -> None:
             try:
-                with self._arming, contextlib.suppress(RefusedError, ArmingError, StoppedError):
+                with contextlib.suppress(RefusedError, ArmingError, StoppedError), self._changing():
                     self._renew("lifetime")
             except BaseException as error:
                 self._post(lambda error=error: self._fail(error))  # type: ignore[misc]
@@ -350,7 +359,7 @@ class Executor:
 
         RefusedError carries every check; ArmingError, ServiceError and KernelError say what this node cannot do.
         """
-        with self._arming:
+        with self._changing():
             try:
                 return self._arm(bundle)
             except RefusedError as refusal:
@@ -441,9 +450,9 @@ class Executor:
         if self._generation != generation:
             raise ArmingError("it was disarmed meanwhile", id="arm.interrupted", hint="arm again if that is meant")
         manifest, old = session.admitted.manifest, self._session
-        session.sensors.keep()
         detail: dict[str, JsonValue] = {name: f"{number} {tag}" for name, number, tag in session.sensors.programs()}
         self.journal.raise_sequence(ARMED, manifest.sequence, manifest.sha256)
+        session.sensors.keep()  # from here on the pins are the new ones
         reason = "another manifest is armed" if old else "armed"
         self._open_epoch(attested, session.trust, session.admitted, session.bundle.signatures, reason)
         self._recorder.record(entry.Config(what="kernel programs", detail=detail))
@@ -554,7 +563,7 @@ class Executor:
         if changed:
             raise ConfigError("a setting needs a restart", id="config.restart", got=", ".join(changed))
         trust = load_trust(self.state_dir / "trust")
-        with self._arming:
+        with self._changing():
             self.config, before, self.trust = config, self.trust, trust
             self._recorder.record(entry.Config(what="settings", detail={"policy": trust.policy.sha256}))
             if trust != before or read_notices(self.state_dir / FOLDER) != self._notices:
@@ -1115,7 +1124,10 @@ class Executor:
         if run.finished and not run.closing:
             run.closing = True
             self._runs.pop(run.id, None)
-            self._pool.submit(self._finish, run)
+            try:
+                self._pool.submit(self._finish, run)
+            except RuntimeError:  # the pool is closed: an action took longer than anything may
+                self._finish(run)
 
     def _finish(self, run: Run) -> None:
         """On the pool: what is not yet recorded of the run, then its receipt."""
@@ -1149,7 +1161,7 @@ class Executor:
         with self._arming, contextlib.suppress(PointcallError):
             self._call(lambda: self._disarm(reason, leave=self.config.pin))
             with self._idle:
-                self._idle.wait_for(lambda: self._flying == 0 or self.failure is not None, QUIET_SECONDS)
+                self._idle.wait_for(lambda: self._flying == 0 or self.failure is not None, CLOSE_SECONDS)
         self._pool.shutdown(wait=True)
         self._messenger.shutdown(wait=True, cancel_futures=True)
         self._stopping = True

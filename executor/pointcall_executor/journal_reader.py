@@ -117,7 +117,7 @@ class JournalReader:
 
     def latest(self, kind: Kind, limit: int) -> list[Entry]:
         """The last `limit` entries of one kind, oldest first, whatever the limit of a page."""
-        sql = f"{_ENTRIES} e.kind = ? and length(e.raw) > 0 order by e.i desc limit ?"
+        sql = f"{_ENTRIES} kind = ? and length(raw) > 0 order by i desc limit ?"
         return [_entry(row) for row in reversed(self._all(sql, kind, limit))]
 
     def raws(self, first: int, end: int) -> list[bytes]:

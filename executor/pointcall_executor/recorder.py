@@ -185,7 +185,8 @@ class Recorder:
                 continue  # nobody can say any more what an erased one was about
             if item.kind in ("intent", "outcome"):
                 key = (item.run, str(item.body["action"]), str(item.body["target"]))
-                opened[key] = opened.get(key, 0) + (1 if item.kind == "intent" else -1)
+                # an outcome whose intent is out of sight says nothing about a later intent of the same words
+                opened[key] = max(0, opened.get(key, 0) + (1 if item.kind == "intent" else -1))
                 if item.kind == "intent" and item.run is not None:
                     left.acted.append((str(item.body["action"]), str(item.body["target"]), item.at))
             else:
