@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 
 from pointcall_attest import (
@@ -809,3 +811,12 @@ def test_marked_certificates_under_a_hardware_root_are_refused(
             bundle, policy=TeePolicy(), roots=Roots.of(), at=now, report_data=None, measurements=None
         )
         assert ([failed.id for failed in verdict.failed], verdict.tier) == ([check], "none")
+
+
+@pytest.mark.parametrize(("exponent", "bits"), [(3, certs.RSA_BITS), (65537, 2048), (65537, 3072)])
+def test_only_rsa_keys_as_amd_makes_them_sign(exponent: int, bits: int) -> None:
+    key = rsa.generate_private_key(exponent, bits)
+    spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    signature = key.sign(b"signed", certs.PSS, hashes.SHA384())
+    key.public_key().verify(signature, b"signed", certs.PSS, hashes.SHA384())
+    assert not certs.signed_by(spki, signature, b"signed")
