@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 import uuid
@@ -12,7 +13,9 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 
 from pointcall_attest import (
@@ -34,6 +37,7 @@ from pointcall_attest import (
     tdx,
     tdx_rules,
     tee_policy,
+    trust,
 )
 from pointcall_attest.appraise import appraise, appraise_bundle, parse, verify
 from pointcall_attest.emulated import EmulatedSnp
@@ -765,3 +769,54 @@ def test_event_logs_may_name_their_vendor() -> None:
                 assert eventlog.parse(raw).events == ()
             else:
                 refused(lambda raw=raw: eventlog.parse(raw))  # type: ignore[misc]
+
+
+# ---- names that are not those of the key
+
+
+@pytest.mark.parametrize("role", ["pck", "pck-ca", "tcb-signing"])
+def test_a_list_must_name_the_issuer_whose_key_signed_it(td: TdxMachine, now: datetime, role: pck.Role) -> None:
+    """Names before and after the right one, under the right key."""
+    one = td()
+    texts = one.collateral()
+    other = one._crl(role, one.keys.root, [], now + timedelta(days=1))
+    parsed, root = crl.parse(other), pck.parse(one.root)
+    assert pck.holds(root.key, parsed.signature, parsed.tbs)
+    assert not crl.signed_by_intel(parsed, root)
+    bundle = EvidenceBundle("tdx", one.quote(bytes(64), bytes(48)), collateral=texts | {"root_ca_crl": other.hex()})
+    assert outcome(bundle, one.root, now) == ["tdx.root_crl"]
+
+
+@pytest.mark.parametrize(("role", "right"), [("pck", False), ("pck-ca", True), ("tcb-signing", False), ("root", False)])
+def test_a_certificate_is_issued_by_the_name_and_the_key(td: TdxMachine, role: pck.Role, right: bool) -> None:
+    one = td()
+    leaf = pck.parse(tdx.pck_certificates(one.chain_pem)[0])
+    named = pck.parse(one._certificate(role, 9, one.keys.ca, one.keys.root))
+    assert pck.holds(named.key, leaf.signature, leaf.tbs)
+    assert pck.issued(named, leaf) == right
+
+
+def test_marked_certificates_under_a_hardware_root_are_refused(
+    machine: Machine, td: TdxMachine, now: datetime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were a vendor's root ever to sign certificates with the marks of emulation, they would not pass as hardware."""
+    one, other = machine(), td()
+    pinned = {hashlib.sha256(root).hexdigest(): "pinned for this test" for root in (one.ark, other.root)}
+    monkeypatch.setattr(trust, "HARDWARE_ROOTS", pinned)
+    for bundle, check in (
+        (one.bundle(one.report(bytes(64), bytes(48), bytes(32))), "snp.mark"),
+        (other.bundle(other.quote(bytes(64), bytes(48))), "tdx.mark"),
+    ):
+        verdict = appraise_bundle(
+            bundle, policy=TeePolicy(), roots=Roots.of(), at=now, report_data=None, measurements=None
+        )
+        assert ([failed.id for failed in verdict.failed], verdict.tier) == ([check], "none")
+
+
+@pytest.mark.parametrize(("exponent", "bits"), [(3, certs.RSA_BITS), (65537, 2048), (65537, 3072)])
+def test_only_rsa_keys_as_amd_makes_them_sign(exponent: int, bits: int) -> None:
+    key = rsa.generate_private_key(exponent, bits)
+    spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    signature = key.sign(b"signed", certs.PSS, hashes.SHA384())
+    key.public_key().verify(signature, b"signed", certs.PSS, hashes.SHA384())
+    assert not certs.signed_by(spki, signature, b"signed")
