@@ -162,6 +162,17 @@ def test_the_offline_epoch_is_one_like_any_other(state: Path, reader: JournalRea
     assert head.size == reader.size
 
 
+def test_a_report_over_a_pruned_and_erased_log_is_complete(call: Any, reader: JournalReader, tmp_path: Path) -> None:
+    runs = [str(e.run) for e in reader.runs()]
+    assert call("log", "prune", "--minimum", 4)[0] == 0
+    assert call("log", "erase", runs[1])[0] == 0
+    code, (row,) = call("report", "--out", tmp_path / "report", "--at", world.NOW.isoformat())
+    failed = [c["id"] for c in row["verdict"]["checks"] if c["outcome"] == "fail"]
+    assert (code, row["runs"], row["complete"]) == (1, RUNS - 1, True)
+    assert failed == ["report.evidence"]  # of the old epoch, which this world's certificates are too young for
+    assert "erased" in "".join(f.read_text() for f in (tmp_path / "report").iterdir())
+
+
 class Failing(sqlite3.Connection):
     """Fails the statement number `at` of those that write."""
 
