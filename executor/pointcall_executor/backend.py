@@ -12,7 +12,7 @@ from typing import Any
 from pointcall_attest import entry
 from pointcall_attest.errors import RefusedError
 from pointcall_attest.model import instant
-from pointcall_executor import VERSION
+from pointcall_executor import VERSION, retention
 from pointcall_executor.agent_api.inbox import Inbox
 from pointcall_executor.api.accesses import Access
 from pointcall_executor.api.backend import (
@@ -27,6 +27,7 @@ from pointcall_executor.api.backend import (
 from pointcall_executor.daemon import Executor
 from pointcall_executor.epoch import NOTHING
 from pointcall_executor.journal import Journal
+from pointcall_executor.retention import Retained
 from pointcall_executor.session import Bundle
 from pointcall_runbook.vocabulary import Address, service
 
@@ -160,6 +161,14 @@ class ExecutorBackend:
     def release_circuit(self, address: str, port: int, reason: str) -> ControlAnswer:
         self._executor.release(Address.parse(address), port, reason)
         return self._answer(f"the circuit to {address}:{port} is closed")
+
+    def prune_log(self, minimum: int | None, retention_days: int | None, reason: str) -> Retained:
+        executor = self._executor
+        days = executor.config.retention_days if retention_days is None else retention_days
+        return retention.prune(executor.recorder, minimum, days, reason, datetime.now(UTC))
+
+    def erase_log(self, what: Sequence[str], older_than_days: int | None, reason: str) -> Retained:
+        return retention.erase(self._executor.recorder, what, older_than_days, reason, datetime.now(UTC))
 
     def proposed(self, body: Mapping[str, Any]) -> None:
         self._executor.record(entry.ProposalBody(**body))

@@ -15,6 +15,7 @@ from pointcall_attest.verdict import Verdict
 from pointcall_executor.agent_api.inbox import Inbox
 from pointcall_executor.agent_api.recorded import Reader
 from pointcall_executor.api.accesses import Access
+from pointcall_executor.retention import Retained
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,12 @@ class Backend(Protocol):
 
     def release_circuit(self, address: str, port: int, reason: str) -> ControlAnswer:
         """Close a circuit now."""
+
+    def prune_log(self, minimum: int | None, retention_days: int | None, reason: str) -> Retained:
+        """Drop entries below an index, by default all that are older than the retention; logged with the reason."""
+
+    def erase_log(self, what: Sequence[str], older_than_days: int | None, reason: str) -> Retained:
+        """Delete the clear texts of runs or entries, or of all that are older; logged with the reason."""
 
     def proposed(self, body: Mapping[str, Any]) -> None:
         """Append a `proposal` entry; returns once it is durable."""

@@ -11,6 +11,7 @@ from pointcall_attest.verdict import Check, Verdict
 from pointcall_executor.agent_api.inbox import Inbox
 from pointcall_executor.api import backend
 from pointcall_executor.api.accesses import Access
+from pointcall_executor.retention import Retained
 from pointcall_runbook.errors import PointcallError
 from tests.unit.report.sample_log import CHECKED, START, SampleLog
 
@@ -94,6 +95,14 @@ class FakeBackend:
         if port == 9:
             raise PointcallError("no such circuit", id="circuit.unknown", got=f"{address}:{port}")
         return self._control("release", address, port, reason)
+
+    def prune_log(self, minimum: int | None, retention_days: int | None, reason: str) -> Retained:
+        self.asked.append(("prune", minimum, retention_days, reason))
+        return Retained(minimum or 0, 1, retention_days or 400, (), (7,))
+
+    def erase_log(self, what: Sequence[str], older_than_days: int | None, reason: str) -> Retained:
+        self.asked.append(("erase", tuple(what), older_than_days, reason))
+        return Retained(0, 0, 0, (3, 4), (7,))
 
     def proposed(self, body: Mapping[str, Any]) -> None:
         self.proposals.append(body)

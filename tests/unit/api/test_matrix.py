@@ -27,6 +27,8 @@ EXPECTED = {
     "pointcall.v1.Control/Resume": {O},
     "pointcall.v1.Control/TripCircuit": {O},
     "pointcall.v1.Control/ReleaseCircuit": {O},
+    "pointcall.v1.Control/PruneLog": {O},
+    "pointcall.v1.Control/EraseLog": {O},
     "pointcall.v1.Control/NoSuchMethod": set(),
     "pointcall.v2.Control/Arm": set(),
     "grpc.health.v1.Health/Check": {O, U, A, R},
