@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -469,3 +470,38 @@ def test_what_waits_holds_nothing_of_the_spawner_open(
     assert sockets
     assert not sockets & held
     assert len(held) <= 7  # its program, the pipes of its birth, and 0 to 2
+
+
+def test_no_more_instances_wait_than_there_are_seats(
+    make: Callable[..., Process], port: int, spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spawner, "seats", threading.BoundedSemaphore(1))
+    first, second = serving(make, port), make(SERVE, str(port + 1))
+    for process in (first, second):
+        process.start()
+        assert CHORES.finish()
+    assert (first._next is None, second._next is None) == (False, True)
+    first.release()
+    second.start()
+    assert CHORES.finish()
+    assert second._next is not None
+    second.release()
+    assert spawner.seats.acquire(blocking=False)
+    spawner.seats.release()
+
+
+def test_a_program_that_ends_at_once_was_executed_once(make: Callable[..., Process], tmp_path: Path) -> None:
+    count = tmp_path / "count"
+    source = """
+import pathlib, sys, time
+count = pathlib.Path(sys.argv[1])
+with count.open("a") as file: file.write("x")
+time.sleep(600 if count.read_text() == "x" else 0)
+"""
+    process = make(source, str(count))
+    process.start()
+    wait_for(lambda: count.exists() and count.read_text() == "x")
+    assert CHORES.finish()
+    process.start()
+    wait_for(lambda: not process.running)
+    assert count.read_text() == "xx"
