@@ -138,6 +138,19 @@ def test_a_restart_thaws_what_a_dead_spawner_left_frozen(stage: Stage) -> None:
     assert "frozen 0" in (folder / "cgroup.events").read_text()
 
 
+def test_what_is_frozen_and_not_declared_any_more_ends(stage: Stage) -> None:
+    declaration, pid, spawner = killed(stage)
+    os.kill(spawner, signal.SIGKILL)
+    folder = find_root() / records.read(stage.folder / "state/svc").cgroup  # type: ignore[union-attr]
+    (folder / "cgroup.freeze").write_text("1")
+    wait_for(lambda: "frozen 1" in (folder / "cgroup.events").read_text())
+    changed = ServiceDeclaration.parse(raw(stage, environment={"A": "b"}))
+    assert stage.next(changed).adopt() == "it was declared otherwise"
+    assert not folder.exists()
+    wait_for(lambda: not born(pid))
+    assert declaration.name == "svc"
+
+
 @pytest.mark.parametrize("spawner_dies", [False, True])
 def test_output_is_kept_while_no_executor_lives_and_after_its_spawner_died(stage: Stage, spawner_dies: bool) -> None:
     declaration, _, spawner = killed(stage, TALK)

@@ -82,7 +82,7 @@ def test_what_is_proven_is_taken_over(kind: str) -> None:
 def test_what_is_not_proven_is_started_also_if_it_runs(kind: str, runs: bool) -> None:
     stage = Stage("it is another", runs)
     services = stage.services(kind)
-    assert services.adopt() == [WEB]
+    assert services.adopt() == ([] if kind == "kubernetes" else [WEB])  # a cluster starts its own
     assert stage.moves == []
     assert services.refused == {"web": "it is another"}
 
@@ -100,13 +100,13 @@ def test_another_declaration_makes_room_unless_a_cluster_keeps_it(kind: str) -> 
     stage.does.clear()
     other = {"grace_ms": 5} if kind in ("systemd", "kubernetes") else {"stop": {"grace_ms": 5}}
     second = stage.services(kind, first, **other)
-    assert second.adopt() == [WEB]
-    second.start(WEB)
+    for number in second.adopt():
+        second.start(number)
     second.commit()
     grace = first.managed()[WEB].declaration.grace_ms * 1_000_000
-    room = [] if kind == "kubernetes" else [f"destroy {grace}", "release"]
-    again = [] if kind == "kubernetes" else [f"destroy {grace}", "release"]  # commit finds nothing left to end
-    assert stage.does == [*room, "start", *again]
+    room = [f"destroy {grace}", "release"]
+    # Its end is asked for again when the takeover is final, and finds nothing to do.
+    assert stage.does == ([] if kind == "kubernetes" else [*room, "start", *room])
 
 
 @pytest.mark.parametrize("kind", KINDS)
