@@ -27,6 +27,7 @@ from pointcall_executor.services.managed import ServiceError
 
 ANSWER_SECONDS: Final = 10.0
 SEATS: Final = 32  # instances that wait, each with 1.2 MiB of its own; further services start as fast as a new one does
+SWEEP_AFTER_NS: Final = 60_000_000_000
 RESPAWN_SECONDS: Final = 0.05  # no faster, should it die at once each time
 MAX_ANSWER_BYTES: Final = 65536
 _CHILD_FD: Final = 3
@@ -133,6 +134,7 @@ class Spawner:
     def __init__(self, parent: str = "pointcall") -> None:
         self._lock = threading.Lock()
         self.seats = threading.BoundedSemaphore(SEATS)
+        _sweep(parent)
         self._cgroup = Cgroup.create(f"{parent}-spawner.{time.monotonic_ns()}")
         self._leases: dict[Path, tuple[Freezer, int]] = {}
         self._process = _Process(self._cgroup)
@@ -231,6 +233,16 @@ class Spawner:
                 self._process.leave(0.5)
         with contextlib.suppress(OSError):
             self._cgroup.path.rmdir()
+
+
+def _sweep(parent: str) -> None:
+    """Remove the cgroups of spawners that were killed. Not what is new: its spawner may not be in it yet."""
+    folder = find_root() / parent
+    for path in folder.parent.glob(f"{folder.name}-spawner.*"):
+        born_ns = path.suffix.removeprefix(".")
+        if born_ns.isdecimal() and time.monotonic_ns() - int(born_ns) > SWEEP_AFTER_NS:
+            with contextlib.suppress(OSError):  # one lives in it
+                path.rmdir()
 
 
 def _failure(answer: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from pointcall_executor.services.groups import remove_empty
 from pointcall_executor.services.process import Process
 from pointcall_executor.services.record import RunRecord, born, disproved
 from pointcall_executor.services.spawning import Spawner
-from tests.unit.services.world import LISTEN, free_port, needs_cgroups, process, wait_for
+from tests.unit.services.world import LISTEN, free_port, needs_cgroups, process, remove_spawners, wait_for
 
 PARENT = f"pointcall-adopt-{os.getpid()}"
 # An executor reduced to its services: starts one, freezes it if asked to, tells the pids, waits to be killed.
@@ -88,6 +88,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
         one.release()
     stage.spawner.close()
     remove_empty(PARENT)
+    remove_spawners(PARENT)
 
 
 def raw(stage: Stage, source: str = LISTEN, **over: Any) -> bytes:

@@ -29,6 +29,7 @@ from pointcall_executor.services.output import MAX_OUTPUT_BYTES
 from pointcall_executor.services.process import Process
 from pointcall_executor.services.spawning import Spawner
 from pointcall_runbook.vocabulary import Address
+from tests.unit.services.world import remove_spawners
 
 PARENT = f"pointcall-test-{os.getpid()}"
 LOOPBACK = Address.parse("127.0.0.1")
@@ -62,6 +63,7 @@ def spawner() -> Iterator[Spawner]:
     yield made
     made.close()
     remove_empty(PARENT)
+    remove_spawners(PARENT)
 
 
 @pytest.fixture
@@ -505,3 +507,14 @@ time.sleep(600 if count.read_text() == "x" else 0)
     process.start()
     wait_for(lambda: not process.running)
     assert count.read_text() == "xx"
+
+
+def test_the_cgroup_of_a_spawner_that_was_killed_is_removed_by_a_later_one() -> None:
+    old, new = (find_root() / f"{PARENT}-x-spawner.{n}" for n in (1, time.monotonic_ns()))
+    for folder in (old, new):
+        folder.mkdir()
+    made = Spawner(f"{PARENT}-x")
+    assert (old.exists(), new.exists()) == (False, True)
+    made.close()
+    remove_spawners(f"{PARENT}-x")
+    assert list(find_root().glob(f"{PARENT}-x-spawner.*")) == []
