@@ -49,7 +49,8 @@ _IFREQ: Final = struct.Struct("=16sh22x")
 _MAX_FAILURE_BYTES: Final = 4096
 _SILENT: Final = b'{"step": "killed", "errno": 3}'  # ESRCH
 _FD_END: Final = 1 << 20
-READY: Final = b"+"
+READY: Final = b"+"  # it waits
+HEARD: Final = b"!"  # it executes now, unless a failure follows
 
 # Not CDLL: that would give up the interpreter's lock around the call, and the child has no other thread to return it.
 LIBC: Final = ctypes.PyDLL(None, use_errno=True)
@@ -157,6 +158,7 @@ def _child(plan: Plan, report: int, go: int) -> None:
         os.write(report, READY)
         step = "exec"
         if LIBC.read(go, buffer, 1) == 1:  # every other descriptor closes on exec
+            LIBC.write(report, HEARD, 1)
             execute(*arguments)
             raise OSError(ctypes.get_errno(), "execveat")
     except BaseException as error:
@@ -167,8 +169,9 @@ def _child(plan: Plan, report: int, go: int) -> None:
 
 
 def unborn(plan: Plan, cgroup: int) -> tuple[dict[str, Any], list[int]]:
-    """({"pid"}, [pidfd, go, report]) of a child that executes once a byte is written to `go`; `report` then ends, or
-    says {"step", "errno"}. ({"step", "errno"}, []) if it could not be prepared. `cgroup` is the open v2 folder.
+    """({"pid"}, [pidfd, go, report]) of a child that executes once a byte is written to `go`; `report` then says HEARD
+    and ends, or goes on with {"step", "errno"}. ({"step", "errno"}, []) if it could not be prepared. `cgroup` is the
+    open v2 folder.
 
     SIGCHLD must be blocked: nobody else may reap it.
     """

@@ -62,6 +62,7 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("container", {"image": f"localhost/web@sha256:{DIGEST[:-1]}"}),
     ("container", {"image": f"-v/:/@sha256:{DIGEST}"}),
     ("container", {"network": "bridge"}),
+    ("container", {"ready": {"tcp": "127.0.0.1:80"}}),
     ("container", {"capabilities": ["ALL"]}),
     ("container", {"mounts": [{"source": "/a/../etc", "target": "/etc"}]}),
     ("container", {"mounts": [{"source": "relative", "target": "/etc"}]}),
