@@ -342,10 +342,11 @@ class KernelSensors:
         before = self._succeed(self)
         if before is not None:
             self._take_over(before)
-        if self._pins is not None and self.breaker is not None:
-            self._disarm_undeclared(self.breaker)
-            self._pins.keep(self.breaker)
+        if self._pins is not None:
             self._kept = True
+            if self.breaker is not None:
+                self._disarm_undeclared(self.breaker)
+                self._pins.keep(self.breaker)
 
     def _take_over(self, before: KernelSensors) -> None:
         if self._learning is not None and before._learning is not None:

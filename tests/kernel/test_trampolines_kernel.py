@@ -140,7 +140,9 @@ def test_a_delaying_disk_is_slow_whoever_looks(tmp_path: Path) -> None:
                 start = time.monotonic()
                 os.fsync(file.fileno())
                 assert time.monotonic() - start > 0.025
-            found = [e for e in events(sensor) if e.operation is Operation.FSYNC]
+            device = mount.stat().st_dev
+            number = os.major(device) << 20 | os.minor(device)
+            found = [e for e in events(sensor) if (e.device, e.operation) == (number, Operation.FSYNC)]
         finally:
             run("umount", str(mount))
     assert found
