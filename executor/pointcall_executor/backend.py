@@ -39,7 +39,6 @@ from pointcall_executor.services.listening import listening
 from pointcall_executor.session import Bundle
 from pointcall_runbook.vocabulary import Address, service
 
-
 Heard = TypeVar("Heard")
 
 

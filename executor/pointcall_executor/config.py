@@ -17,7 +17,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pointcall_executor.loopback import loopback
 from pointcall_runbook.errors import PointcallError
 
-
 RESTART: Final = (
     "node", "cgroup", "gate", "tee", "api", "groups", "http", "otlp", "mtls", "user", "capabilities", "privileges",
     "seccomp", "memory_mb", "pin",
@@ -72,7 +71,9 @@ class Config(BaseModel):
     """Lifetime of one receipt key."""
     http: Annotated[str, AfterValidator(_loopback)] = ""
     """ADDRESS:PORT on loopback for /metrics, /healthz and /readyz; empty: nothing listens."""
-    otlp: Annotated[str, Field(max_length=500, pattern=r"^(https?://[A-Za-z0-9.:\[\]_-]+(/[A-Za-z0-9._/-]*[A-Za-z0-9_-])?)?$")] = ""
+    otlp: Annotated[
+        str, Field(max_length=500, pattern=r"^(https?://[A-Za-z0-9.:\[\]_-]+(/[A-Za-z0-9._/-]*[A-Za-z0-9_-])?)?$")
+    ] = ""
     """Base URL of an OpenTelemetry collector (OTLP over HTTP) for metrics and traces; empty: nothing is sent."""
     mtls: MtlsSettings | None = None
     """One more listener of the API, over the network, for auditors and relying parties."""
@@ -122,4 +123,6 @@ def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Config:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
         hint = "known settings: " + ", ".join(Config.model_fields)
-        raise ConfigError(f"setting {name or 'combination'}", want=first["msg"], got=repr(first["input"]), hint=hint) from error
+        raise ConfigError(
+            f"setting {name or 'combination'}", want=first["msg"], got=repr(first["input"]), hint=hint
+        ) from error

@@ -124,7 +124,9 @@ def page(reader: Entries, changes: Changes, cursor: str, last: int) -> FeedPage:
     if not cursor:
         kept, _, number = changes.since(0)
         past = sorted([*_newest(reader, size, last), *map(_changed, kept)], key=lambda item: item.at)
-        return FeedPage(tuple(past[max(0, len(past) - last) :] if last else ()), str(_Cursor(size, changes.instance, number)))
+        return FeedPage(
+            tuple(past[max(0, len(past) - last) :] if last else ()), str(_Cursor(size, changes.instance, number))
+        )
     at = _parse(cursor)
     index = min(at.index, size)  # a log that is shorter than the cursor is another one: go on from its end
     restarted = at.instance != changes.instance
@@ -170,7 +172,9 @@ def _item(entry: Entry) -> FeedItem | None:
         case "config":
             return _config(entry)
         case "epoch-open":
-            armed = f"manifest {body['manifest'][:16]} sequence {body['sequence']}" if body["sequence"] else "no manifest"
+            armed = (
+                f"manifest {body['manifest'][:16]} sequence {body['sequence']}" if body["sequence"] else "no manifest"
+            )
             return _of(entry, "epoch", "info", f"epoch {entry.epoch[:16]} opened: {armed}, evidence {body['tier']}")
         case "epoch-close":
             return _of(entry, "epoch", "info", f"epoch {entry.epoch[:16]} closed: {body['reason']}")

@@ -76,7 +76,9 @@ def drop(user: str, groups: Collection[int], extra: Iterable[str] = ()) -> tuple
         _become(libc, user, groups)
     elif user and user != _name():
         want, hint = user, "start it as root, or let the service manager set the user"
-        raise PrivilegeError("only root can become another user", id="privilege.user", want=want, got=_name(), hint=hint)
+        raise PrivilegeError(
+            "only root can become another user", id="privilege.user", want=want, got=_name(), hint=hint
+        )
     _set(libc, kept)
     libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     _check(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "PR_SET_NO_NEW_PRIVS")

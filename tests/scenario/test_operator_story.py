@@ -32,8 +32,8 @@ from pointcall_executor.privileges import CAPABILITIES, NEEDED
 from pointcall_executor.services.groups import remove_empty
 from pointcall_keys.private_sigstore import PrivateSigstore
 from tests.lab import Lab
-from tests.scenario.test_loop_story import spec
 from tests.scenario import test_real_story
+from tests.scenario.test_loop_story import spec
 from tests.scenario.test_real_story import COMMAND, ENVIRONMENT, Running, pointcall, running
 
 KEPT = {CAPABILITIES[name] for name in NEEDED}
@@ -209,7 +209,7 @@ def test_without_its_privileges_it_arms_opens_circuits_and_recreates(
         assert journal.entries()[-1].kind == "epoch-close"
     if user:
         state = open_lab.state.stat()
-        assert (state.st_uid, oct(state.st_mode & 0o7777)) == (0, oct(0o1770))
+        assert (state.st_uid, oct(state.st_mode & 0o7777)) == (0, oct(0o1771))
         assert (open_lab.state / "trust").stat().st_uid == 0
 
 

@@ -22,7 +22,9 @@ MARKS: Final = {"info": " ", "warning": "!", "alarm": "‼"}
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--follow", action="store_true", help="go on until interrupted, also across restarts")
-    parser.add_argument("--last", type=int, default=20, metavar="N", help="begin with so many (default 20, at most 100)")
+    parser.add_argument(
+        "--last", type=int, default=20, metavar="N", help="begin with so many (default 20, at most 100)"
+    )
     parser.add_argument("--kind", action="append", choices=KINDS, help="only these kinds")
     parser.add_argument("--socket", type=Path, metavar="PATH", help="the operator's or the auditor's socket")
 

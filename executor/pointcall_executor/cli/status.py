@@ -143,7 +143,7 @@ def where(circuit: Any) -> str:
 def what_was_done(run: Any) -> str:
     """The actions of a run with their outcomes, and the rule that held one back."""
     done = [f"{a.action} {a.target}: {a.guard_check or a.outcome}" for a in run.actions]
-    return run.trap and f"trapped: {run.trap}" or ", ".join(done) or "nothing"
+    return (run.trap and f"trapped: {run.trap}") or ", ".join(done) or "nothing"
 
 
 def tables(status: Any, runs: Any) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:

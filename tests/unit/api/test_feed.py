@@ -67,7 +67,12 @@ def test_what_a_crash_left_open_is_an_alarm() -> None:
     log = SampleLog()
     run = log.recover().run
     body = entry.OutcomeBody(
-        action="recreate", target="db", outcome="unconfirmed", detail={"reason": "it ended"}, postcondition="", undo=None
+        action="recreate",
+        target="db",
+        outcome="unconfirmed",
+        detail={"reason": "it ended"},
+        postcondition="",
+        undo=None,
     )
     log.append(body, run)
     item = page(log, changes(), "", 1).items[-1]

@@ -85,7 +85,9 @@ def test_without_generated_classes_the_error_says_what_to_do() -> None:
 
 def test_the_page_on_the_api_names_every_method_with_its_roles() -> None:
     page = (ROOT / "docs/spec/api.md").read_text()
-    rows = re.findall(r"^\| (`(?:Runs|Status|Events|Proposals|Control)/.*?) \| (.*?) \| \d+ \| .*?\|$", page, re.MULTILINE)
+    rows = re.findall(
+        r"^\| (`(?:Runs|Status|Events|Proposals|Control)/.*?) \| (.*?) \| \d+ \| .*?\|$", page, re.MULTILINE
+    )
     documented = {}
     for names, cells in rows:
         roles = {r for r, c in zip(Role, cells.split("|"), strict=True) if c.strip() == "yes"}
