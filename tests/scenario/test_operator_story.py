@@ -209,7 +209,7 @@ def test_without_its_privileges_it_arms_opens_circuits_and_recreates(
         assert journal.entries()[-1].kind == "epoch-close"
     if user:
         state = open_lab.state.stat()
-        assert (state.st_uid, oct(state.st_mode & 0o7777)) == (0, oct(0o1770))
+        assert (state.st_uid, oct(state.st_mode & 0o7777)) == (0, oct(0o1771))
         assert (open_lab.state / "trust").stat().st_uid == 0
 
 
