@@ -47,6 +47,9 @@ sim: setup-dev ## the whole executor simulated: a thousand seeds, ten million ev
 test-crash: setup-dev ## kill -9 of the real executor at every label of a whole life, then its restart (long)
 	$(BIN)/python -m tests.fault.executor.sweep
 
+soak: setup-dev ## one hour of the real executor: kills, full disk, clock jumps, a dead central store (root)
+	$(BIN)/python -m tests.fault.executor.soak
+
 fuzz: setup-dev ## fuzz the parsers for long
 	$(BIN)/python -m tests.fuzz.attest.bits
 	$(BIN)/python -m tests.fuzz.attest.mutants --inputs 1000000
@@ -133,4 +136,4 @@ clean: ## remove everything made
 	rm -rf build dist $(BLOBS) executor/pointcall_executor/api/generated
 	$(MAKE) -s -C bpf clean
 
-.PHONY: help demo test test-power sim test-crash fuzz coverage mutation test-storm test-kernels release lint check bench format setup setup-dev apt apt-dev bpf bpf-dev js generated lock clean
+.PHONY: help demo test test-power sim test-crash soak fuzz coverage mutation test-storm test-kernels release lint check bench format setup setup-dev apt apt-dev bpf bpf-dev js generated lock clean
