@@ -130,7 +130,7 @@ executor/pointcall_executor/api/generated/.made: executor/pointcall_executor/api
 
 lock: setup-dev ## pin all dependencies with hashes (no addresses)
 	$(COMPILE) --upgrade --extra executor --extra build -o requirements.txt pyproject.toml
-	$(COMPILE) --upgrade $(addprefix --extra ,agents build dev executor fleet measure pkcs11 release) -c requirements.txt -o requirements-dev.txt pyproject.toml
+	$(COMPILE) --upgrade $(addprefix --extra ,agents build dev executor fleet measure pkcs11 release telemetry) -c requirements.txt -o requirements-dev.txt pyproject.toml
 
 clean: ## remove everything made
 	rm -rf build dist $(BLOBS) executor/pointcall_executor/api/generated
