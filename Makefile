@@ -8,8 +8,8 @@ COMPILE    := $(BIN)/python -m piptools compile -q --strip-extras --generate-has
 BLOBS      := executor/pointcall_executor/blobs
 STATE      ?= build/demo
 APT        := python3-venv clang llvm libbpf-dev bpftool make
-# What tests use where it is there: power cuts, system-call faults, PostgreSQL, PKCS#11, a registry, Wasm by C.
-APT_DEV    := $(APT) lld git iproute2 strace fuse3 e2fsprogs postgresql softhsm2 docker-registry skopeo
+# What tests use where it is there: power cuts, system-call faults, PostgreSQL, PKCS#11, a registry, Wasm by C, shells.
+APT_DEV    := $(APT) lld git iproute2 strace fuse3 e2fsprogs postgresql softhsm2 docker-registry skopeo libseccomp2 zsh fish
 JS         := build/js
 JS_PACKAGES := assemblyscript @sigstore/bundle@4 @sigstore/protobuf-specs @sigstore/sign@4 @sigstore/verify@3
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -108,7 +108,7 @@ executor/pointcall_executor/api/generated/.made: executor/pointcall_executor/api
 
 lock: setup-dev ## pin all dependencies with hashes (no addresses)
 	$(COMPILE) --upgrade --extra executor --extra build -o requirements.txt pyproject.toml
-	$(COMPILE) --upgrade $(addprefix --extra ,agents build dev executor fleet measure pkcs11) -c requirements.txt -o requirements-dev.txt pyproject.toml
+	$(COMPILE) --upgrade $(addprefix --extra ,agents build dev executor fleet measure pkcs11 telemetry) -c requirements.txt -o requirements-dev.txt pyproject.toml
 
 clean: ## remove everything made
 	rm -rf build dist $(BLOBS) executor/pointcall_executor/api/generated
