@@ -8,8 +8,8 @@ COMPILE    := $(BIN)/python -m piptools compile -q --strip-extras --generate-has
 BLOBS      := executor/pointcall_executor/blobs
 STATE      ?= build/demo
 APT        := python3-venv clang llvm libbpf-dev bpftool make
-# What tests use where it is there: power cuts, system-call faults, PostgreSQL, PKCS#11, a registry, Wasm by C.
-APT_DEV    := $(APT) lld git iproute2 strace fuse3 e2fsprogs dmsetup postgresql softhsm2 docker-registry skopeo dbus systemd podman runc conmon busybox-static
+# What tests use where it is there: power cuts, system-call faults, PostgreSQL, PKCS#11, a registry, Wasm by C, shells.
+APT_DEV    := $(APT) lld git iproute2 strace fuse3 e2fsprogs dmsetup postgresql softhsm2 docker-registry skopeo dbus systemd podman runc conmon busybox-static libseccomp2 zsh fish
 JS         := build/js
 JS_PACKAGES := assemblyscript @sigstore/bundle@4 @sigstore/protobuf-specs @sigstore/sign@4 @sigstore/verify@3
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

@@ -189,6 +189,10 @@ def test_without_its_privileges_it_arms_opens_circuits_and_recreates(
         limits = Path(f"/proc/{run.process.pid}/limits").read_text()
         assert "Max core file size        0" in limits
         recovers(open_lab, run, port)
+        if not user:  # a child that examines and a child that verifies run under the filter too
+            source = Path(__file__).resolve().parents[2] / "runbooks/library/refusing-dependency/runbook.py"
+            words = ("propose", str(source), "--name", "again", "--rationale", "why", "--author", "me")
+            assert ask(open_lab, *words)["state"] == "open"
         ask(open_lab, "pause", "--for", "90s", "--reason", "I look myself")
         paused = ask(open_lab, "status")
         assert (paused["state"], paused["reason"]) == ("paused", "I look myself")
