@@ -118,6 +118,7 @@ def supervisord(folder: Path, program: Path, ports: Sequence[int]) -> Iterator[N
     config.write_text(
         f"[supervisord]\nnodaemon=true\nlogfile=/dev/null\nlogfile_maxbytes=0\npidfile={folder}/supervisord.pid\n"
         f"[program:listener]\ncommand={program} {at}\nautorestart=true\nstartsecs=0\nstartretries=1000000\n"
+        "stdout_logfile=NONE\nstderr_logfile=NONE\n"
     )
     command = [sys.executable, "-W", "ignore", "-m", "supervisor.supervisord", "-c", str(config)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
