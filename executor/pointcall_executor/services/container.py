@@ -32,6 +32,8 @@ MAX_ANSWER_BYTES: Final = 1 << 20
 MAX_LOG_BYTES: Final = 1 << 20
 LABEL: Final = "dev.pointcall.declaration"
 ID_LENGTH: Final = 64
+REMOVE_SECONDS: Final = 5.0
+REMOVE_PAUSE_SECONDS: Final = 0.02
 _BASE: Final = "/v4.0.0/libpod"
 _NOT_FOUND: Final = 404
 _SIGNALS: Final = {"TERM": 15, "INT": 2, "QUIT": 3, "HUP": 1, "KILL": 9}
@@ -262,8 +264,20 @@ class ContainerService:
             if grace_ns > 0 and self.running:
                 self._podman.ask("POST", f"{self._path}/stop", timeout=max(1, math.ceil(grace_ns / 1e9)))
             self._let_go()
-            self._podman.ask("DELETE", self._path, force="true", timeout=0)
+            self._remove()
             return time.monotonic_ns() - begin
+
+    def _remove(self) -> None:
+        """Podman refuses while it has not yet seen that a container ended by itself: then again, for a while."""
+        deadline = time.monotonic() + REMOVE_SECONDS
+        while True:
+            try:
+                self._podman.ask("DELETE", self._path, force="true", timeout=0)
+                return
+            except ServiceError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(REMOVE_PAUSE_SECONDS)
 
     def release(self) -> None:
         """Nothing is kept for a next start."""
