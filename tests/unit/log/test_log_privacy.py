@@ -27,6 +27,7 @@ from pointcall_executor.journal import _MIGRATIONS as MIGRATIONS
 from pointcall_executor.journal import DamagedError, Journal, JournalError
 from pointcall_executor.journal_check import check_journal
 from pointcall_executor.journal_reader import APPLICATION_ID, JournalReader
+from pointcall_executor.recorder import Recorder
 from pointcall_executor.tile_folder import extend
 from pointcall_runbook.vocabulary import ACTIONS
 from tests.unit.log import world
@@ -149,6 +150,23 @@ def test_a_receipt_is_sealed_and_opens_whole(node: world.Node) -> None:
     assert [(a.action, a.target, a.detail, a.guard.why) for a in closed.actions] == [
         ("recreate", "service/web", {}, HIDDEN)
     ]
+
+
+def test_whatever_the_recorder_writes_is_sealed(node: world.Node) -> None:
+    recorder = Recorder(node.journal)
+    recorder._keys = node.keys
+    for body in BODIES:
+        if not isinstance(body, entry.Prune | entry.Erase):  # these have calls of their own
+            assert node.journal.entry(recorder.record(body)).typed() == body
+    index = recorder.receipt(with_secrets(world.unsigned_receipt(node.keys.id)))
+    assert node.journal.entry(index).receipt().inputs.fields["comm"] == SECRET
+    recorder.checkpoint(force=True)
+    erased = recorder.erase([node.journal.entry(index)], SECRET)
+    pruned = recorder.prune(1, SECRET, 400)
+    assert [node.journal.entry(i).body["reason"] for i in (erased, pruned)] == [SECRET, SECRET]
+    leaves = b"".join(dsse.parse(e.raw).payload for e in node.journal.entries())
+    assert SECRET.encode() not in leaves
+    assert ADDRESS.encode() not in leaves
 
 
 def test_the_same_text_has_another_commitment_each_time(node: world.Node) -> None:
