@@ -45,7 +45,7 @@ ROOT = Path(__file__).parents[3]
 DISK_BYTES = 96 << 20
 MS_REC_PRIVATE = 1 << 14 | 1 << 18
 CLONE_NEWNS, MNT_DETACH = 0x20000, 2
-FULL_EVERY_S, JUMP_EVERY_S, MIRROR_EVERY_S = 120, 45, 60
+FULL_EVERY_S, JUMP_EVERY_S, MIRROR_EVERY_S = 90, 45, 60
 
 
 # ---- the child: `pointcall run` that also writes down what its kernel counts -----------------------------------------
@@ -245,7 +245,7 @@ class Soak:
         filler = self.fill()
         self.kill_service_quietly()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            running.process.wait(timeout=20)
+            running.process.wait(timeout=60)
         filler.unlink()
         if running.process.poll() is None:
             raise AssertionError(f"the executor went on with a full disk: {running.said[-5:]}")
