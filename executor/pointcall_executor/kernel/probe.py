@@ -36,8 +36,8 @@ OPTIONAL_TRACEPOINTS: Final = {
     "block_rq_complete": "sensor storage: block latency and errors",
     "fuse_request_send": "sensor fuse: FUSE latency (since 6.12)",
     "fuse_request_end": "sensor fuse: FUSE latency (since 6.12)",
-    "ext4_sync_file_enter": "sensor fsync: ext4 latency (not where ext4 is a module)",
-    "ext4_sync_file_exit": "sensor fsync: ext4 latency (not where ext4 is a module)",
+    "ext4_sync_file_enter": "sensor fsync: ext4 latency (where ext4 is loaded)",
+    "ext4_sync_file_exit": "sensor fsync: ext4 latency (where ext4 is loaded)",
     "sys_exit": "sensor syscalls: anomalies, on request",
 }
 GATES: Final = {
@@ -214,7 +214,16 @@ def _tracing() -> Iterator[Feature]:
     yield _sock_destroy(ids)
 
 
+def _in_a_module(name: str) -> bool:
+    """Whether a loaded module brings the tracepoint: the kernel's loader finds it there, too."""
+    wanted = f"\0btf_trace_{name}\0".encode()
+    modules = (path for path in btf.VMLINUX.parent.iterdir() if path != btf.VMLINUX) if btf.VMLINUX.exists() else ()
+    return any(wanted in path.read_bytes() for path in modules)
+
+
 def _tracepoint(name: str, why: str, number: int | None, *, required: bool) -> Feature:
+    if number is None and _in_a_module(name):
+        return Feature(f"tp_btf/{name}", True, "in the BTF of a module", why, required)
     return _hook(f"tp_btf/{name}", why, number, bpf.ProgramType.TRACING, bpf.AttachType.TRACE_RAW_TP, required=required)
 
 
