@@ -60,7 +60,8 @@ def stage(shared: Stage) -> Iterator[Stage]:
 def test_a_container_is_made_from_its_image_as_declared(stage: Stage) -> None:
     one, moved = stage.service(environment={"COLOUR": "red"}, user="1000"), []
     started = one.start(moved.append)
-    assert Path(f"/proc/{started.pid}/cmdline").read_bytes() == b"/bin/busybox\x00sleep\x00600\x00"
+    command = Path(f"/proc/{started.pid}/cmdline")
+    wait_for(lambda: command.read_bytes() == b"/bin/busybox\x00sleep\x00600\x00")  # the runtime has executed it
     assert moved == [started.cgroup_id] == [one.cgroup_id]
     assert one.running
     assert one.healthy() == ""
