@@ -8,8 +8,8 @@ COMPILE    := $(BIN)/python -m piptools compile -q --strip-extras --generate-has
 BLOBS      := executor/pointcall_executor/blobs
 STATE      ?= build/demo
 APT        := python3-venv clang llvm libbpf-dev bpftool make
-# What tests use where it is there: power cuts, system-call faults, PostgreSQL, PKCS#11, a registry, Wasm by C.
-APT_DEV    := $(APT) lld git iproute2 strace fuse3 e2fsprogs postgresql softhsm2 docker-registry skopeo dbus systemd podman runc conmon busybox-static
+# What tests use where it is there: power cuts, system-call faults, PostgreSQL, PKCS#11, a registry, Wasm by C, shells.
+APT_DEV    := $(APT) lld git iproute2 strace fuse3 e2fsprogs dmsetup postgresql softhsm2 docker-registry skopeo dbus systemd podman runc conmon busybox-static libseccomp2 zsh fish
 JS         := build/js
 JS_PACKAGES := assemblyscript @sigstore/bundle@4 @sigstore/protobuf-specs @sigstore/sign@4 @sigstore/verify@3
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -32,6 +32,7 @@ lint: setup-dev ## format, lint, types, import contracts
 
 check: lint test ## all that CI asks
 
+# Peers that are there are measured, the others named: apt-get install bpftrace nftables fail2ban haproxy nginx-light.
 bench: setup-dev ## measure: one JSON line a figure, each beside a baseline of the same run
 	@for suite in kernel sandbox loop services log attest signing; do $(BIN)/python -m tests.bench.$$suite; done
 
@@ -42,6 +43,12 @@ test-power: setup-dev ## power cuts, kill -9 and failed system calls against the
 
 sim: setup-dev ## the whole executor simulated: a thousand seeds, ten million events, on all cores (long)
 	nice -n 10 $(BIN)/python -m tests.sim --seeds 1000 --events 10500
+
+test-crash: setup-dev ## kill -9 of the real executor at every label of a whole life, then its restart (long)
+	$(BIN)/python -m tests.fault.executor.sweep
+
+soak: setup-dev ## one hour of the real executor: kills, full disk, clock jumps, a dead central store (root)
+	$(BIN)/python -m tests.fault.executor.soak
 
 fuzz: setup-dev ## fuzz the parsers for long
 	$(BIN)/python -m tests.fuzz.attest.bits
@@ -60,6 +67,9 @@ coverage: setup-dev ## branch coverage of the evidence verifier
 mutation: setup-dev ## mutate the evidence verifier and see whether its tests notice (long)
 	$(BIN)/pip install -q 'cosmic-ray>=8.3'
 	$(BIN)/python -m tests.fuzz.attest.mutation $(MUTATION_ARGS)
+
+test-storm: setup-dev ## ten minutes of events at the highest rate: generated == received + counted lost, memory flat (root)
+	$(BIN)/python -m tests.kernel.storm --seconds $(or $(SECONDS_OF_STORM),600)
 
 # KERNELS: folders of unpacked linux-image packages (apt-get download, dpkg -x). Needs qemu-system-x86 busybox-static kmod cpio.
 test-kernels: setup-dev ## the kernel tests on other kernels under QEMU: make test-kernels KERNELS="build/k61 build/k612"
@@ -120,10 +130,10 @@ executor/pointcall_executor/api/generated/.made: executor/pointcall_executor/api
 
 lock: setup-dev ## pin all dependencies with hashes (no addresses)
 	$(COMPILE) --upgrade --extra executor --extra build -o requirements.txt pyproject.toml
-	$(COMPILE) --upgrade $(addprefix --extra ,agents build dev executor fleet measure pkcs11 release) -c requirements.txt -o requirements-dev.txt pyproject.toml
+	$(COMPILE) --upgrade $(addprefix --extra ,agents build dev executor fleet measure pkcs11 release telemetry) -c requirements.txt -o requirements-dev.txt pyproject.toml
 
 clean: ## remove everything made
 	rm -rf build dist $(BLOBS) executor/pointcall_executor/api/generated
 	$(MAKE) -s -C bpf clean
 
-.PHONY: help demo test test-power sim fuzz coverage mutation test-kernels release lint check bench format setup setup-dev apt apt-dev bpf bpf-dev js generated lock clean
+.PHONY: help demo test test-power sim test-crash soak fuzz coverage mutation test-storm test-kernels release lint check bench format setup setup-dev apt apt-dev bpf bpf-dev js generated lock clean

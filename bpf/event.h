@@ -37,6 +37,7 @@ enum pointcall_storage_source { /* which object measured it */
 	POINTCALL_SOURCE_STORAGE = 0,
 	POINTCALL_SOURCE_FUSE = 1,
 	POINTCALL_SOURCE_FSYNC = 2,
+	POINTCALL_SOURCE_VFS = 3,
 };
 
 struct pointcall_circuit_event { /* 32 bytes */

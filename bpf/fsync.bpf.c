@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 //
 // Slow fsync and fdatasync on ext4, whatever the cause: also throttling, which the block tracepoints do not see. Where
-// ext4 is a module, its tracepoints are in the module's BTF and this object does not load. Spec: docs/spec/kernel-abi.md
-// section 8.
+// ext4 is a module, it must be loaded first: the tracepoints are in its BTF. Spec: docs/spec/kernel-abi.md section 8.
 #include "kernel.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>

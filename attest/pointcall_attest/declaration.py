@@ -168,6 +168,12 @@ class Container(Strict):
     stop: Stop = Stop()
     ready: Ready = Ready()
 
+    @model_validator(mode="after")
+    def _is_seen_from_outside(self) -> Self:
+        if self.network == "none" and self.ready.tcp is not None:
+            raise ValueError("nobody outside sees a port in the container's own network: let it say by a file")
+        return self
+
     @property
     def digest(self) -> str:
         """`sha256:` and hex."""

@@ -117,13 +117,14 @@ def check_tiles(
             none_wrong(
                 "log.checkpoint", list(walk.objections(note, note.origin)), "a checkpoint of an epoch of this log"
             ),
-            _grown(walk.tree, note, since),
-            _witnessed(note, policy),
+            grown(walk.tree, note, since),
+            witnessed(note, policy),
         )
     )
 
 
-def _grown(tree: Tree, note: Checkpoint, since: Checkpoint | None) -> Check:
+def grown(tree: Tree, note: Checkpoint, since: Checkpoint | None) -> Check:
+    """Whether the tree under this checkpoint contains the tree of an earlier one."""
     if since is None:
         return Check.skipped("log.consistency", "no earlier checkpoint was given", spec=SPEC)
     grown = since.origin == note.origin and since.size <= note.size and tree.root(since.size) == since.root
@@ -131,7 +132,8 @@ def _grown(tree: Tree, note: Checkpoint, since: Checkpoint | None) -> Check:
     return Check.of("log.consistency", grown, expected=want, observed=f"{note.origin} at {note.size}", spec=SPEC)
 
 
-def _witnessed(note: Checkpoint, policy: WitnessPolicy | None) -> Check:
+def witnessed(note: Checkpoint, policy: WitnessPolicy | None) -> Check:
+    """Whether enough witnesses signed this checkpoint."""
     if policy is None:
         return Check.skipped("log.witnesses", "no witness policy was given", spec=SPEC)
     signers = ", ".join(f"{name} at {at}" for name, at in policy.signers(note).items()) or "nobody"

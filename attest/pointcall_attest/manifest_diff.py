@@ -7,18 +7,16 @@ clearly more nor clearly less is `changes`. Spec: docs/spec/manifest.md, section
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel
 
+from pointcall_attest.declaration import ServiceDeclaration
 from pointcall_attest.manifest import Manifest, Runbook, Sensor, Service
+from pointcall_attest.manifest_change import EFFECTS, LESS, MORE, Change, Effect
 from pointcall_attest.model import instant
+from pointcall_attest.service_diff import declaration_changes
 
-Effect = Literal["grants", "revokes", "changes"]
-EFFECTS: Final[tuple[Effect, ...]] = ("grants", "revokes", "changes")
-MORE: Final[tuple[Effect, Effect]] = ("grants", "revokes")  # effect of a larger and of a smaller value
-LESS: Final[tuple[Effect, Effect]] = ("revokes", "grants")
 Row = TypeVar("Row", bound=BaseModel)
 
 # For each number that limits something: what a larger value means.
@@ -37,21 +35,22 @@ LIMITS: Final[Mapping[str, tuple[Effect, Effect]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One difference."""
-
-    effect: Effect
-    text: str
+Declarations = Mapping[str, ServiceDeclaration]  # by service
 
 
-def differences(old: Manifest, new: Manifest) -> tuple[Change, ...]:
-    """Every difference of meaning, grants first; empty if both say the same about what may happen."""
+def differences(
+    old: Manifest, new: Manifest, declared: tuple[Declarations, Declarations] | None = None
+) -> tuple[Change, ...]:
+    """Every difference of meaning, grants first; empty if both say the same about what may happen.
+
+    `declared`: the service declarations of both, as far as they are at hand; they are compared field by field.
+    """
+    known = declared or ({}, {})
     found = [
         *_header(old, new),
         *_rows(old.runbooks, new.runbooks, "runbook", lambda o, n: _runbook(o, n, old, new)),
         *_rows(old.sensors, new.sensors, "sensor", lambda o, n: _sensor(o, n, old, new)),
-        *_rows(old.services, new.services, "service", _service),
+        *_rows(old.services, new.services, "service", lambda o, n: _service(o, n, known)),
         *_rows(old.channels, new.channels, "channel", lambda o, n: _values(f"channel {n.name}", o, n)),
         *_numbers("guard", old.guard, new.guard),
         *_set("guard: never touch", old.guard.never_touch, new.guard.never_touch, LESS),
@@ -116,12 +115,15 @@ def _sensor(old: Sensor, new: Sensor, before: Manifest, after: Manifest) -> Iter
         yield Change("changes", f"sensor {new.name}: another BPF blob")
 
 
-def _service(old: Service, new: Service) -> Iterator[Change]:
+def _service(old: Service, new: Service, known: tuple[Declarations, Declarations]) -> Iterator[Change]:
     who = f"service {new.name}"
     if old.kind != new.kind:
         yield Change("changes", f"{who}: kind {old.kind} -> {new.kind}")
     if old.digest != new.digest:
         yield Change("changes", f"{who}: another declaration, {new.digest[:16]}")
+        before, after = known[0].get(old.name), known[1].get(new.name)
+        if before is not None and after is not None:
+            yield from declaration_changes(before, after)
     one, two = ([f"{row.address} port {row.port}/{row.protocol}" for row in s.listen] for s in (old, new))
     yield from _set(f"{who}: listens on", one, two, MORE)
 

@@ -9,6 +9,7 @@ Spec: docs/spec/pack.md.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ FORMAT: Final = "pointcall-pack/v1"
 NOTHING: Final = "0" * 64  # the manifest of an epoch in which nothing was armed
 MAX_FILE_BYTES: Final = 4 * 1024 * 1024  # evidence with an event log is the largest, below 2 MiB
 MAX_FILES: Final = 256  # a run with 8 actions has below 60
+_FOLDERS: Final = ("entries", "openings", "blobs", "emulated")
 _NAMES: Final = (
     re.compile(r"pack\.json"),
     re.compile(r"checkpoint"),
@@ -248,7 +250,13 @@ def _covering(
 
 
 def _read(folder: Path) -> Iterator[tuple[str, bytes]]:
-    paths = [p for p in sorted(folder.rglob("*")) if p.is_symlink() or not p.is_dir()]
+    found = sorted(itertools.islice(folder.rglob("*"), MAX_FILES + 16))
+    paths = [p for p in found if p.is_symlink() or not p.is_dir()]
+    for stray in sorted({*found} - {*paths} - {folder / name for name in _FOLDERS}):
+        raise _form("a folder of docs/spec/pack.md", stray.relative_to(folder).as_posix()[:80])
+    for name in _FOLDERS:
+        if (folder / name).is_dir() and not any(p.parent == folder / name for p in paths):
+            raise _form("no empty folder", name)
     if len(paths) > MAX_FILES:
         raise _form(f"at most {MAX_FILES} files", str(len(paths)))
     for path in paths:

@@ -123,6 +123,14 @@ def own_trust(pack: Pack) -> Trust:
     return Trust(policy, root, Roots.of(pack.emulated))
 
 
+def evidence_of(pack: Pack) -> bytes:
+    """The bundle that binds the key of the run's epoch. MalformedError `pack.entries` where the pack lacks it."""
+    found = pack.blobs.get(_open(pack).opening.evidence)
+    if found is None:
+        raise MalformedError("the pack lacks its evidence", id="pack.entries", want="the evidence of its epoch")
+    return found
+
+
 def _open(pack: Pack) -> _Opened:
     texts = {index: Opening.parse(raw) for index, raw in pack.openings.items()}
     entries = {index: parse_entry(index, raw, texts.get(index)) for index, raw in sorted(pack.entries.items())}

@@ -27,7 +27,7 @@ from pointcall_runbook.vocabulary import Address, Mode, Network, channel, servic
 BUILT_IN: Final = frozenset({"remember", "again"})
 SENSORS: Final = (
     "breaker", "connections", "drill", "fsync", "fuse", "isolate", "lifecycle", "pressure", "storage", "syscalls",
-    "transport",
+    "tamper", "transport", "vfs",
 )  # fmt: skip
 PROTOCOLS: Final = {"tcp": 6, "udp": 17}
 SECOND_NS: Final = 1_000_000_000

@@ -16,7 +16,7 @@ from pointcall_attest import entry
 from pointcall_attest.errors import RefusedError
 from pointcall_attest.manifest import Manifest
 from pointcall_attest.model import instant
-from pointcall_executor import VERSION, feed
+from pointcall_executor import VERSION, feed, retention
 from pointcall_executor.agent_api.inbox import Inbox
 from pointcall_executor.api.accesses import Access
 from pointcall_executor.api.backend import (
@@ -40,6 +40,7 @@ from pointcall_executor.daemon import Executor
 from pointcall_executor.epoch import NOTHING
 from pointcall_executor.feed import Changes, FeedPage
 from pointcall_executor.journal import Journal
+from pointcall_executor.retention import Retained
 from pointcall_executor.services.listening import listening
 from pointcall_executor.session import Bundle
 from pointcall_runbook.vocabulary import Address, service
@@ -280,6 +281,14 @@ class ExecutorBackend:
         body = {"name": name, "sha256": sha256, "measured": "no", "reason": reason}
         self._executor.record(entry.Config(what=f"unmeasured probe {what}", detail={**body}))
         return self._answer(f"unmeasured probe {what}: it is in the log")
+
+    def prune_log(self, minimum: int | None, retention_days: int | None, reason: str) -> Retained:
+        executor = self._executor
+        days = executor.config.retention_days if retention_days is None else retention_days
+        return retention.prune(executor.recorder, minimum, days, reason, datetime.now(UTC))
+
+    def erase_log(self, what: Sequence[str], older_than_days: int | None, reason: str) -> Retained:
+        return retention.erase(self._executor.recorder, what, older_than_days, reason, datetime.now(UTC))
 
     def proposed(self, body: Mapping[str, Any]) -> None:
         self._executor.record(entry.ProposalBody(**body))

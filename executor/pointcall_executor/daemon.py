@@ -110,6 +110,7 @@ SWITCH_SECONDS: Final = 0.0002  # how long a thread that signs or writes may kee
 ACTION_THREADS: Final = 4  # actions on different targets at once; more would only hide a storm
 RECHECK_NS: Final = 10_000_000_000  # between two looks at whether the kernel still runs what was armed
 QUIET_SECONDS: Final = 120.0  # how long arming waits for the runs in flight
+CLOSE_SECONDS: Final = 1500.0  # how long closing does: longer than any grace and readiness together
 MESSAGES_MAX: Final = 64  # notifications on their way; a slow channel must not hold up anything else
 OWN_CODE: Final = 0  # of an escalation by the executor itself: an action of the run did not do what it should
 APPROVAL_NS: Final = 60_000_000_000  # what a person approved is decided again at once; the guard may yet hold it back
@@ -210,10 +211,10 @@ class Executor:
         if left.paused is not None and left.paused.until > now:
             self._paused_until_ns = now_ns + int((left.paused.until - now).total_seconds() * 1e9)
             self._held_back = left.paused.reason
-            self.state = replace(self.state, guard=replace(self.state.guard, paused=left.paused.reason))
+            self.state = self.state._replace(guard=self.state.guard._replace(paused=left.paused.reason))
         for run, code in left.escalations.items():
             self._waiting.call(run, (), code, now_ns)
-        self.state = replace(self.state, guard=guard.recalled(self.state.guard, _ages(left.acted, now), now_ns))
+        self.state = self.state._replace(guard=guard.recalled(self.state.guard, _ages(left.acted, now), now_ns))
         held = halted(self.state_dir)
         if held is not None:
             self._recorder.record(entry.Config(what="halted", detail={"reason": held.reason, "since": held.since}))
@@ -294,6 +295,14 @@ class Executor:
             names=names_of(manifest),
         )
 
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """One change of what is armed at a time, and none once the executor closes."""
+        with self._arming:
+            if self._closed:
+                raise StoppedError("the executor is closing")
+            yield
+
     def roll_epoch(self) -> None:
         """A new key and fresh evidence now; the armed manifest is judged again under the trust of now.
 
@@ -301,14 +310,6 @@ class Executor:
         """
         with self._changing():
             self._renew("asked for")
-
-    @contextlib.contextmanager
-    def _changing(self) -> Iterator[None]:
-        """One change of session, epoch or approvals at a time. StoppedError once the executor closes."""
-        with self._arming:
-            if self._closed:
-                raise StoppedError("the executor stops", hint="start it again")
-            yield
 
     def _renew(self, reason: str) -> None:
         session = self._session
@@ -449,9 +450,9 @@ class Executor:
         if self._generation != generation:
             raise ArmingError("it was disarmed meanwhile", id="arm.interrupted", hint="arm again if that is meant")
         manifest, old = session.admitted.manifest, self._session
-        session.sensors.keep()
         detail: dict[str, JsonValue] = {name: f"{number} {tag}" for name, number, tag in session.sensors.programs()}
         self.journal.raise_sequence(ARMED, manifest.sequence, manifest.sha256)
+        session.sensors.keep()  # from here on the pins are the new ones
         reason = "another manifest is armed" if old else "armed"
         self._open_epoch(attested, session.trust, session.admitted, session.bundle.signatures, reason)
         self._recorder.record(entry.Config(what="kernel programs", detail=detail))
@@ -462,7 +463,7 @@ class Executor:
         memory = {key: value for key, value in self.state.memory.items() if key[0] in same}
         self._timers = sorted(t for t in self._timers if t.runbook in same)
         leases = guard.circuits_held(self.state.guard, _forced(session.sensors))
-        self.state = replace(self.state, armed=session.armed, memory=memory, guard=replace(leases, approvals={}))
+        self.state = self.state._replace(armed=session.armed, memory=memory, guard=leases._replace(approvals={}))
         self._session, self._stopped, self._lost = session, None, {}
         self._waiting.forget_asked()
         if old is None:
@@ -518,7 +519,8 @@ class Executor:
     def _disarm(self, reason: str, *, leave: bool = False) -> None:
         if self._session is None:
             return
-        self.state = replace(self.state, armed=None, guard=replace(self.state.guard, approvals={}))
+        self._outdate()  # once more: what the loop decided since somebody asked for this is not begun either
+        self.state = self.state._replace(armed=None, guard=self.state.guard._replace(approvals={}))
         self._timers = []
         self._waiting.forget_asked()
         self._drop(self._session.sensors, leave=leave)
@@ -545,7 +547,7 @@ class Executor:
         self._call(lambda: self._set_paused("", 0, "resumed", {"reason": reason}))
 
     def _set_paused(self, paused: str, until_ns: int, what: str, detail: dict[str, JsonValue]) -> None:
-        self.state = replace(self.state, guard=replace(self.state.guard, paused=paused))
+        self.state = self.state._replace(guard=self.state.guard._replace(paused=paused))
         self._paused_until_ns = until_ns
         with self._begin:
             self._held_back = paused
@@ -641,7 +643,7 @@ class Executor:
         remaining = int((body.expires - datetime.now(UTC)).total_seconds() * 1e9)
         until_ns = now_ns + min(APPROVAL_NS, remaining)
         judged = guard.approved(self.state.guard, run.runbook.name, action, until_ns)
-        self.state = replace(self.state, guard=judged)
+        self.state = self.state._replace(guard=judged)
         self._advance(Happened(run.event, run.subject, now_ns, only=run.runbook.name), "approval", now_ns)
 
     def escalations(self) -> tuple[Escalation, ...]:
@@ -757,7 +759,7 @@ class Executor:
         except BaseException as error:  # the one broad except: whatever it was, nothing may act any more
             self._generation += 1
             self.failure = error
-            self.state = replace(self.state, armed=None)
+            self.state = self.state._replace(armed=None)
             if self._session is not None:
                 with contextlib.suppress(Exception):
                     self._session.sensors.detach()
@@ -897,7 +899,7 @@ class Executor:
         record = decode(raw)
         self.on_record(record)
         history, noticed = notice(record, session.topology, self.state.guard.history)
-        self.state = replace(self.state, guard=replace(self.state.guard, history=history))
+        self.state = self.state._replace(guard=self.state.guard._replace(history=history))
         if noticed.event is not None:
             happening = Happened(noticed.event, noticed.subject, received_ns)
             self._advance(happening, noticed.sensor, received_ns)
@@ -986,7 +988,7 @@ class Executor:
         armed = self.state.armed
         if armed is not None:
             kept = tuple(r for r in armed.runbooks if r.name != run.runbook.name)
-            self.state = replace(self.state, armed=replace(armed, runbooks=kept))
+            self.state = self.state._replace(armed=replace(armed, runbooks=kept))
         want = "a decision within its proven bound"
         hint = "arm a manifest with a fixed module"
         self._recorder.submit(_refusal("runbook.quarantined", run.runbook.name, want, got, hint), run.id)
@@ -1120,7 +1122,7 @@ class Executor:
         elif act.call.action not in WITHOUT_INTENT:
             back = act.detail.get("rolled_back") == "yes"
             held = guard.settled(self.state.guard, act.action, act.outcome, now_ns, rolled_back=back)
-            self.state = replace(self.state, guard=held)
+            self.state = self.state._replace(guard=held)
             if act.outcome not in (Outcome.APPLIED, Outcome.REFUSED):
                 self._escalate(run, act)
         self._advance(Ended(run.id, run.runbook, run.subject, act.action, act.outcome, now_ns), "action", now_ns)
@@ -1130,7 +1132,10 @@ class Executor:
         if run.finished and not run.closing:
             run.closing = True
             self._runs.pop(run.id, None)
-            self._pool.submit(self._finish, run)
+            try:
+                self._pool.submit(self._finish, run)
+            except RuntimeError:  # the pool is closed: an action took longer than anything may
+                self._finish(run)
 
     def _finish(self, run: Run) -> None:
         """On the pool: what is not yet recorded of the run, then its receipt."""
@@ -1163,12 +1168,12 @@ class Executor:
         self._outdate()
         with self._arming, contextlib.suppress(PointcallError):
             self._call(lambda: self._disarm(reason, leave=self.config.pin))
-            with self._idle:  # how long that may take is for whoever manages this service to say
-                self._idle.wait_for(lambda: self._flying == 0 or self.failure is not None)
+            with self._idle:
+                self._idle.wait_for(lambda: self._flying == 0 or self.failure is not None, CLOSE_SECONDS)
+        self._pool.shutdown(wait=True)
         self._stopping = True
         os.eventfd_write(self._wake, 1)
-        self._thread.join()  # before the pools: it gives them work
-        self._pool.shutdown(wait=True)
+        self._thread.join()  # before the messenger: it gives it work
         self._messenger.shutdown(wait=True, cancel_futures=True)
         session = self._session or self._stopped
         if stop_services and session is not None:

@@ -19,7 +19,7 @@ from pointcall_executor.services.groups import remove_empty
 
 READ: Final = ("trust", "manifest")  # folders that it reads and must not write
 OURS: Final = ("services", "proposals", "run")  # folders; with the journal and the record of pins all that is written
-STATE_MODE: Final = 0o1770
+STATE_MODE: Final = 0o1771
 SPAWNER: Final = "spawner"  # no service is called so: theirs have a number behind a dot
 
 

@@ -64,10 +64,12 @@ _MIGRATIONS: Final = (
     create table checkpoint(
       key_id text primary key, size integer not null, root blob not null, note blob not null) strict;
     """,
-    # Openings by entry, cosigned checkpoints. Nothing ever wrote to `side`.
+    # What opens an entry lies in its row: a page less to write than a table of its own. Nothing ever wrote to `side`.
     """
     drop table side;
-    create table opening(i integer primary key, salt blob not null, text text not null) strict;
+    alter table entry add column salt blob;
+    alter table entry add column text text;
+    insert into meta values ('erased', '0');
     create table cosigned(key_id text primary key, size integer not null, note blob not null, witnesses text not null)
       strict;
     """,
@@ -326,9 +328,8 @@ class Journal(JournalReader):
 
     def _insert(self, leaf: bytes, kind: str, run: str | None, raw: bytes, opening: Opening | None) -> int:
         index = self._log.size + len(self._leaves)
-        self._writer.execute("insert into entry values (?, ?, ?, ?, ?)", (index, leaf, kind, run, raw))
-        if opening is not None:
-            self._writer.execute("insert into opening values (?, ?, ?)", (index, opening.salt, opening.text))
+        opens = (None, None) if opening is None else (opening.salt, opening.text)
+        self._writer.execute("insert into entry values (?, ?, ?, ?, ?, ?, ?)", (index, leaf, kind, run, raw, *opens))
         self._leaves.append(leaf)
         return index
 
@@ -345,12 +346,16 @@ class Journal(JournalReader):
         self._writer.execute(sql, (name, number, digest, number, digest))
 
     def _erase(self, body: Erase, indices: Sequence[int], row: _Row) -> int:
-        find = "select salt, text from opening where i = ?"
+        find = "select salt, text from entry where i = ? and text is not null"
         for index in indices:
             for salt, text in self._writer.execute(find, (index,)).fetchall():
                 assert Opening(salt, text).commitment in body.commitments, f"entry {index} is not named"
-        self._writer.executemany("delete from opening where i = ?", [(index,) for index in indices])
-        self._writer.execute("delete from opening where i < ?", (body.below,))
+            self._writer.execute("update entry set salt = null, text = null where i = ?", (index,))
+        (erased,) = self._writer.execute("select value from meta where key = 'erased'").fetchone()
+        if body.below > int(erased):
+            span = (int(erased), body.below)
+            self._writer.execute("update entry set salt = null, text = null where i >= ? and i < ?", span)
+            self._writer.execute("update meta set value = ? where key = 'erased'", (str(body.below),))
         return self._insert(*row)
 
     def _prune(self, minimum: int, row: _Row) -> int:
@@ -363,8 +368,8 @@ class Journal(JournalReader):
                 want=f"between {lowest} and {covered}, the size of the last checkpoint",
                 got=str(minimum),
             )
-        self._writer.execute("update entry set raw = x'' where i < ? and kind <> 'epoch-open'", (minimum,))
-        self._writer.execute("delete from opening where i < ?", (minimum,))
+        sql = "update entry set raw = x'', salt = null, text = null where i >= ? and i < ? and kind <> 'epoch-open'"
+        self._writer.execute(sql, (int(lowest), minimum))
         self._writer.execute("update meta set value = ? where key = 'minimum'", (str(minimum),))
         return self._insert(*row)
 

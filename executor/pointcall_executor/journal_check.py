@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from pointcall_attest.entry import Entry, Erase
-from pointcall_attest.log_check import SPEC, Walk, name_of, none_wrong
+from pointcall_attest.log.checkpoint import Checkpoint
+from pointcall_attest.log.witness import WitnessPolicy
+from pointcall_attest.log_check import SPEC, Walk, grown, name_of, none_wrong, witnessed
 from pointcall_attest.verdict import Check, Verdict
 from pointcall_executor.journal_reader import DamagedError, JournalReader
 
@@ -34,6 +36,22 @@ def check_journal(reader: JournalReader) -> Verdict:
     return Verdict((none_wrong("journal.entries", damaged, whole), *walk.checks(), heads, texts.check(reader), blobs))
 
 
+def check_growth(reader: JournalReader, since: Checkpoint | None, policy: WitnessPolicy | None) -> tuple[Check, Check]:
+    """Whether the log has grown from a checkpoint that was seen before, and whether enough witnesses signed it: the
+    latest checkpoint that they signed counts. Without the one or the other its check is listed as not made."""
+    head, cosigned = reader.head(), [note for note, _ in reader.cosigned()]
+    tree, signed = reader.tree(), [c for c in cosigned if policy is not None and policy.met_by(c)]
+    best = signed[-1] if signed else cosigned[-1] if cosigned else head
+    if head is None or best is None:
+        none = "there is no checkpoint yet"
+        return Check.skipped("log.consistency", none, spec=SPEC), Check.skipped("log.witnesses", none, spec=SPEC)
+    if best.size > tree.size or tree.root(best.size) != best.root:
+        return grown(tree, head, since), none_wrong(
+            "log.witnesses", ["a cosigned checkpoint of another tree"], "one of it"
+        )
+    return grown(tree, head, since), witnessed(best, policy)
+
+
 @dataclass(slots=True)
 class _Texts:
     """Which entries are sealed without a clear text, and what erase entries say about that."""
@@ -53,7 +71,7 @@ class _Texts:
 
     def check(self, reader: JournalReader) -> Check:
         wrong = [name_of(e) for e in self.closed if not any(body.covers(e) for body in self.erased)]
-        wrong += [f"a text beside entry {i}, which is not there" for i in reader.stray_openings()]
+        wrong += [f"a text beside entry {i}, which was pruned" for i in reader.stray_openings()]
         whole = f"{self.opened} clear texts as they were committed to, {len(self.closed)} erased by an entry"
         return none_wrong("journal.openings", wrong, whole)
 

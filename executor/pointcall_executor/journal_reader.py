@@ -25,9 +25,7 @@ from pointcall_runbook.errors import PointcallError
 APPLICATION_ID: Final = 0x50434A4C  # "PCJL" in the file's header, so that `file` and we can tell it
 SCHEMA_VERSION: Final = 2
 MAX_PAGE: Final = 10_000  # entries in one answer: 35 MB of receipts
-_ENTRIES: Final = (
-    "select e.i, e.leaf, e.kind, e.run, e.raw, o.salt, o.text from entry e left join opening o on o.i = e.i where"
-)
+_ENTRIES: Final = "select i, leaf, kind, run, raw, salt, text from entry where"
 _CHECKPOINTS: Final = "select key_id, size, root, note from checkpoint"
 
 
@@ -95,7 +93,7 @@ class JournalReader:
 
     def entry(self, index: int) -> Entry:
         """JournalError `journal.no_entry` beyond the end or `journal.pruned`; DamagedError if the bytes changed."""
-        rows = self._all(f"{_ENTRIES} e.i = ?", index)
+        rows = self._all(f"{_ENTRIES} i = ?", index)
         if not rows:
             raise JournalError(f"there is no entry {index}", id="journal.no_entry", want=f"below {self.size}")
         if not rows[0][4] and index < self.minimum:
@@ -108,18 +106,18 @@ class JournalReader:
         """Entries from index `start` on, oldest first, at most `limit`; only of one kind or one run if asked.
 
         Pruned ones are left out. Sealed ones are opened where their clear text is there."""
-        where: list[str] = ["e.i >= ?", "length(e.raw) > 0"]
+        where: list[str] = ["i >= ?", "length(raw) > 0"]
         values: list[int | str] = [start]
-        for column, wanted in (("e.kind", kind), ("e.run", run)):
+        for column, wanted in (("kind", kind), ("run", run)):
             if wanted is not None:
                 where.append(f"{column} = ?")
                 values.append(wanted)
-        sql = f"{_ENTRIES} {' and '.join(where)} order by e.i limit ?"
+        sql = f"{_ENTRIES} {' and '.join(where)} order by i limit ?"
         return [_entry(row) for row in self._all(sql, *values, min(limit, MAX_PAGE))]
 
     def latest(self, kind: Kind, limit: int) -> list[Entry]:
         """The last `limit` entries of one kind, oldest first, whatever the limit of a page."""
-        sql = f"{_ENTRIES} e.kind = ? and length(e.raw) > 0 order by e.i desc limit ?"
+        sql = f"{_ENTRIES} kind = ? and length(raw) > 0 order by i desc limit ?"
         return [_entry(row) for row in reversed(self._all(sql, kind, limit))]
 
     def raws(self, first: int, end: int) -> list[bytes]:
@@ -152,15 +150,14 @@ class JournalReader:
     def has_blob(self, sha256: str) -> bool:
         return bool(self._all("select 1 from blob where sha256 = ?", bytes.fromhex(sha256)))
 
-    def first_opening(self) -> int | None:
-        """The index of the oldest entry whose clear text is there; None if there is none."""
-        (found,) = self._one("select min(i) from opening")
-        return None if found is None else int(found)
+    @property
+    def erased(self) -> int:
+        """The clear texts of all entries below it were erased for their age; single ones above may be, too."""
+        return int(self._one("select value from meta where key = 'erased'")[0])
 
     def stray_openings(self) -> list[int]:
-        """Indices of clear texts that belong to no entry that is there: nothing we write leaves one."""
-        sql = "select i from opening where i not in (select i from entry where length(raw) > 0) order by i"
-        return [int(row[0]) for row in self._all(sql)]
+        """Indices of clear texts whose entry was pruned: nothing we write leaves one."""
+        return [int(row[0]) for row in self._all("select i from entry where length(raw) = 0 and text is not null")]
 
     def cosigned(self) -> list[tuple[Checkpoint, tuple[str, ...]]]:
         """Checkpoints that witnesses signed, smallest tree first, each with the verifier keys of its witnesses."""

@@ -92,12 +92,9 @@ class Mirror:
                     "entries are missing in between", id="mirror.gap", want=str(frontier.size), got=str(first)
                 )
             known = min(frontier.size - first, len(raws))
-            self._compare(origin, first, raws[:known])
-            rows = [_row(first + known + i, raw) for i, raw in enumerate(raws[known:])]
-            self._open_epochs(origin, rows)
-            self._copy(origin, rows)
-            for _, leaf, *_ in rows:
-                frontier.add(leaf)
+            if known:
+                self._compare(origin, first, raws[:known])
+            self._open_epochs(origin, self._copy(origin, frontier, raws[known:]))
             self._db.execute("update log set frontier = %s where origin = %s", (frontier.encode(), origin))
         return Held(frontier.size, Checkpoint.parse(last).size if last else 0)
 
@@ -163,19 +160,27 @@ class Mirror:
                     f"entry {index} is another one", id="mirror.fork", want=bytes(leaf).hex(), got=leaf_hash(raw).hex()
                 )
 
-    def _open_epochs(self, origin: str, rows: Sequence[_Row]) -> None:
-        keys = [_checkpoint_key(index, raw) for index, _, kind, _, raw in rows if kind == "epoch-open"]
-        if keys:
-            sql = "insert into epoch values (%s, %s, %s) on conflict do nothing"
-            self._db.cursor().executemany(sql, [(origin, key.key_id, str(key)) for key in keys])
+    def _copy(self, origin: str, frontier: Frontier, raws: Sequence[bytes]) -> list[Verifier]:
+        """Append the entries to the table and to the frontier; the checkpoint keys of the epochs that open in them.
 
-    def _copy(self, origin: str, rows: Sequence[_Row]) -> None:
-        if rows:
+        The database stores what came while the next is parsed here."""
+        keys: list[Verifier] = []
+        if raws:
             sql = "copy entry (origin, i, leaf, kind, run, raw) from stdin with (format binary)"
             with self._db.cursor().copy(sql) as copy:
                 copy.set_types(("text", "int8", "bytea", "text", "text", "bytea"))
-                for row in rows:
+                for raw in raws:
+                    index, leaf, kind, *_ = row = _row(frontier.size, raw)
+                    if kind == "epoch-open":
+                        keys.append(_checkpoint_key(index, raw))
                     copy.write_row((origin, *row))
+                    frontier.add(leaf)
+        return keys
+
+    def _open_epochs(self, origin: str, keys: Sequence[Verifier]) -> None:
+        if keys:
+            sql = "insert into epoch values (%s, %s, %s) on conflict do nothing"
+            self._db.cursor().executemany(sql, [(origin, key.key_id, str(key)) for key in keys])
 
     def _objection(self, note: Checkpoint, frontier: Frontier, last: bytes | None) -> str | None:
         if last is not None and note.size < Checkpoint.parse(last).size:

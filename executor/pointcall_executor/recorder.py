@@ -62,8 +62,8 @@ class Left:
 class Recorder:
     """Thread-safe. Any failure of the journal reaches the caller, or `watch` for what nobody waited for."""
 
-    def __init__(self, journal: Journal) -> None:
-        self.journal = journal
+    def __init__(self, journal: Journal, chance: Callable[[int], bytes] = os.urandom) -> None:
+        self.journal, self._chance = journal, chance
         self._keys: EpochKeys | None = None
         self._lock = threading.RLock()
         self._salts = b""
@@ -82,7 +82,7 @@ class Recorder:
     def _salt(self) -> bytes:
         """32 random bytes, drawn in advance: a system call here would give up the interpreter lock at a bad time."""
         if len(self._salts) < SALT_BYTES:
-            self._salts = os.urandom(SALT_BYTES * 128)
+            self._salts = self._chance(SALT_BYTES * 128)
         drawn, self._salts = self._salts[:SALT_BYTES], self._salts[SALT_BYTES:]
         return drawn
 
@@ -194,6 +194,7 @@ class Recorder:
                 continue  # nobody can say any more what an erased one was about
             if item.kind in ("intent", "outcome"):
                 key = (item.run, str(item.body["action"]), str(item.body["target"]))
+                # an outcome whose intent is out of sight says nothing about a later intent of the same words
                 opened[key] = max(0, opened.get(key, 0) + (1 if item.kind == "intent" else -1))
                 if item.kind == "intent" and item.run is not None:
                     left.acted.append((str(item.body["action"]), str(item.body["target"]), item.at))

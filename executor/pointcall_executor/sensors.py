@@ -37,6 +37,7 @@ from pointcall_executor.kernel.probe import absent_hooks
 from pointcall_executor.kernel.sensor import Sensor
 from pointcall_executor.kernel.storage import StorageSensor
 from pointcall_executor.kernel.syscalls import SyscallSensor
+from pointcall_executor.kernel.tamper import TamperGuard
 from pointcall_executor.kernel.transport import TransportSensor
 from pointcall_executor.learning import Key, Learned, Learning
 from pointcall_executor.pins import Pins
@@ -126,12 +127,14 @@ class KernelSensors:
                 return LifecycleSensor(blob, constants=params)
             case "transport":
                 return TransportSensor(blob, constants=params)
-            case "storage" | "fuse" | "fsync":
+            case "storage" | "fuse" | "fsync" | "vfs":
                 return StorageSensor(blob, constants=params)
             case "syscalls":
                 return SyscallSensor(blob, constants=params)
             case "drill":
                 return DrillInjector(blob, constants=params)
+            case "tamper":
+                return TamperGuard(blob, constants=params)
             case "connections":
                 return ConnectionKiller(blob, constants=params)
             case "isolate":
@@ -157,8 +160,9 @@ class KernelSensors:
                 self.breaker.arm(destination)
             if isinstance(transport, TransportSensor) and destination.protocol == TCP:
                 transport.watch(destination)
-        for sensor in self._sensors().values():
-            sensor.attach()
+        for each in self._objects.values():
+            if isinstance(each, Sensor | TamperGuard):
+                each.attach()
         if self._pressure is not None or (self.breaker is not None and self._stuck_ns):
             self._pressure = self._pressure or PressureWatch({})
             self._lookout = Lookout(self._look, self._pressure.interrupt)
@@ -342,10 +346,11 @@ class KernelSensors:
         before = self._succeed(self)
         if before is not None:
             self._take_over(before)
-        if self._pins is not None and self.breaker is not None:
-            self._disarm_undeclared(self.breaker)
-            self._pins.keep(self.breaker, taken_up=self._taken_up)
+        if self._pins is not None:
             self._kept = True
+            if self.breaker is not None:
+                self._disarm_undeclared(self.breaker)
+                self._pins.keep(self.breaker, taken_up=self._taken_up)
 
     def _take_over(self, before: KernelSensors) -> None:
         if self._learning is not None and before._learning is not None:

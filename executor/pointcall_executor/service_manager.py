@@ -30,10 +30,7 @@ class ServiceManager:
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
         if address:
-            with contextlib.suppress(OSError):
-                found = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-                found.connect(f"\0{address[1:]}" if address.startswith("@") else address)
-                self._socket = found
+            self._socket = _connected(f"\0{address[1:]}" if address.startswith("@") else address)
 
     @classmethod
     def of(cls, environ: MutableMapping[str, str]) -> Self:
@@ -86,6 +83,16 @@ class ServiceManager:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+
+def _connected(address: str) -> socket.socket | None:
+    found = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        found.connect(address)
+    except OSError:
+        found.close()
+        return None
+    return found
 
 
 def _status(text: str) -> str:

@@ -3,7 +3,7 @@
 A refused manifest at start is no reason to end: the executor stays up, disarmed, and says so; a newer one can be armed
 over the API or by SIGHUP. A failed journal is: what cannot be recorded must not be done.
 
-The spawner is started first and keeps its privileges; then this process gives up its own, before it has a second thread.
+The spawner is started first and keeps its privileges; then this process gives up its own, before it has a thread.
 """
 
 from __future__ import annotations
@@ -119,6 +119,7 @@ def _give_up(config: Config, state: Path, node: KernelNode) -> None:
             node.begin()
     else:
         node.begin()
+    os.umask(0o077)  # after the spawner: services have the umask of the unit
     if config.privileges == "keep":
         say("PRIVILEGES KEPT: for looking for an error, not for production")
         return

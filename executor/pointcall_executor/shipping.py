@@ -212,9 +212,7 @@ class Shipping:
 
     def _erase(self, reader: JournalReader, days: int) -> None:
         """Erase the clear texts of all entries that are older than the setting."""
-        first = reader.first_opening()
-        if first is None:
-            return
+        first = max(reader.erased, reader.minimum)
         inside = first_within(reader, days, datetime.now(UTC), start=first)
         below = reader.size if inside is None else inside.index
         if first < below:

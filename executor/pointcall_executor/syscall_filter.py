@@ -46,7 +46,7 @@ class FilterError(PointcallError):
 
 
 def apply() -> int:
-    """Load the filter for every thread; how many rules it has. FilterError where libseccomp or the kernel has not it."""
+    """Load the filter for every thread; its number of rules. FilterError where libseccomp or the kernel has it not."""
     try:
         import pyseccomp as seccomp
     except (ImportError, RuntimeError, OSError) as missing:

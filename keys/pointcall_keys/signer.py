@@ -7,6 +7,7 @@ bundle. Verification is another room's: pointcall_attest.signature. The sigstore
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -39,6 +40,18 @@ def sign_statement(statement: bytes, *, trust_config: TrustConfig, token: str) -
 def sign_file(content: bytes, *, trust_config: TrustConfig, token: str) -> bytes:
     """A Sigstore bundle over a file, as a message signature. Errors as of `sign_statement`."""
     return _signed(trust_config, token, lambda signer: signer.sign_artifact(content))
+
+
+def statement_about(name: str, content: bytes, predicate_type: str, predicate: Mapping[str, Any]) -> bytes:
+    """An in-toto statement with one file as its subject."""
+    subject = [{"name": name, "digest": {"sha256": hashlib.sha256(content).hexdigest()}}]
+    statement = {
+        "_type": "https://in-toto.io/Statement/v1",
+        "subject": subject,
+        "predicateType": predicate_type,
+        "predicate": dict(predicate),
+    }
+    return json.dumps(statement, separators=(",", ":"), sort_keys=True).encode()
 
 
 def ambient_token() -> str:

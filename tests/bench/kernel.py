@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import os
 import random
@@ -32,7 +33,8 @@ from pointcall_executor.kernel.maps import Map
 from pointcall_executor.kernel.ring import Ring
 from pointcall_executor.kernel.sensor import Sensor
 from pointcall_executor.kernel.storage import StorageSensor
-from tests.kernel.lab import here, private_network, read_blob
+from tests.bench import peers
+from tests.kernel.lab import black_hole, here, private_network, read_blob
 
 ROOT = Path(__file__).resolve().parents[2]
 DEAD_PORT = 30999
@@ -50,9 +52,11 @@ def main() -> None:
         sys.exit("tests.bench.kernel needs root")
     with private_network(), tempfile.TemporaryDirectory() as folder, _load_process(Path(folder)) as clients:
         breaker_figures(clients, args.openings, args.rounds)
+        half_open(clients)
         peer_figures(clients)
         always_on_figures(Path(folder), args.rounds)
     ring_figures()
+    peers.compare()
 
 
 def figure(
@@ -165,6 +169,42 @@ def successful(clients: Clients, breaker: BreakerSensor, alive: Destination, rou
     ratio = statistics.median(g / p for g, p in zip(gated, plain, strict=True))
     figure("successful_connect_ratio", ratio, "ratio", rounds * 2000, "nothing attached", ratio)
     figure("successful_connect_us_p50", statistics.median(gated) / 1e3, "us", rounds * 2000, "nothing attached", ratio)
+
+
+AT_ONCE = """
+import errno, os, socket, sys, time
+open(sys.argv[1] + "/cgroup.procs", "w").write(str(os.getpid()))
+sock, at = socket.socket(), float(sys.argv[3])
+sock.settimeout(5)
+while time.monotonic() < at:
+    pass
+try:
+    sys.exit(sock.connect_ex(("127.0.0.1", int(sys.argv[2]))))
+except TimeoutError:
+    sys.exit(errno.ETIMEDOUT)
+"""
+
+
+def half_open(clients: Clients, budgets: tuple[int, ...] = (1, 3, 8), at_once: int = 64) -> None:
+    """64 processes connect at the same moment to a half-open circuit whose probes get no answer: how many pass."""
+    for budget in budgets:
+        constants = {"threshold": THRESHOLD, "cooldown_us": FAR_US, "window_us": FAR_US, "probe_us": FAR_US}
+        blob, group = read_blob("breaker"), clients.group
+        with BreakerSensor(blob, cgroup=group.path, constants=constants | {"probe_budget": budget}) as breaker:
+            breaker.attach()
+            dead = here(DEAD_PORT)
+            breaker.arm(dead)
+            clients.run(THRESHOLD, dead.port)
+            breaker.make_probe_ready(dead)
+            with black_hole(dead.port):
+                at = time.monotonic() + 8  # until all of them have started
+                words = [sys.executable, "-S", "-c", AT_ONCE, str(group.path), str(dead.port), str(at)]
+                children = [subprocess.Popen(words) for _ in range(at_once)]
+                codes = [child.wait() for child in children]
+            circuit = breaker.circuit(dead)
+        blocked = codes.count(errno.EPERM)
+        figure(f"half_open_passed_budget_{budget}", at_once - blocked, "connects", at_once, f"{budget} allowed")
+        assert circuit.probes == at_once - blocked, "the kernel counts what the clients see"
 
 
 def peer_figures(clients: Clients) -> None:

@@ -57,7 +57,10 @@ def decide(e: ProcessExited) -> Decision:
 def built(folder: Path) -> Path:
     program = folder / "listener"
     source = Path(__file__).with_name("listener.c")
-    subprocess.run(["cc", "-O2", "-o", program, source], check=True)
+    compiler = shutil.which("cc") or shutil.which("clang")
+    if compiler is None:
+        sys.exit("tests.bench.services needs a C compiler")
+    subprocess.run([compiler, "-O2", "-o", program, source], check=True)
     return program
 
 
@@ -115,6 +118,7 @@ def supervisord(folder: Path, program: Path, ports: Sequence[int]) -> Iterator[N
     config.write_text(
         f"[supervisord]\nnodaemon=true\nlogfile=/dev/null\nlogfile_maxbytes=0\npidfile={folder}/supervisord.pid\n"
         f"[program:listener]\ncommand={program} {at}\nautorestart=true\nstartsecs=0\nstartretries=1000000\n"
+        "stdout_logfile=NONE\nstderr_logfile=NONE\n"
     )
     command = [sys.executable, "-W", "ignore", "-m", "supervisor.supervisord", "-c", str(config)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:

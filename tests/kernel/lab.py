@@ -85,6 +85,20 @@ def private_network() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def in_namespace(network: int) -> Iterator[None]:
+    """This thread in that network namespace; back again afterwards."""
+    here_ = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    try:
+        if _libc.setns(network, CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "setns")
+        yield
+    finally:
+        if _libc.setns(here_, CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "setns")
+        os.close(here_)
+
+
+@contextlib.contextmanager
 def member(name: str, parent: Path | None = None) -> Iterator[Cgroup]:
     """This process in a new cgroup; the cgroup is gone afterwards."""
     home, group = own(), Cgroup.create(f"pctest-{name}-{os.getpid()}", parent)

@@ -1,6 +1,6 @@
 """An event storm: every CPU fills the ring as fast as it can while Python drains it.
 
-    python -m tests.kernel.storm --seconds 600
+    python -m tests.kernel.storm --seconds 600        (make test-storm)
 
 Holds if generated == received + counted lost, exactly, and memory stays flat. Needs root and `make -C bpf all bench`.
 """

@@ -345,3 +345,31 @@ def test_node_wide_circuit_covers_every_namespace(make: Make) -> None:
     breaker.arm(node_wide)
     assert connects(4, PORT) == [REFUSED] * 3 + [BLOCKED]
     assert breaker.circuit(node_wide).state is State.OPEN
+
+
+@pytest.mark.parametrize("budget", [1, 8])
+def test_sixty_four_clients_at_half_open_get_exactly_the_budget(make: Make, group: Cgroup, budget: int) -> None:
+    breaker = make(threshold=1, cooldown_us=SHORT_US, probe_budget=budget)
+    breaker.arm(here(PORT))
+    connect(PORT)
+    assert breaker.circuit(here(PORT)).state is State.OPEN
+    time.sleep(2 * SHORT_US / 1e6)
+    barrier = threading.Barrier(64)
+    answers: list[str] = []
+
+    def client() -> None:
+        barrier.wait()
+        answers.append(connect(PORT))
+
+    clients = [threading.Thread(target=client) for _ in range(64)]
+    with black_hole(PORT):  # a probe that stays without an answer: the others meet it half-open
+        for thread in clients:
+            thread.start()
+        deadline = time.monotonic() + 20
+        while len(answers) < 64 - budget:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert answers.count(BLOCKED) == 64 - budget
+        assert breaker.circuit(here(PORT)).probes == budget
+    for thread in clients:
+        thread.join()

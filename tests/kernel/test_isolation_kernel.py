@@ -110,10 +110,10 @@ def test_a_cgroup_below_is_isolated_and_one_beside_is_not(isolator: Isolator, gr
 
 def test_the_lease_ends_in_the_kernel(isolator: Isolator, group: Cgroup) -> None:
     with listen(PORT):
-        isolator.isolate(group.id, soon(60))
+        isolator.isolate(group.id, until_ns := soon(800))
         assert [i.cgroup for i in isolator.isolations()] == [group.id]
         assert connect(PORT) == BLOCKED
-        time.sleep(0.065)
+        time.sleep(max(0, until_ns - time.clock_gettime_ns(time.CLOCK_MONOTONIC)) / 1e9 + 0.005)
         assert connect(PORT) == OK  # nobody did anything
         assert isolator.isolations() == []
         isolator.sweep()
@@ -168,8 +168,9 @@ from pathlib import Path
 from pointcall_executor.kernel.blob import Blob
 from pointcall_executor.kernel.isolation import Isolator
 isolator = Isolator(Blob.parse(Path(sys.argv[1]).read_bytes()), Path(sys.argv[4]) if sys.argv[4] else None)
-isolator.isolate(int(sys.argv[2]), int(sys.argv[3]))
-print(*[number for _, number, _ in isolator.programs()], flush=True)
+until_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC) + int(sys.argv[3])
+isolator.isolate(int(sys.argv[2]), until_ns)
+print(until_ns, *[number for _, number, _ in isolator.programs()], flush=True)
 time.sleep(60)
 """
 
@@ -182,14 +183,14 @@ def test_a_killed_executor(isolator: Isolator, group: Cgroup, tmp_path: Path, pi
         pytest.skip("no bpf file system at /sys/fs/bpf")
     path = tmp_path / "isolate.blob"
     path.write_bytes(isolator.blob.encode())
-    until_ns = soon(3_000)
-    words = [sys.executable, "-c", CHILD, str(path), str(group.id), str(until_ns), str(folder) if pinned else ""]
+    lease_ns = 4 * 10**9
+    words = [sys.executable, "-c", CHILD, str(path), str(group.id), str(lease_ns), str(folder) if pinned else ""]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     try:
         with listen(PORT):
             with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as child:
                 assert child.stdout is not None
-                numbers = list(map(int, child.stdout.readline().split()))
+                until_ns, *numbers = map(int, child.stdout.readline().split())
                 assert connect(PORT) == BLOCKED
                 child.send_signal(signal.SIGKILL)
             if pinned:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import struct
@@ -50,6 +51,24 @@ def test_an_untouched_sensor_stays_what_it_was(make: Make) -> None:
     assert breaker.recheck(recorded) == []
     assert Identity.from_dict(json.loads(json.dumps(recorded.as_dict()))) == recorded
     assert {link.name for link in recorded.links} == {p.name for p in breaker.blob.programs} - {"pc_command"}
+
+
+def test_the_kernels_own_hash_of_the_constants_is_recorded(make: Make) -> None:
+    breaker = make()
+    recorded = breaker.identity()
+    if not recorded.map_hash:
+        pytest.skip("this kernel does not hash maps (since 6.18)")
+    image = breaker.blob.with_constants(constants_of(breaker))
+    padded = image.ljust(-(-len(image) // 8) * 8, b"\0")
+    assert recorded.map_hash == hashlib.sha256(padded).hexdigest()
+    (line,) = breaker.recheck(dataclasses.replace(recorded, map_hash="00" * 32))
+    assert "hash" in line
+
+
+def constants_of(breaker: BreakerSensor) -> dict[str, int]:
+    """What the kernel has, read back."""
+    raw = breaker._maps["rodata"].get(bytes(4)) or b""
+    return {c.name: int.from_bytes(raw[c.offset : c.offset + c.size], "little") for c in breaker.blob.constants}
 
 
 def test_a_swapped_program_is_noticed(make: Make) -> None:

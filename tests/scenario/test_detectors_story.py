@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import os
 import queue
+import select
 import socket
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,19 +19,21 @@ import pytest
 
 from pointcall_attest.receipt import Receipt
 from pointcall_attest.replay import replay_all
+from pointcall_executor import daemon
 from pointcall_executor.arming import ArmingError
 from pointcall_executor.config import Config
 from pointcall_executor.daemon import Executor
-from pointcall_executor.kernel import btf
+from pointcall_executor.kernel import bpf, btf
 from pointcall_executor.kernel.blob import Blob
 from pointcall_executor.kernel.cgroup import find_root
-from pointcall_executor.kernel.errors import KernelError
+from pointcall_executor.kernel.errors import CircuitError, KernelError
 from pointcall_executor.kernel.probe import BLOBS
 from pointcall_executor.node import KernelNode
 from pointcall_executor.run import Run
 from pointcall_executor.services.groups import remove_empty
-from tests.kernel.lab import BLOCKED, black_hole, connects, member, need_blob, private_network
+from tests.kernel.lab import BLOCKED, LOOPBACK, black_hole, connects, in_namespace, member, need_blob, private_network
 from tests.kernel.slowfs import Op, SlowFs, loop_ext4, mounted, private_mounts
+from tests.kernel.test_pins_kernel import LINK_UPDATE, raw_bpf
 from tests.lab import Lab
 
 pytestmark = pytest.mark.kernel
@@ -52,11 +56,11 @@ def on_{number}(e: {event}) -> Decision:
 
 # Does what a line says, in its own cgroup: `eval` of Python from the test that declared it.
 WORKER = """
-import ctypes, os, socket, sys, threading, time
+import contextlib, ctypes, os, socket, sys, threading, time
 server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
 while True:
     connection, _ = server.accept()
-    with connection, connection.makefile("rw") as lines:
+    with contextlib.suppress(OSError), connection, connection.makefile("rw") as lines:
         for line in lines:
             lines.write(repr(eval(line)) + "\\n")
             lines.flush()
@@ -75,8 +79,17 @@ class Worker:
         self._lines.flush()
         return self._lines.readline().strip()
 
+    def line(self) -> str:
+        return self._lines.readline().strip()
+
+    def silent(self, line: str, *, seconds: float) -> None:
+        """Ask, and see that no answer comes."""
+        self._socket.sendall(line.encode() + b"\n")
+        assert select.select([self._socket], [], [], seconds)[0] == []
+
     def close(self) -> None:
-        self._lines.close()
+        with contextlib.suppress(OSError):  # it was cut off
+            self._lines.close()
         self._socket.close()
 
 
@@ -102,10 +115,16 @@ def spec(lab: Lab, folder: Path, sensors: list[dict[str, Any]], **over: Any) -> 
 class Story:
     """An executor on this kernel, armed; what it was told and the receipts of its runs."""
 
-    def __init__(self, lab: Lab, executor: Executor, said: list[str]) -> None:
-        self.lab, self.executor, self.said = lab, executor, said
+    def __init__(self, lab: Lab, folder: Path, executor: Executor, said: list[str], home: int) -> None:
+        self.lab, self.folder, self.executor, self.said, self.home = lab, folder, executor, said, home
         self._runs: queue.SimpleQueue[Run] = queue.SimpleQueue()
         executor.on_receipt = self._runs.put
+
+    def arm(self, *sensors: dict[str, Any], sequence: int) -> None:
+        """Take over from what is armed; signed before, because here is no way to Sigstore."""
+        with in_namespace(self.home):
+            bundle = self.lab.sign(self.lab.assemble(spec(self.lab, self.folder, list(sensors)), sequence, blobs=BLOBS))
+        self.executor.arm(bundle)
 
     def receipt(self, event: str, seconds: float = 15) -> Receipt:
         """The next receipt of a run about such an event; it replays to the same decision."""
@@ -129,6 +148,7 @@ def tell(lab: Lab, tmp_path: Path) -> Callable[..., contextlib.AbstractContextMa
             if sensor["name"] != "pressure":
                 need_blob(sensor["name"])
         bundle = lab.sign(lab.assemble(spec(lab, tmp_path, list(sensors), **over), blobs=BLOBS))
+        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
         with private_network(), member("gate") as gate:
             said: list[str] = []
             parent = f"pointcall-detectors-{os.getpid()}"
@@ -137,11 +157,12 @@ def tell(lab: Lab, tmp_path: Path) -> Callable[..., contextlib.AbstractContextMa
             node = KernelNode(config, lab.state, said.append)
             try:
                 with lab.executor(node, **settings) as executor:
-                    story = Story(lab, executor, said)
+                    story = Story(lab, tmp_path, executor, said, home)
                     executor.arm(bundle)
                     yield story
             finally:
                 remove_empty(parent)
+                os.close(home)
 
     return begin
 
@@ -266,3 +287,64 @@ def test_a_sensor_that_makes_no_sense_is_refused(tell: Tell, sensor: dict[str, A
     with pytest.raises((ArmingError, KernelError)) as refused, tell(sensor):
         pass
     assert refused.value.id == check
+
+
+def test_a_program_swapped_behind_our_back_disarms(tell: Tell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody with the rights replaces a gate by one that lets everything pass: the next look notices."""
+    monkeypatch.setattr(daemon, "RECHECK_NS", 200_000_000)
+    with tell({"name": "breaker", "params": {"threshold": 2, "cooldown_us": 10**8}}) as story:
+        assert story.executor.session is not None
+        breaker = story.executor.session.sensors.breaker  # type: ignore[attr-defined]
+        impostor = bpf.prog_load(
+            bpf.ProgramType.CGROUP_SOCK_ADDR,
+            struct.pack("<BBhiBBhi", 0xB7, 0, 0, 1, 0x95, 0, 0, 0),
+            name="pc_connect4",
+            attach_type=bpf.AttachType.CGROUP_INET4_CONNECT,
+        )
+        raw_bpf(LINK_UPDATE, struct.pack("<IIII", breaker._links["pc_connect4"], impostor, 0, 0))
+        os.close(impostor)
+        deadline = time.monotonic() + 10
+        while story.executor.admitted is not None:
+            assert time.monotonic() < deadline, "it was not noticed"
+            time.sleep(0.02)
+        refusals = [e.body for e in story.executor.journal.entries(kind="refusal")]
+        assert [(r["check"], r["got"].split(":")[0]) for r in refusals] == [("kernel.changed", "link pc_connect4")]
+
+
+def test_connections_and_isolation_by_the_names_of_the_manifest(tell: Tell) -> None:
+    names = [{"name": "connections"}, {"name": "isolate"}]
+    with tell(*names, guard={"neverTouch": [f"127.0.0.1:{DEAD_PORT}"]}) as story:
+        worker, session = Worker(), story.executor.session
+        assert session is not None
+        sensors, (cgroup_id,) = session.sensors, session.topology.cgroups
+        assert sensors.kill_connections(LOOPBACK, PORT) == 1
+        with pytest.raises(OSError, match="abort"):
+            worker.do("1")
+        worker.close()
+        with pytest.raises(CircuitError) as refused:
+            sensors.kill_connections(LOOPBACK, DEAD_PORT)
+        assert refused.value.id == "kernel.circuit.never_touch"
+        with contextlib.closing(Worker()) as again:
+            assert again.do("1 + 1") == "2"
+            sensors.isolate(cgroup_id, time.clock_gettime_ns(time.CLOCK_MONOTONIC) + 30 * 10**9)
+            # Another manifest takes over: the isolation goes on.
+            story.arm(*names, sequence=3)
+            assert story.executor.session is not session
+            again.silent("2 + 2", seconds=0.3)
+            assert story.executor.session is not None
+            story.executor.session.sensors.end_isolation(cgroup_id)
+            assert again.line() == "4"
+
+
+def test_without_their_sensors_they_are_refused(tell: Tell) -> None:
+    with tell({"name": "transport"}) as story:
+        assert story.executor.session is not None
+        sensors = story.executor.session.sensors
+        for call in (
+            lambda: sensors.kill_connections(LOOPBACK, PORT),
+            lambda: sensors.isolate(1, 1),
+            lambda: sensors.end_isolation(1),
+        ):
+            with pytest.raises(KernelError) as refused:
+                call()
+            assert refused.value.id == "kernel.undeclared"

@@ -189,6 +189,10 @@ def test_without_its_privileges_it_arms_opens_circuits_and_recreates(
         limits = Path(f"/proc/{run.process.pid}/limits").read_text()
         assert "Max core file size        0" in limits
         recovers(open_lab, run, port)
+        if not user:  # a child that examines and a child that verifies run under the filter too
+            source = Path(__file__).resolve().parents[2] / "runbooks/library/refusing-dependency/runbook.py"
+            words = ("propose", str(source), "--name", "again", "--rationale", "why", "--author", "me")
+            assert ask(open_lab, *words)["state"] == "open"
         ask(open_lab, "pause", "--for", "90s", "--reason", "I look myself")
         paused = ask(open_lab, "status")
         assert (paused["state"], paused["reason"]) == ("paused", "I look myself")
@@ -209,7 +213,7 @@ def test_without_its_privileges_it_arms_opens_circuits_and_recreates(
         assert journal.entries()[-1].kind == "epoch-close"
     if user:
         state = open_lab.state.stat()
-        assert (state.st_uid, oct(state.st_mode & 0o7777)) == (0, oct(0o1770))
+        assert (state.st_uid, oct(state.st_mode & 0o7777)) == (0, oct(0o1771))
         assert (open_lab.state / "trust").stat().st_uid == 0
 
 

@@ -53,6 +53,7 @@ class Services:
     ) -> None:
         self.machine, self.process, self._on_moved = machine, process, on_moved
         self.scheduler: Scheduler = machine.scheduler
+        machine.held.append(self)
         self._before = before
         self._started: list[int] = []
         self._stopped: list[int] = []

@@ -121,7 +121,7 @@ def ask_again_after_a_trap(patch: Patch) -> None:
     def quarantine(self: Any, *how: Any) -> None:
         armed = self.state.armed
         real(self, *how)
-        self.state = dataclasses.replace(self.state, armed=armed)
+        self.state = self.state._replace(armed=armed)
 
     patch.setattr(Executor, "_quarantine", quarantine)
 

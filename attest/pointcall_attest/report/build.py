@@ -64,14 +64,17 @@ def build(
     now: datetime,
     known: Known | None = None,
     frameworks: Sequence[Framework] | None = None,
+    pruned: Mapping[int, bytes] | None = None,
 ) -> Report:
     """The report over the entries that `head` covers (all of them where there is no checkpoint yet).
 
-    `now` is only printed. The same arguments give an equal report. Never raises for what well-formed entries say.
+    `pruned` are the leaf hashes of entries that are not there any more, by index. `now` is only printed.
+    The same arguments give an equal report. Never raises for what well-formed entries say.
     """
     known = known or Known()
-    covered = entries if head is None else entries[: head.size]
-    examined = examine(covered, head, known.appraisals)
+    covered = entries if head is None else [e for e in entries if e.index < head.size]
+    gone = {i: leaf for i, leaf in (pruned or {}).items() if head is not None and i < head.size}
+    examined = examine(covered, head, known.appraisals, gone)
     receipts = {e.index: e.receipt() for e in covered if e.kind == "receipt"}
     facts = _facts(covered, receipts, examined, known, head)
     answers = ask(facts)
@@ -215,7 +218,7 @@ def _seen_runbooks(facts: Facts, digest: str) -> Iterable[ArmedRunbook]:
 
 def _run(index: int, receipt: Receipt, replays: Mapping[str, bool], services: Mapping[str, str]) -> RunRow:
     began = receipt.timeline_ns.event
-    fields = dict(receipt.inputs.fields)
+    fields = dict(receipt.inputs.fields) if receipt.inputs.values else {"inputs": "erased"}
     if fields.get("service") in services:
         fields["service"] = services[fields["service"]]
     times = ((step, getattr(receipt.timeline_ns, step)) for step in STEPS)

@@ -1,6 +1,7 @@
 """Whether a report has everything, and everything in it is genuine: the checks that the report makes itself.
 
-  (1) the entries are those of the checkpoint, none missing: their number is the tree size, their root is its root
+  (1) the entries are those of the checkpoint, none missing: their number is the tree size, their root is its root.
+      Of pruned ones the leaf hashes are there, and an entry of the log says that they were pruned
   (2) the checkpoint is signed by the checkpoint key of the epoch that was open
   (3) every entry is signed by the key of its epoch, and that epoch was opened in the log before it
   (4) every key after the first was vouched for by the one before it
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -43,11 +44,20 @@ class Examined:
     without_receipt: frozenset[int]
 
 
-def examine(entries: Sequence[Entry], head: Checkpoint | None, appraisals: Mapping[int, Verdict]) -> Examined:
-    """All checks over the entries that a report covers, in order. Never raises for what the entries say."""
-    signatures, epochs, receipts = unsigned(entries), unvouched(entries), without_receipt(entries)
+def examine(
+    entries: Sequence[Entry],
+    head: Checkpoint | None,
+    appraisals: Mapping[int, Verdict],
+    pruned: Mapping[int, bytes] | None = None,
+) -> Examined:
+    """All checks over the entries that a report covers, in order. Never raises for what the entries say.
+
+    `pruned` are the leaf hashes of the entries that are not there any more, by index.
+    """
+    gone = pruned or {}
+    signatures, epochs, receipts = unsigned(entries), unvouched(entries, gone), without_receipt(entries)
     checks = (
-        *_complete(entries, head),
+        *_complete(entries, head, gone),
         _checkpoint_signed(entries, head),
         _none("report.signatures", signatures, f"{len(entries)} entries signed by the key of their epoch"),
         _none("report.epochs", epochs, "every key vouched for by the one before"),
@@ -63,21 +73,29 @@ def _receipts_there(entries: Sequence[Entry]) -> str:
     return f"every run that was about to act has its receipt{more}"
 
 
-def _complete(entries: Sequence[Entry], head: Checkpoint | None) -> Iterable[Check]:
+def _complete(entries: Sequence[Entry], head: Checkpoint | None, pruned: Mapping[int, bytes]) -> Iterable[Check]:
     if head is None:
         yield Check.skipped("report.population", "the log has no checkpoint yet")
         yield Check.skipped("report.root", "the log has no checkpoint yet")
         return
-    gapless = [e.index for e in entries] == list(range(len(entries)))
+    following = iter(entries)
+    order = [i if i in pruned else next(following, None) for i in range(len(entries) + len(pruned))]
+    places = [at if isinstance(at, int) else at.index if at else -1 for at in order]
+    gapless = places == list(range(len(order)))
+    minimum = max((int(e.body["minimum"]) for e in entries if e.kind == "prune"), default=0)
+    told = all(index < minimum for index in pruned)
     yield Check.of(
         "report.population",
-        gapless and len(entries) == head.size,
+        gapless and told and len(order) == head.size,
         expected=f"entries 0 to {head.size - 1}, the whole tree",
-        observed=f"{len(entries)} entries" + ("" if gapless else " with gaps"),
+        observed=f"{len(order)} entries"
+        + (f", {len(pruned)} of them pruned" if pruned else "")
+        + ("" if gapless else " with gaps")
+        + ("" if told else ", not all by an entry that says so"),
         spec="docs/spec/report.md 3",
         hint="entries are missing: compare with the mirror",
     )
-    root = Tree(leaf_hash(e.raw) for e in entries).root()
+    root = Tree(pruned[at] if isinstance(at, int) else leaf_hash(at.raw) for at in order if at is not None).root()
     yield Check.of(
         "report.root",
         root == head.root,
@@ -143,9 +161,10 @@ def _signed(entry: Entry, keys: Mapping[str, ec.EllipticCurvePublicKey]) -> bool
     return True
 
 
-def unvouched(entries: Sequence[Entry]) -> list[int]:
+def unvouched(entries: Sequence[Entry], pruned: Container[int] = ()) -> list[int]:
     """The epoch-opens that say they follow an epoch which did not close in their favour. An executor that was killed
-    closes nothing; the epoch after it must then follow nobody."""
+    closes nothing; the epoch after it must then follow nobody. A close comes right before the next opening; where it
+    was pruned, nothing can be said."""
     closed: dict[str, str | None] = {}
     wrong = []
     for entry in entries:
@@ -156,6 +175,8 @@ def unvouched(entries: Sequence[Entry]) -> list[int]:
         if entry.kind == "epoch-open":
             opening = entry.typed()
             assert isinstance(opening, EpochOpen)
+            if entry.index - 1 in pruned:
+                continue
             if opening.previous_epoch is not None and closed.get(opening.previous_epoch) != entry.epoch:
                 wrong.append(entry.index)
     return wrong

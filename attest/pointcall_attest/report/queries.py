@@ -71,15 +71,20 @@ def _hardware(facts: Facts) -> Held:
 
 def _runbook_signed(facts: Facts) -> Held:
     armed = {(e.epoch, e.body["manifest"]) for e in facts.of("epoch-open")}
-    return {
-        i: bool(r.runbook.signers) and (r.run.epoch, r.runbook.manifest) in armed for i, r in facts.receipts.items()
-    }
+    opened = _opened(facts)
+    return {i: bool(r.runbook.signers) and (r.run.epoch, r.runbook.manifest) in armed for i, r in opened.items()}
+
+
+def _opened(facts: Facts) -> Mapping[int, Receipt]:
+    """The receipts whose names and inputs were not erased since: of the others nothing is asked about these."""
+    closed = {e.index for e in facts.of("receipt") if e.closed}
+    return {i: r for i, r in facts.receipts.items() if i not in closed}
 
 
 def _content(facts: Facts) -> Held:
     return {
         i: all((r.trigger.event, r.trigger.sensor, r.run.node, r.runbook.name, r.runbook.signers))
-        for i, r in facts.receipts.items()
+        for i, r in _opened(facts).items()
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pointcall_executor.services.managed import Started
 from pointcall_runbook.vocabulary import Address, Level, Outcome
@@ -54,8 +54,7 @@ class Channels(Protocol):
     def waits(self, number: int) -> bool: ...
 
 
-@dataclass(frozen=True, slots=True)
-class World:
+class World(NamedTuple):
     """Everything an action can reach; `now_ns` is CLOCK_MONOTONIC."""
 
     services: Services

@@ -213,7 +213,7 @@ def _pairs(mapping: Mapping[str, Any]) -> dict[str, str]:
 
 def cases(reader: Reader, limit: int = MAX_CASES) -> list[dict[str, Any]]:
     """The newest recorded events with what was decided then, as plain data for an examination."""
-    return [_case(e.receipt()) for e in newest(reader, before=None, limit=limit)]
+    return [_case(e.receipt()) for e in newest(reader, before=None, limit=limit) if not e.closed]
 
 
 def _case(receipt: Receipt) -> dict[str, Any]:

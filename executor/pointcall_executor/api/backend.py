@@ -16,6 +16,7 @@ from pointcall_executor.agent_api.inbox import Inbox
 from pointcall_executor.agent_api.recorded import Reader
 from pointcall_executor.api.accesses import Access
 from pointcall_executor.feed import FeedPage
+from pointcall_executor.retention import Retained
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +265,12 @@ class Backend(Protocol):
 
     def record_probe(self, name: str, sha256: str, what: str, reason: str) -> ControlAnswer:
         """Write down that a probe which nobody measured begins or ended."""
+
+    def prune_log(self, minimum: int | None, retention_days: int | None, reason: str) -> Retained:
+        """Drop entries below an index, by default all that are older than the retention; logged with the reason."""
+
+    def erase_log(self, what: Sequence[str], older_than_days: int | None, reason: str) -> Retained:
+        """Delete the clear texts of runs or entries, or of all that are older; logged with the reason."""
 
     def proposed(self, body: Mapping[str, Any]) -> None:
         """Append a `proposal` entry; returns once it is durable."""

@@ -82,6 +82,8 @@ METHODS: Final[Mapping[str, Method]] = {
     "/pointcall.v1.Control/BeginDrill": Method(_OPERATOR, mutating=True),
     "/pointcall.v1.Control/EndDrill": Method(_OPERATOR, mutating=True),
     "/pointcall.v1.Control/RecordProbe": Method(_OPERATOR, mutating=True),
+    "/pointcall.v1.Control/PruneLog": Method(_OPERATOR, cost=10, mutating=True),
+    "/pointcall.v1.Control/EraseLog": Method(_OPERATOR, cost=10, max_request_bytes=32 * 1024, mutating=True),
     "/grpc.health.v1.Health/Check": Method(_EVERYBODY),
     "/grpc.health.v1.Health/List": Method(_EVERYBODY),
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Method(_READERS),

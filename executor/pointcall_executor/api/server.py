@@ -86,7 +86,8 @@ class Server:
 
     def start(self, groups: Mapping[Role, int]) -> None:
         """Listen on all four sockets and on the mTLS port, or raise and leave none behind."""
-        self._run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._run_dir.mkdir(parents=True, exist_ok=True)
+        self._run_dir.chmod(0o755)  # whatever the umask is: the sockets' own modes say who may connect
         for role in Role:
             _refuse_taken(self.socket(role))
         self.set_serving(self._backend.status().ready)

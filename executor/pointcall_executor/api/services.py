@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from pointcall_attest.entry import MAX_ERASED
 from pointcall_attest.printable import shown
 from pointcall_executor.agent_api import proposal, recorded
 from pointcall_executor.agent_api.errors import NotFoundError, QuotaError, RequestError
@@ -65,6 +66,8 @@ class Services:
                 "BeginDrill": self._begin_drill,
                 "EndDrill": self._end_drill,
                 "RecordProbe": self._record_probe,
+                "PruneLog": self._prune_log,
+                "EraseLog": self._erase_log,
             },
         }
 
@@ -193,6 +196,22 @@ class Services:
             )  # fmt: skip
         answer = self._backend.record_probe(shown(request.name, 200), request.sha256, request.what, _reason(request))
         return message(answer, "ControlResponse")
+
+    def _prune_log(self, request: Any) -> Any:
+        minimum = int(request.minimum) if request.HasField("minimum") else None
+        days = int(request.retention_days) if request.HasField("retention_days") else None
+        return message(self._backend.prune_log(minimum, days, _reason(request)), "RetentionResponse")
+
+    def _erase_log(self, request: Any) -> Any:
+        days = int(request.older_than_days) if request.HasField("older_than_days") else None
+        if bool(request.what) == (days is not None) or len(request.what) > MAX_ERASED:
+            raise RequestError(
+                "name runs or entries, or an age",
+                id="api.erase",
+                want=f"1 to {MAX_ERASED} of `what`, or `older_than_days`",
+                got=str(len(request.what)),
+            )
+        return message(self._backend.erase_log(tuple(request.what), days, _reason(request)), "RetentionResponse")
 
 
 def _proposal(value: proposal.Proposal) -> Any:

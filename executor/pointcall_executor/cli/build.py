@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pointcall_keys.recovery_manifest import RecoveryManifest
 
 BLOBS: Final = Path(__file__).resolve().parent.parent / "blobs"
+LOCAL: Final = "https://pointcall.dev/builder/local"  # somebody's machine: says nothing of who it was
 MAX_YAML_BYTES: Final = 1024 * 1024
 
 
@@ -25,8 +26,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--previous", metavar="FILE", type=Path, help="manifest.json that this one replaces")
     parser.add_argument("--not-before", metavar="TIME", help="start of validity, 2026-11-23T00:00:00Z (default: now)")
     parser.add_argument("--days", type=int, help="days of validity (default: spec.validDays)")
+    parser.add_argument("--builder", metavar="URI", help="who builds (default: this CI job, or a local builder)")
     parser.add_argument(
-        "--builder", metavar="URI", help="also write provenance and test results, as built by this builder"
+        "--without-provenance", action="store_true", help="neither run the cases nor say who built what"
     )
     parser.add_argument(
         "--verify-reproducible", action="store_true", help="build again and compare with what is in --out"
@@ -44,11 +46,9 @@ def run(args: argparse.Namespace) -> int:
     if args.verify_reproducible:
         return _compare(args, out)
     assembled, sequence = _assemble(args)
-    beside = _provenance(args, assembled) if args.builder else {}
+    beside = {} if args.without_provenance else _provenance(args, assembled)
     assembled.write(out)
-    for name, statement in beside.items():
-        (out / "provenance").mkdir(parents=True, exist_ok=True)
-        (out / "provenance" / name).write_bytes(statement)
+    _write_beside(out / "provenance", beside)
     if args.explain:
         _explain(args)
     digest = hashlib.sha256(assembled.statement).hexdigest()
@@ -158,21 +158,42 @@ def _provenance(args: argparse.Namespace, assembled: Assembled) -> dict[str, byt
             )  # fmt: skip
         if passed:
             result = results_of_tests(module, assembled.files[module], cases, passed=passed, failed=failed)
-            said[f"{book.name}.tests.json"] = result
+            name = f"{book.name}.tests.json"
+            if name in said:
+                raise KeysError(
+                    "two statements would have the same name", id="build.malformed", want="other names of runbooks",
+                    got=name,
+                )  # fmt: skip
+            said[name] = result
     return said
 
 
-def _builder(uri: str) -> Builder:
-    """Who builds, and from what, as CI says in the environment."""
+def _write_beside(folder: Path, statements: dict[str, bytes]) -> None:
+    """In place of those of an earlier build, which would be about other modules, and of their signatures."""
+    for old in folder.glob("*.json"):
+        old.unlink()
+    if statements:
+        folder.mkdir(parents=True, exist_ok=True)
+    for name, statement in statements.items():
+        (folder / name).write_bytes(statement)
+
+
+def _builder(uri: str | None) -> Builder:
+    """Who builds, and from what, as CI says in the environment. What it does not say is left out."""
     from pointcall_keys.provenance import Builder
 
-    commit = os.environ.get("GITHUB_SHA") or os.environ.get("CI_COMMIT_SHA")
-    repository = os.environ.get("CI_PROJECT_URL")
-    invocation = os.environ.get("CI_JOB_URL")
-    if "GITHUB_REPOSITORY" in os.environ:
-        repository = f"{os.environ.get('GITHUB_SERVER_URL', 'https://github.com')}/{os.environ['GITHUB_REPOSITORY']}"
-        invocation = f"{repository}/actions/runs/{os.environ.get('GITHUB_RUN_ID', '')}"
-    return Builder(uri, invocation, repository, commit)
+    env = os.environ.get
+    if repository := env("GITHUB_REPOSITORY"):
+        server = env("GITHUB_SERVER_URL", "https://github.com")
+        workflow, run = env("GITHUB_WORKFLOW_REF"), env("GITHUB_RUN_ID")
+        invocation = f"{server}/{repository}/actions/runs/{run}" if run else None
+        own = f"{server}/{workflow}" if workflow else LOCAL
+        return Builder(uri or own, invocation, f"{server}/{repository}", env("GITHUB_SHA"))
+    if project := env("CI_PROJECT_URL"):
+        config, branch = env("CI_CONFIG_PATH"), env("CI_COMMIT_BRANCH")
+        own = f"{project}//{config}@refs/heads/{branch}" if config and branch else LOCAL
+        return Builder(uri or own, env("CI_JOB_URL"), project, env("CI_COMMIT_SHA"))
+    return Builder(uri or LOCAL)
 
 
 def _cases(base: Path, source: str | None) -> dict[str, bytes]:

@@ -37,8 +37,7 @@ def completion(shell: str) -> str:
     """The script of one of SHELLS."""
     from pointcall_executor.cli.command_tree import tree
 
-    made = {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell](tree())
-    return made
+    return {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell](tree())
 
 
 # ---- bash ------------------------------------------------------------------------------------------------------------
@@ -114,14 +113,16 @@ def _bash_reply(argument: Argument) -> str:
             return "COMPREPLY=()"
 
 
+_ZSH_END: Final = """\
+if [[ $zsh_eval_context[-1] == loadautofunc ]]; then _pointcall "$@"; else compdef _pointcall pointcall; fi
+"""
+
 # ---- zsh -------------------------------------------------------------------------------------------------------------
 
 
 def _zsh(root: Command) -> str:
     functions = "\n".join(_zsh_function(command) for command in reversed(root.all()))
-    return f"#compdef pointcall\n{_NOTE.format('zsh')}\n{functions}\n" + (
-        'if [[ $zsh_eval_context[-1] == loadautofunc ]]; then _pointcall "$@"; else compdef _pointcall pointcall; fi\n'
-    )
+    return f"#compdef pointcall\n{_NOTE.format('zsh')}\n{functions}\n{_ZSH_END}"
 
 
 def _zsh_name(command: Command) -> str:

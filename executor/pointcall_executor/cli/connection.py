@@ -1,4 +1,4 @@
-"""How verbs reach the running executor: a role's socket of the state folder, durations, and what an answer looks like."""
+"""How verbs reach the running executor: a role's socket, durations, reasons, and what an answer looks like."""
 
 from __future__ import annotations
 
@@ -55,6 +55,11 @@ def reason(args: argparse.Namespace) -> str:
     return args.reason or f"no reason given by {_user()}"
 
 
+def reason_by(tool: str) -> str:
+    """For what was decided at a screen, where nobody types a reason."""
+    return f"from {tool} by {_user()}"
+
+
 def _user() -> str:
     sudo = os.environ.get("SUDO_USER", "")
     try:
@@ -84,7 +89,7 @@ def operator(args: argparse.Namespace) -> Client:
 
 
 def control(args: argparse.Namespace, method: str, **fields: Any) -> int:
-    """Call `Control/<method>`, print the state after it, exit 0. ApiError and EnvironmentRefusal say what went wrong."""
+    """Call `Control/<method>`, print the state after it, exit 0. ApiError or EnvironmentRefusal."""
     from pointcall_executor.api.client import UnreachableError
 
     try:

@@ -1,10 +1,11 @@
-"""`pointcall log prune` and `pointcall log erase`: what is kept no longer. On the log of a stopped executor."""
+"""`pointcall log prune` and `pointcall log erase`: what is kept no longer. By the running executor, or without one."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 from pointcall_executor.cli import output
 
 if TYPE_CHECKING:
-    from pointcall_attest.entry import Entry
     from pointcall_executor.journal_reader import JournalReader
-    from pointcall_executor.recorder import Recorder
+    from pointcall_executor.retention import Retained
+
+API_TIMEOUT_S = 600.0  # every entry that goes is read once
 
 
 def arguments(verbs: Any, common: argparse.ArgumentParser) -> None:
@@ -36,75 +38,75 @@ def arguments(verbs: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _prune(args: argparse.Namespace) -> int:
+    from pointcall_executor import retention
     from pointcall_executor.config import load
     from pointcall_executor.offline import recording
-    from pointcall_executor.retention import check_retention, prunable
 
-    days = load(args.config).retention_days if args.retention_days is None else args.retention_days
-    if days < 0 or (args.minimum is not None and args.minimum < 0):
-        raise output.UsageRefusal("a retention and an index are not negative", got=f"{days}, {args.minimum}")
-    now = datetime.now(UTC)
-    with _looking(args) as reader:  # before an epoch is opened for nothing
-        before = reader.minimum
-        minimum = prunable(reader, days, now) if args.minimum is None else args.minimum
-        check_retention(reader, minimum, days, now)
-    index = None
-    if minimum != before:
-        with recording(output.state_dir(args), "pruned") as recorder:
-            index = recorder.prune(minimum, args.reason, days)
-    row = {"minimum": minimum, "pruned": minimum - before, "retention_days": days, "index": index}
-    _say(args, row, f"{row['pruned']} entries pruned; the log begins at {minimum}, older hashes stay")
+    if min(args.retention_days or 0, args.minimum or 0) < 0:
+        raise output.UsageRefusal("an index and a retention are not negative", got=f"{args.minimum}")
+    stated = {"minimum": args.minimum, "retention_days": args.retention_days}
+    done = _by_executor(args, "Control/PruneLog", {k: v for k, v in stated.items() if v is not None})
+    if done is None:
+        days = load(args.config).retention_days if args.retention_days is None else args.retention_days
+        now = datetime.now(UTC)
+        with closing(_reader(args)) as reader:  # before an epoch is opened for nothing
+            idle = retention.plan_prune(reader, args.minimum, days, now) == reader.minimum
+            done = retention.Retained(reader.minimum, 0, days, (), ())
+        if not idle:
+            with recording(output.state_dir(args), "pruned") as recorder:
+                done = retention.prune(recorder, args.minimum, days, args.reason, now)
+    row = {
+        "minimum": done.minimum,
+        "pruned": done.pruned,
+        "retention_days": done.retention_days,
+        "index": next(iter(done.index), None),
+    }
+    _say(args, row, f"{done.pruned} entries pruned; the log begins at {done.minimum}, older hashes stay")
     return output.Exit.OK
 
 
 def _erase(args: argparse.Namespace) -> int:
-    from pointcall_attest.entry import MAX_ERASED
+    from pointcall_executor import retention
     from pointcall_executor.offline import recording
-    from pointcall_executor.retention import first_within
 
     if bool(args.what) == (args.older_than is not None):
         raise output.UsageRefusal("name runs or entries, or --older-than DAYS", hint="`pointcall log list` shows them")
-    with _looking(args) as reader:
-        named = [e for what in args.what for e in _named(reader, what)]
-        below = 0
-        if args.older_than is not None:
-            inside = first_within(reader, args.older_than, datetime.now(UTC), start=reader.minimum)
-            below = reader.size if inside is None else inside.index
-            named = [e for e in _all(reader) if e.index < below]
-    chosen = list({e.index: e for e in named if e.opening is not None}.values())
-    indices: list[int] = []
-    if chosen:
-        with recording(output.state_dir(args), "erased") as recorder:
-            indices = _record(recorder, chosen, args.reason, below, MAX_ERASED)
-    row = {"erased": [e.index for e in chosen], "index": indices}
-    _say(args, row, f"the clear text of {len(chosen)} entries is gone; proofs stay valid")
+    age = {} if args.older_than is None else {"older_than_days": args.older_than}
+    done = _by_executor(args, "Control/EraseLog", {"what": args.what, **age})
+    if done is None:
+        now = datetime.now(UTC)
+        with closing(_reader(args)) as reader:
+            idle = not retention.plan_erase(reader, args.what, args.older_than, now)[0]
+            done = retention.Retained(reader.minimum, 0, 0, (), ())
+        if not idle:
+            with recording(output.state_dir(args), "erased") as recorder:
+                done = retention.erase(recorder, args.what, args.older_than, args.reason, now)
+    row = {"erased": list(done.erased), "index": list(done.index)}
+    _say(args, row, f"the clear text of {len(done.erased)} entries is gone; proofs stay valid")
     return output.Exit.OK
 
 
-def _record(recorder: Recorder, chosen: list[Entry], reason: str, below: int, most: int) -> list[int]:
-    if below:
-        return [recorder.erase((), reason, below=below)]
-    return [recorder.erase(chosen[at : at + most], reason) for at in range(0, len(chosen), most)]
+def _by_executor(args: argparse.Namespace, method: str, fields: dict[str, Any]) -> Retained | None:
+    """What a running executor did: it is the one writer of its log. None where none answers on its socket."""
+    from pointcall_executor.retention import Retained
+
+    socket = output.state_dir(args) / "run" / "operator.sock"
+    if not socket.is_socket():
+        return None
+    from pointcall_executor.api.client import Client, UnreachableError
+
+    try:
+        with Client(socket, timeout_s=API_TIMEOUT_S) as client:
+            done = client.call(method, reason=args.reason, **fields)
+    except UnreachableError:
+        return None
+    return Retained(done.minimum, done.pruned, done.retention_days, tuple(done.erased), tuple(done.index))
 
 
-def _looking(args: argparse.Namespace) -> JournalReader:
+def _reader(args: argparse.Namespace) -> JournalReader:
     from pointcall_executor.cli.log import open_journal
 
     return open_journal(args)
-
-
-def _named(reader: JournalReader, what: str) -> list[Entry]:
-    """One entry by its index, or all of a run that has its receipt."""
-    if what.isdecimal() and len(what) < 19:
-        return [reader.entry(int(what))]
-    return reader.entries(run=str(reader.receipt(what).run))
-
-
-def _all(reader: JournalReader) -> Iterator[Entry]:
-    start = 0
-    while page := reader.entries(start=start, limit=500):
-        yield from page
-        start = page[-1].index + 1
 
 
 def _say(args: argparse.Namespace, row: dict[str, Any], text: str) -> None:

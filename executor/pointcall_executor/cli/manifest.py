@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from pointcall_executor.cli import manifest_notice, manifest_verify
 
 if TYPE_CHECKING:
-    from pointcall_attest.manifest_diff import Change
+    from pointcall_attest.declaration import ServiceDeclaration
+    from pointcall_attest.manifest import Manifest
+    from pointcall_attest.manifest_change import Change
     from pointcall_keys.registry import Account
 
 
@@ -120,13 +122,28 @@ def _diff(args: argparse.Namespace) -> int:
     from pointcall_executor.cli.output import Exit, print_json
 
     old, new = read_manifest(args.old), read_manifest(args.new)
-    changes = differences(old, new)
+    changes = differences(old, new, (_declarations(args.old, old), _declarations(args.new, new)))
     if args.json:
         rows = [{"effect": c.effect, "text": c.text} for c in changes]
         print_json({"old": old.sha256, "new": new.sha256, "changes": rows})
     else:
         _print(changes)
     return Exit.OK
+
+
+def _declarations(path: Path, manifest: Manifest) -> dict[str, ServiceDeclaration]:
+    """The service declarations in `files/` beside a manifest, as far as they are those that it names."""
+    import hashlib
+
+    from pointcall_attest.declaration import ServiceDeclaration
+
+    found = {}
+    for service in manifest.services:
+        file = path.parent / "files" / service.declaration
+        raw = file.read_bytes() if file.is_file() else b""
+        if hashlib.sha256(raw).hexdigest() == service.digest:
+            found[service.name] = ServiceDeclaration.parse(raw)
+    return found
 
 
 def _print(changes: tuple[Change, ...]) -> None:

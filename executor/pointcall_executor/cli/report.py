@@ -114,14 +114,21 @@ def _made(state: Path, args: argparse.Namespace) -> Report:
         head = reader.head()
         entries = _entries(reader)
         known = _known(entries, reader, _trust(args.trust or state / "trust"))
-    return build(entries, head, now=_time(args.at), known=known, frameworks=frameworks)
+        pruned = _pruned(entries, reader)
+    return build(entries, head, now=_time(args.at), known=known, frameworks=frameworks, pruned=pruned)
 
 
 def _entries(reader: JournalReader) -> list[Entry]:
     entries: list[Entry] = []
-    while page := reader.entries(start=len(entries), limit=PAGE):
+    while page := reader.entries(start=entries[-1].index + 1 if entries else 0, limit=PAGE):
         entries += page
     return entries
+
+
+def _pruned(entries: list[Entry], reader: JournalReader) -> dict[int, bytes]:
+    """The leaf hashes of the entries that were pruned."""
+    there, tree = {e.index for e in entries}, reader.tree()
+    return {i: tree.leaf(i) for i in range(reader.minimum) if i not in there}
 
 
 def _known(entries: list[Entry], reader: JournalReader, trust: Trust | None) -> Known:

@@ -112,7 +112,7 @@ def _from_journal(state: Path, info: ModuleInfo) -> Iterator[Recorded]:
     with JournalReader.open(state / "journal.db") as reader:
         start = 0
         while page := reader.entries(kind="receipt", start=start):
-            yield from (_from_receipt(entry.receipt(), info) for entry in page)
+            yield from (_from_receipt(entry.receipt(), info) for entry in page if not entry.closed)
             start = page[-1].index + 1
 
 

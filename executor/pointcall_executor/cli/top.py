@@ -1,4 +1,4 @@
-"""`pointcall top`: watch this node, full screen. A person on call sees what is wrong, what was done, what is held back."""
+"""`pointcall top`: watch this node, full screen: what is wrong, what was done, what is held back."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import struct
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, assert_never
 
@@ -56,6 +57,7 @@ class Source(enum.IntEnum):
     STORAGE = 0
     FUSE = 1
     FSYNC = 2
+    VFS = 3
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -180,35 +182,15 @@ KernelEvent = CircuitEvent | ProcessEvent | TransportEvent | StorageEvent | Sysc
 
 def decode(raw: bytes) -> KernelEvent:
     """The event in one 56-byte record. EventError where its kind, a flag or a reserved byte is unknown."""
-    kind, at_ns, pid, cgroup, body = _open(raw)
-    match kind:
-        case Kind.OOM_VICTIM | Kind.PROCESS_EXIT:
-            return _process(kind, at_ns, pid, cgroup, body)
-        case Kind.RESETS | Kind.RETRANSMITS | Kind.CONNECT_SLOW:
-            return _transport(kind, at_ns, body)
-        case Kind.STORAGE_SLOW | Kind.DISK_ERROR:
-            return _storage(kind, at_ns, cgroup, body)
-        case Kind.SYSCALL_NOVEL | Kind.SYSCALL_ERRORS:
-            return _syscall(kind, at_ns, pid, cgroup, body)
-        case Kind.CIRCUIT_STUCK:
-            return _stuck(kind, at_ns, body)
-        case Kind.PRESSURE:
-            return _pressure(kind, at_ns, cgroup, body)
-        case _:
-            return _circuit(kind, at_ns, pid, cgroup, body)
-
-
-def _open(raw: bytes) -> tuple[Kind, int, int, int, bytes]:
     if len(raw) != RECORD.size:
         raise EventError("a record has another length", want=str(RECORD.size), got=str(len(raw)))
     at_ns, number, flags, pid, cgroup, body = RECORD.unpack(raw)
-    try:
-        kind = Kind(number)
-    except ValueError:
-        raise EventError("a record of an unknown kind", want="a kind of bpf/event.h", got=str(number)) from None
+    kind = _KINDS.get(number)
+    if kind is None:
+        raise EventError("a record of an unknown kind", want="a kind of bpf/event.h", got=str(number))
     if flags:
         raise EventError("a record with unknown flags", want="0", got=hex(flags))
-    return kind, at_ns, pid, cgroup, body
+    return _READERS[kind](kind, at_ns, pid, cgroup, body)
 
 
 def encode(event: KernelEvent) -> bytes:
@@ -266,16 +248,16 @@ def _process(kind: Kind, at_ns: int, pid: int, cgroup: int, body: bytes) -> Proc
     return ProcessEvent(kind, at_ns, pid, cgroup, code, 0 if victim else number, number if victim else 0, text)
 
 
-def _transport(kind: Kind, at_ns: int, body: bytes) -> TransportEvent:
+def _transport(kind: Kind, at_ns: int, _pid: int, _cgroup: int, body: bytes) -> TransportEvent:
     *to, count, attempts = TRANSPORT.unpack(body)
     return TransportEvent(kind, at_ns, _destination(*to), count, attempts)
 
 
-def _storage(kind: Kind, at_ns: int, cgroup: int, body: bytes) -> StorageEvent:
+def _storage(kind: Kind, at_ns: int, _pid: int, cgroup: int, body: bytes) -> StorageEvent:
     device, number, operations, slow, errors, source, longest = STORAGE.unpack(body)
     if number not in Operation.__members__.values() or source not in Source.__members__.values():
         raise EventError(
-            "a storage record of an unknown operation or source", want="0..3, 0..2", got=f"{number}, {source}"
+            "a storage record of an unknown operation or source", want="0..3, 0..3", got=f"{number}, {source}"
         )
     return StorageEvent(
         kind, at_ns, cgroup, device, Operation(number), operations, slow, errors, Source(source), longest
@@ -289,13 +271,35 @@ def _syscall(kind: Kind, at_ns: int, pid: int, cgroup: int, body: bytes) -> Sysc
     return SyscallEvent(kind, at_ns, pid, cgroup, number, result, errors, calls)
 
 
-def _stuck(kind: Kind, at_ns: int, body: bytes) -> StuckEvent:
+def _stuck(kind: Kind, at_ns: int, _pid: int, _cgroup: int, body: bytes) -> StuckEvent:
     address, open_for, port, protocol, pad, probes = STUCK.unpack(body)
     return StuckEvent(kind, at_ns, _destination(address, 0, port, protocol, pad), open_for, probes)
 
 
-def _pressure(kind: Kind, at_ns: int, cgroup: int, body: bytes) -> PressureEvent:
+def _pressure(kind: Kind, at_ns: int, _pid: int, cgroup: int, body: bytes) -> PressureEvent:
     resource, pad, stalled, window, pad2 = PRESSURE.unpack(body)
     if pad or pad2 or resource not in Resource.__members__.values():
         raise EventError("a pressure record of an unknown resource", want="0..2", got=f"{resource}, pad {pad} {pad2}")
     return PressureEvent(kind, at_ns, cgroup, Resource(resource), stalled, window)
+
+
+_KINDS: Final[Mapping[int, Kind]] = {kind.value: kind for kind in Kind}
+_READERS: Final[Mapping[Kind, Callable[[Kind, int, int, int, bytes], KernelEvent]]] = {
+    Kind.CIRCUIT_OPENED: _circuit,
+    Kind.CIRCUIT_HALF_OPEN: _circuit,
+    Kind.CIRCUIT_CLOSED: _circuit,
+    Kind.CIRCUIT_REOPENED: _circuit,
+    Kind.CIRCUIT_EXPIRED: _circuit,
+    Kind.CIRCUIT_STUCK: _stuck,
+    Kind.OOM_VICTIM: _process,
+    Kind.PROCESS_EXIT: _process,
+    Kind.RESETS: _transport,
+    Kind.RETRANSMITS: _transport,
+    Kind.CONNECT_SLOW: _transport,
+    Kind.STORAGE_SLOW: _storage,
+    Kind.DISK_ERROR: _storage,
+    Kind.SYSCALL_NOVEL: _syscall,
+    Kind.SYSCALL_ERRORS: _syscall,
+    Kind.PRESSURE: _pressure,
+}
+assert _READERS.keys() == set(Kind)

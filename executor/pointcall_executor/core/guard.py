@@ -8,8 +8,9 @@ Words follow Node Healthcheck. Spec: DESIGN section 4, docs/spec/guard.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Final
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 from pointcall_executor.core.history import HOUR_NS, History
 from pointcall_runbook.vocabulary import (
@@ -83,13 +84,15 @@ class Rules:
     never_touch_destinations: frozenset[tuple[str, int]] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+# Named tuples where a copy is made for every event: it takes a fifth of the time of a dataclass.
+_NOTHING: Final[Mapping[Any, Any]] = MappingProxyType({})
+
+
+class Request(NamedTuple):
     """One action that a decision asks for."""
 
     runbook: str
     run: str
-    index: int
     action: Action
     mode: Mode
     grant: Grant
@@ -107,28 +110,26 @@ class Refusal:
     hint: str
 
 
-@dataclass(frozen=True, slots=True)
-class Bucket:
+class Bucket(NamedTuple):
     """Tokens of one runbook about one target, in millionths, at a time."""
 
     tokens_micro: int
     at_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class GuardState:
+class GuardState(NamedTuple):
     """What the guard remembers. `busy` maps a target in flight to the run that holds it."""
 
     paused: str = ""
     storm_until_ns: int = 0
     events_since_ns: int = 0  # the running minute in which events are counted
     events: int = 0
-    busy: Mapping[Target, str] = field(default_factory=dict)
-    buckets: Mapping[tuple[str, Target], Bucket] = field(default_factory=dict)
-    leases: Mapping[Target, int] = field(default_factory=dict)  # (action, *target) -> until when it is held
-    approvals: Mapping[tuple[str, Action], int] = field(default_factory=dict)  # (runbook, action) -> until when
-    recreated: Mapping[int, tuple[int, int]] = field(default_factory=dict)  # service -> (times in a row, last one)
-    history: History = field(default_factory=History)
+    busy: Mapping[Target, str] = _NOTHING
+    buckets: Mapping[tuple[str, Target], Bucket] = _NOTHING
+    leases: Mapping[Target, int] = _NOTHING  # (action, *target) -> until when it is held
+    approvals: Mapping[tuple[str, Action], int] = _NOTHING  # (runbook, action) -> until when
+    recreated: Mapping[int, tuple[int, int]] = _NOTHING  # service -> (times in a row, last one)
+    history: History = History()
 
 
 def target_of(action: Action) -> Target:
@@ -287,8 +288,10 @@ def services_limit(rules: Rules) -> int:
 def _blast_radius(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
     kind = str(target_of(request.action)[0])
     limit = {"service": services_limit(rules), "circuit": rules.circuits_at_once}.get(kind)
+    if limit is None or len(state.busy) + len(state.leases) < limit:  # the quick answer to a dear question
+        return None
     used = _touched(state, request)
-    if limit is None or used < limit:
+    if used < limit:
         return None
     return Refusal("guard.blast-radius", f"at most {limit} at once", f"{used} other {kind}s", "wait for them to end")
 
@@ -359,7 +362,7 @@ def judge(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
 
 def permitted(state: GuardState, request: Request, rules: Rules) -> GuardState:
     """The state after an action was let through: a token is spent, the target is held."""
-    state = replace(state, approvals=_spent(state.approvals, request))
+    state = state._replace(approvals=_spent(state.approvals, request))
     if capability(type(request.action)) in HARMLESS:
         return state
     now, target = request.now_ns, target_of(request.action)
@@ -372,8 +375,7 @@ def permitted(state: GuardState, request: Request, rules: Rules) -> GuardState:
         recreated = _in_a_row(state, number, now, _quiet(rules))
     bucket = Bucket(_tokens(state, request) - TOKEN_MICRO, now)
     buckets = {**state.buckets, (request.runbook, target): bucket}
-    return replace(
-        state,
+    return state._replace(
         busy={**state.busy, target: request.run},
         buckets=buckets,
         recreated=recreated,
@@ -388,7 +390,7 @@ def _spent(approvals: Mapping[tuple[str, Action], int], request: Request) -> Map
 
 def approved(state: GuardState, runbook: str, action: Action, until_ns: int) -> GuardState:
     """The state after a second person has approved exactly this action of this runbook, once, until then."""
-    return replace(state, approvals={**state.approvals, (runbook, action): until_ns})
+    return state._replace(approvals={**state.approvals, (runbook, action): until_ns})
 
 
 def circuits_held(state: GuardState, forced: Iterable[tuple[Address, int, int]]) -> GuardState:
@@ -396,7 +398,7 @@ def circuits_held(state: GuardState, forced: Iterable[tuple[Address, int, int]])
     kept = {key: until for key, until in state.leases.items() if key[1] != "circuit"}
     name = capability(OpenCircuit)
     held: dict[Target, int] = {(name, "circuit", str(address), port): until for address, port, until in forced}
-    return replace(state, leases={**kept, **held})
+    return state._replace(leases={**kept, **held})
 
 
 def settled(state: GuardState, action: Action, outcome: Outcome, now_ns: int, *, rolled_back: bool) -> GuardState:
@@ -413,7 +415,7 @@ def settled(state: GuardState, action: Action, outcome: Outcome, now_ns: int, *,
         leases[own] = max(now_ns + action.hold, leases.get(own, 0))
     elif outcome is Outcome.APPLIED:
         leases = {held: until for held, until in leases.items() if held[1:] != target or held[0] not in ends}
-    return replace(state, leases=leases)
+    return state._replace(leases=leases)
 
 
 def recalled(state: GuardState, acted: Sequence[tuple[str, str, int]], now_ns: int) -> GuardState:
@@ -429,19 +431,20 @@ def recalled(state: GuardState, acted: Sequence[tuple[str, str, int]], now_ns: i
         if action == capability(Recreate):
             number = service(target).number
             history = history.noted(("restart", number), at)
-            state = replace(state, recreated=_in_a_row(state, number, at, HOUR_NS))
-        state = replace(state, history=history)
+            state = state._replace(recreated=_in_a_row(state, number, at, HOUR_NS))
+        state = state._replace(history=history)
     return state
 
 
 def counted(state: GuardState, now_ns: int, rules: Rules) -> GuardState:
     """The state after one more event. More of them in a minute than a node should see is a storm."""
     if now_ns - state.events_since_ns >= MINUTE_NS:
-        return replace(state, events_since_ns=now_ns, events=1)
+        leases = {held: until for held, until in state.leases.items() if until > now_ns}
+        return state._replace(events_since_ns=now_ns, events=1, leases=leases)
     until = state.storm_until_ns
     if state.events + 1 > rules.storm_events_per_minute:
         until = now_ns + rules.storm_cooldown_ns
-    return replace(state, events=state.events + 1, storm_until_ns=until)
+    return state._replace(events=state.events + 1, storm_until_ns=until)
 
 
 def ended(state: GuardState, run: str, action: Action) -> GuardState:
@@ -449,4 +452,4 @@ def ended(state: GuardState, run: str, action: Action) -> GuardState:
     target = target_of(action)
     if state.busy.get(target) != run:
         return state
-    return replace(state, busy={t: r for t, r in state.busy.items() if t != target})
+    return state._replace(busy={t: r for t, r in state.busy.items() if t != target})

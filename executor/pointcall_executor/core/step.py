@@ -10,8 +10,9 @@ No clock: `now_ns` (CLOCK_MONOTONIC) comes in with each input. No I/O: the shell
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import assert_never
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple, assert_never
 
 from pointcall_executor.core import guard
 from pointcall_executor.core.guard import Grant, GuardState, Limits, Refusal, Request, Rules
@@ -59,17 +60,15 @@ class Armed:
     rules: Rules
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """The whole memory of the core. `memory` holds remembered slots by (runbook, target)."""
 
     armed: Armed | None = None
-    guard: GuardState = field(default_factory=GuardState)
-    memory: Mapping[tuple[str, str], tuple[int, ...]] = field(default_factory=dict)
+    guard: GuardState = GuardState()
+    memory: Mapping[tuple[str, str], tuple[int, ...]] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class Happened:
+class Happened(NamedTuple):
     """An event with its facts. `subject` names what it is about, for remembered slots: a service or a destination.
 
     `only` is the runbook whose timer it is; empty: every runbook that handles the event.
@@ -81,8 +80,7 @@ class Happened:
     only: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Decided:
+class Decided(NamedTuple):
     """A handler returned these calls."""
 
     run: str
@@ -92,8 +90,7 @@ class Decided:
     now_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(NamedTuple):
     """An action of a run ended."""
 
     run: str
@@ -107,8 +104,7 @@ class Ended:
 Input = Happened | Decided | Ended
 
 
-@dataclass(frozen=True, slots=True)
-class Decide:
+class Decide(NamedTuple):
     """Run the handler for `event` with these i64 arguments."""
 
     runbook: Runbook
@@ -158,7 +154,7 @@ def happened(state: State, happening: Happened) -> tuple[State, tuple[Effect, ..
     if state.armed is None:
         return state, ()
     name, armed = type(happening.event).__name__, state.armed
-    state = replace(state, guard=guard.counted(state.guard, happening.now_ns, armed.rules))
+    state = state._replace(guard=guard.counted(state.guard, happening.now_ns, armed.rules))
     chosen = (r for r in armed.runbooks if name in r.events and happening.only in ("", r.name))
     return state, tuple(_decide(state, r, happening.event, happening.subject) for r in chosen)
 
@@ -184,7 +180,7 @@ def _remembered(state: State, runbook: Runbook, subject: str, action: Remember) 
     key = (runbook.name, subject)
     values = list(state.memory.get(key, runbook.slots))
     values[action.slot] = action.value
-    return replace(state, memory={**state.memory, key: tuple(values)})
+    return state._replace(memory={**state.memory, key: tuple(values)})
 
 
 def _judged(state: State, armed: Armed, decided: Decided, index: int, call: Call) -> tuple[State, Effect]:
@@ -194,7 +190,7 @@ def _judged(state: State, armed: Armed, decided: Decided, index: int, call: Call
     if isinstance(action, Refusal):
         return state, Refuse(decided.run, index, None, action)
     book = decided.runbook
-    request = Request(book.name, decided.run, index, action, book.mode, book.grant, book.limits, decided.now_ns)
+    request = Request(book.name, decided.run, action, book.mode, book.grant, book.limits, decided.now_ns)
     refusal = guard.judge(state.guard, request, armed.rules)
     if refusal is not None:
         return state, Refuse(decided.run, index, action, refusal)
@@ -202,7 +198,7 @@ def _judged(state: State, armed: Armed, decided: Decided, index: int, call: Call
         return state, Withhold(decided.run, index, action)
     if isinstance(action, Remember):
         state = _remembered(state, book, decided.subject, action)
-    return replace(state, guard=guard.permitted(state.guard, request, armed.rules)), Perform(decided.run, index, action)
+    return state._replace(guard=guard.permitted(state.guard, request, armed.rules)), Perform(decided.run, index, action)
 
 
 def decided(state: State, decision: Decided) -> tuple[State, tuple[Effect, ...]]:
@@ -223,7 +219,7 @@ def decided(state: State, decision: Decided) -> tuple[State, tuple[Effect, ...]]
 
 def ended(state: State, end: Ended) -> tuple[State, tuple[Effect, ...]]:
     """Free the target; where the runbook is still armed as it was and has an `ActionDone` handler, let it go on."""
-    state = replace(state, guard=guard.ended(state.guard, end.run, end.action))
+    state = state._replace(guard=guard.ended(state.guard, end.run, end.action))
     name = capability(type(end.action))
     if state.armed is None or end.runbook not in state.armed.runbooks:
         return state, ()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final, assert_never
+from typing import Final, NamedTuple, assert_never
 
 from pointcall_executor.core.event import (
     CircuitEvent,
@@ -62,8 +62,7 @@ class Topology:
         return replace(self, cgroups={**kept, cgroup_id: number} if cgroup_id else kept)
 
 
-@dataclass(frozen=True, slots=True)
-class Noticed:
+class Noticed(NamedTuple):
     """A record with its meaning: the event for runbooks (None: nothing to decide) and what it is about."""
 
     event: Event | None

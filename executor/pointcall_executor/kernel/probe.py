@@ -36,8 +36,8 @@ OPTIONAL_TRACEPOINTS: Final = {
     "block_rq_complete": "sensor storage: block latency and errors",
     "fuse_request_send": "sensor fuse: FUSE latency (since 6.12)",
     "fuse_request_end": "sensor fuse: FUSE latency (since 6.12)",
-    "ext4_sync_file_enter": "sensor fsync: ext4 latency (not where ext4 is a module)",
-    "ext4_sync_file_exit": "sensor fsync: ext4 latency (not where ext4 is a module)",
+    "ext4_sync_file_enter": "sensor fsync: ext4 latency (where ext4 is loaded)",
+    "ext4_sync_file_exit": "sensor fsync: ext4 latency (where ext4 is loaded)",
     "sys_exit": "sensor syscalls: anomalies, on request",
 }
 GATES: Final = {
@@ -61,7 +61,9 @@ BLOB_USES: Final = {  # sensor of a manifest -> what it is for
     "lifecycle": "sensor lifecycle: OomKilled, ProcessExited",
     "storage": "sensor storage: FilesystemSlow, DiskError on block devices",
     "syscalls": "sensor syscalls: SyscallUnusual; slows every system call",
+    "tamper": "sensor tamper: nobody else swaps or removes our links",
     "transport": "sensor transport: ConnectSlow, resets, retransmissions",
+    "vfs": "sensor vfs: FilesystemSlow on any file system",
 }
 _RETURN: Final = {value: struct.pack("<BBhiBBhi", 0xB7, 0, 0, value, 0x95, 0, 0, 0) for value in (0, 1)}
 
@@ -93,6 +95,7 @@ def absent_hooks(blob: Blob) -> list[str]:
     wanted = {p.section for p in blob.programs}
     traced = sorted(s.removeprefix("tp_btf/") for s in wanted if s.startswith("tp_btf/"))
     found = [_tracepoint(name, "", number, required=True) for name, number in _tracepoints(traced).items()]
+    found += _trampolines(wanted)
     if "iter/tcp" in wanted:
         found.append(_sock_destroy(btf.find(_vmlinux(), [(btf.Kind.FUNC, "bpf_sock_destroy")])))
     found += [_tried(s, "", lambda s=s: _gate(GATES[s.removeprefix("cgroup/")])) for s in wanted & GATE_SECTIONS]  # type: ignore[misc]
@@ -111,6 +114,18 @@ def _tracepoints(names: Collection[str]) -> dict[str, int | None]:
     raw = _vmlinux()
     ids = btf.find(raw, [(btf.Kind.TYPEDEF, f"btf_trace_{name}") for name in names]) if raw else {}
     return {name: ids.get((btf.Kind.TYPEDEF, f"btf_trace_{name}")) for name in names}
+
+
+def _trampolines(sections: Collection[str]) -> Iterator[Feature]:
+    """fentry, fexit and LSM hooks of these sections, each tried by loading."""
+    kinds = {"fentry": TRAMPOLINES["fentry"][:2], "lsm": TRAMPOLINES["lsm"][:2]}
+    kinds["fexit"] = (bpf.ProgramType.TRACING, bpf.AttachType.TRACE_FEXIT)
+    parts = {s: s.partition("/")[::2] for s in sorted(sections) if s.partition("/")[0] in kinds}
+    names = {s: (btf.Kind.FUNC, f"bpf_lsm_{name}" if kind == "lsm" else name) for s, (kind, name) in parts.items()}
+    raw = _vmlinux()
+    ids = btf.find(raw, list(names.values())) if raw and names else {}
+    for section, (kind, _) in parts.items():
+        yield _hook(section, "", ids.get(names[section]), *kinds[kind], required=True)
 
 
 def _sock_destroy(ids: Mapping[tuple[btf.Kind, str], int]) -> Feature:
@@ -195,11 +210,20 @@ def _tracing() -> Iterator[Feature]:
     ids = btf.find(raw, names) if raw else {}
     for name, (program, attach, target) in TRAMPOLINES.items():
         number = ids.get((btf.Kind.FUNC, target))
-        yield _hook(name, "vfs trampolines and the LSM guard", number, program, attach, required=False)
+        yield _hook(name, "sensors vfs and tamper", number, program, attach, required=False)
     yield _sock_destroy(ids)
 
 
+def _in_a_module(name: str) -> bool:
+    """Whether a loaded module brings the tracepoint: the kernel's loader finds it there, too."""
+    wanted = f"\0btf_trace_{name}\0".encode()
+    modules = (path for path in btf.VMLINUX.parent.iterdir() if path != btf.VMLINUX) if btf.VMLINUX.exists() else ()
+    return any(wanted in path.read_bytes() for path in modules)
+
+
 def _tracepoint(name: str, why: str, number: int | None, *, required: bool) -> Feature:
+    if number is None and _in_a_module(name):
+        return Feature(f"tp_btf/{name}", True, "in the BTF of a module", why, required)
     return _hook(f"tp_btf/{name}", why, number, bpf.ProgramType.TRACING, bpf.AttachType.TRACE_RAW_TP, required=required)
 
 

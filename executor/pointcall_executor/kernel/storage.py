@@ -1,4 +1,4 @@
-"""Slow and failing storage: block requests, FUSE requests, ext4 fsync. One sensor for three blobs of one form.
+"""Slow and failing storage: block and FUSE requests, ext4 fsync, files by trampolines. One sensor for four blobs.
 
 It reports; nothing on the path of a system call. Histograms stay in the kernel and are read on demand. Spec:
 docs/spec/kernel-abi.md section 8.
@@ -14,7 +14,7 @@ from typing import Final
 from pointcall_executor.kernel.sensor import Sensor
 from pointcall_runbook.vocabulary import Operation
 
-BLOBS: Final = ("storage", "fuse", "fsync")
+BLOBS: Final = ("storage", "fuse", "fsync", "vfs")
 BUCKETS: Final = 32
 KEY: Final = struct.Struct("<QII")  # struct pc_latency_key
 VALUE: Final = struct.Struct(f"<7Q{BUCKETS}Q")  # struct pc_latency

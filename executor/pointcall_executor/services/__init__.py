@@ -1,6 +1,8 @@
-"""Declared services of kind `process`: the embedded supervisor.
+"""Declared services, of every kind, behind one protocol: started, frozen, destroyed, adopted, never patched.
 
-spawner.py is a tiny single-threaded process that forks and executes; process.py verifies a declaration, starts, stops
-and destroys a service through it; listening.py asks the kernel whether somebody accepts on a port.
-Trust: the declaration's digest is in the signed manifest; the files it names are checked by digest before every start.
+managed.py says what a service can be asked, declared.py holds those of one manifest. process.py is the embedded
+supervisor; spawner.py the small process that starts its services and ends leases, spawning.py the executor's end of it.
+systemd.py, container.py and kubernetes.py ask whoever runs the others.
+Trust: the declaration's digest is in the signed manifest; what it names is checked by digest before every start.
+Spec: docs/spec/service.md.
 """

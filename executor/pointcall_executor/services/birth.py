@@ -13,6 +13,7 @@ import ctypes
 import errno
 import fcntl
 import functools
+import itertools
 import json
 import os
 import resource
@@ -47,7 +48,9 @@ _IFF_UP: Final = 1
 _IFREQ: Final = struct.Struct("=16sh22x")
 _MAX_FAILURE_BYTES: Final = 4096
 _SILENT: Final = b'{"step": "killed", "errno": 3}'  # ESRCH
-READY: Final = b"+"
+_FD_END: Final = 1 << 20
+READY: Final = b"+"  # it waits
+HEARD: Final = b"!"  # it executes now, unless a failure follows
 
 # Not CDLL: that would give up the interpreter's lock around the call, and the child has no other thread to return it.
 LIBC: Final = ctypes.PyDLL(None, use_errno=True)
@@ -128,11 +131,19 @@ class Plan:
     joins: Sequence[int]
 
 
+def _close_others(keep: Sequence[int]) -> None:
+    """What the spawner had open: its channel must not seem to live on in a child that waits."""
+    ends = [2, *sorted(keep), _FD_END]
+    for low, high in itertools.pairwise(ends):
+        os.closerange(low + 1, high)
+
+
 def _child(plan: Plan, report: int, go: int) -> None:
     """In the child: prepare, say so by one byte, wait, execute. Never returns; a failure is written to `report`."""
     step = "signals"
     request = plan.request
     try:
+        _close_others([plan.program, plan.output, *plan.joins, report, go])
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         for number in (signal.SIGPIPE, signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
@@ -147,6 +158,7 @@ def _child(plan: Plan, report: int, go: int) -> None:
         os.write(report, READY)
         step = "exec"
         if LIBC.read(go, buffer, 1) == 1:  # every other descriptor closes on exec
+            LIBC.write(report, HEARD, 1)
             execute(*arguments)
             raise OSError(ctypes.get_errno(), "execveat")
     except BaseException as error:
@@ -157,8 +169,9 @@ def _child(plan: Plan, report: int, go: int) -> None:
 
 
 def unborn(plan: Plan, cgroup: int) -> tuple[dict[str, Any], list[int]]:
-    """({"pid"}, [pidfd, go, report]) of a child that executes once a byte is written to `go`; `report` then ends, or
-    says {"step", "errno"}. ({"step", "errno"}, []) if it could not be prepared. `cgroup` is the open v2 folder.
+    """({"pid"}, [pidfd, go, report]) of a child that executes once a byte is written to `go`; `report` then says HEARD
+    and ends, or goes on with {"step", "errno"}. ({"step", "errno"}, []) if it could not be prepared. `cgroup` is the
+    open v2 folder.
 
     SIGCHLD must be blocked: nobody else may reap it.
     """
@@ -167,7 +180,6 @@ def unborn(plan: Plan, cgroup: int) -> tuple[dict[str, Any], list[int]]:
     try:
         pid, pidfd = _clone(plan.request["namespaces"], cgroup)
         if pid == 0:
-            os.close(go)  # or it would never hear that the executor is gone
             _child(plan, told, hear)
     except OSError as error:
         pid, pidfd, answer = 0, -1, {"step": "clone3", "errno": error.errno or 0}

@@ -33,7 +33,7 @@ class Chores:
         """Do it in `seconds` at the earliest."""
         with self._changed:
             heapq.heappush(self._waiting, (time.monotonic() + seconds, next(self._numbers), chore))
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():  # it ends by a bug only, which it then shows
                 self._thread = threading.Thread(target=self._work, name="chores", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
@@ -60,11 +60,13 @@ class Chores:
     def _work(self) -> None:
         while True:
             chore = self._next()
-            with contextlib.suppress(OSError, PointcallError):
-                chore()
-            with self._changed:
-                self._busy = 0
-                self._changed.notify_all()
+            try:
+                with contextlib.suppress(OSError, PointcallError):
+                    chore()
+            finally:
+                with self._changed:
+                    self._busy = 0
+                    self._changed.notify_all()
 
 
 CHORES: Final = Chores()

@@ -65,7 +65,10 @@ class Cluster:
     def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """The JSON object of the answer. NotFound, Conflict, TooManyDisruptions, other ServiceErrors."""
         access = self._access()
-        headers = {"Accept": "application/json"} | access.headers
+        try:
+            headers = {"Accept": "application/json"} | access.headers()
+        except (OSError, ValueError) as error:
+            raise _unusable(str(error), "is the token file there?") from error
         raw = None if body is None else json.dumps(body)
         if raw is not None:
             headers["Content-Type"] = "application/json"
@@ -130,17 +133,20 @@ class _Access:
         refused = [name for name in _REFUSED if name in user]
         if refused:
             raise ValueError(f"{refused[0]} is refused")
-        self.headers: dict[str, str] = {}
+        self._token: str | Path | None = user.get("token")
+        if self._token is None and "tokenFile" in user:
+            self._token = folder / user["tokenFile"]  # read each time: such a token lives for an hour or so
+        self.headers()
         certificate = _content(user, "client-certificate", folder)
         key = _content(user, "client-key", folder)
         if certificate is not None and key is not None:
             with _memory(certificate + b"\n" + key) as file:
                 self.context.load_cert_chain(file)
-        token = user.get("token")
-        if token is None and "tokenFile" in user:
-            token = (folder / user["tokenFile"]).read_text()
-        if token is not None:
-            self.headers["Authorization"] = f"Bearer {_printable(token.strip())}"
+
+    def headers(self) -> dict[str, str]:
+        """Who we are. OSError, ValueError if the token cannot be read."""
+        token = self._token.read_text() if isinstance(self._token, Path) else self._token
+        return {} if token is None else {"Authorization": f"Bearer {_printable(token.strip())}"}
 
 
 def _named(rows: list[dict[str, Any]], name: str, kind: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import os
 import socket
 import threading
 import time
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
@@ -30,6 +31,9 @@ ANSWER_SECONDS: Final = 60.0
 MAX_ANSWER_BYTES: Final = 1 << 20
 MAX_LOG_BYTES: Final = 1 << 20
 LABEL: Final = "dev.pointcall.declaration"
+ID_LENGTH: Final = 64
+REMOVE_SECONDS: Final = 5.0
+REMOVE_PAUSE_SECONDS: Final = 0.02
 _BASE: Final = "/v4.0.0/libpod"
 _NOT_FOUND: Final = 404
 _SIGNALS: Final = {"TERM": 15, "INT": 2, "QUIT": 3, "HUP": 1, "KILL": 9}
@@ -94,6 +98,7 @@ class ContainerService:
         self._freezer: Freezer | None = None
         self.pid = 0
         self._pidfd = -1
+        self._id = ""  # Podman's
 
     @property
     def running(self) -> bool:
@@ -107,7 +112,18 @@ class ContainerService:
         return group.id if group is not None else 0
 
     def _group(self) -> Cgroup | None:
-        return group_of(self.pid) if self.running else None
+        """The container's own v2 cgroup, named after it. Never that of Podman or of whoever started it."""
+        group = group_of(self.pid) if self.running else None
+        path = _own(group.path, self._id) if group is not None else None
+        return Cgroup(path) if path is not None else None
+
+    def _freezes(self) -> Freezer | None:
+        group = self._group()
+        if group is not None:
+            return Freezer(group.path)
+        v1 = v1_group_of(self.pid) if self.running else None
+        path = _own(v1.folder, self._id) if v1 is not None else None
+        return Freezer(path, v1=True) if path is not None else None
 
     # ---- start and stop --------------------------------------------------------------------------------------------
 
@@ -131,7 +147,7 @@ class ContainerService:
             return "it was made from another image"
         if not self._take(about):
             return "it does not run"
-        self._free(Freezer(group.path) if (group := self._group()) is not None else v1_group_of(self.pid))
+        self._free(self._freezes())
         return unready(self._declared.ready, self._spawner.connecting)
 
     def _take(self, about: dict[str, Any]) -> bool:
@@ -144,6 +160,7 @@ class ContainerService:
         except OSError:
             return False
         self.pid = pid if self._pidfd >= 0 else 0
+        self._id = str(about.get("Id") or "")
         return self.running
 
     def _let_go(self) -> None:
@@ -247,8 +264,20 @@ class ContainerService:
             if grace_ns > 0 and self.running:
                 self._podman.ask("POST", f"{self._path}/stop", timeout=max(1, math.ceil(grace_ns / 1e9)))
             self._let_go()
-            self._podman.ask("DELETE", self._path, force="true", timeout=0)
+            self._remove()
             return time.monotonic_ns() - begin
+
+    def _remove(self) -> None:
+        """Podman refuses while it has not yet seen that a container ended by itself: then again, for a while."""
+        deadline = time.monotonic() + REMOVE_SECONDS
+        while True:
+            try:
+                self._podman.ask("DELETE", self._path, force="true", timeout=0)
+                return
+            except ServiceError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(REMOVE_PAUSE_SECONDS)
 
     def release(self) -> None:
         """Nothing is kept for a next start."""
@@ -262,8 +291,7 @@ class ContainerService:
 
     def freeze(self, until_ns: int) -> None:
         with self._lock:
-            group = self._group()
-            freezer = Freezer(group.path) if group is not None else v1_group_of(self.pid)
+            freezer = self._freezes()
             if freezer is None:
                 raise not_running(self.name)
             self._freezer = freezer
@@ -284,3 +312,9 @@ class ContainerService:
         if self._freezer is not None and self._freezer.frozen:
             return "it is frozen"
         return unready(self._declared.ready, self._spawner.connecting)
+
+
+def _own(path: Path, id: str) -> Path | None:
+    """The part of a cgroup's path down to the folder that is named after the container; None if none is."""
+    named = [folder for folder in (path, *path.parents) if len(id) == ID_LENGTH and id in folder.name]
+    return named[-1] if named else None

@@ -149,7 +149,8 @@ class DeclaredServices:
             goes_on = one is old or self.refused.get(one.name) == ""
             if goes_on and one.running:
                 self._on_moved(number, one.cgroup_id)
-            if not goes_on or not one.running:  # it may have ended before anybody watched it
+            # It may have ended before anybody watched it. What a cluster keeps is not started and not waited for here.
+            if one.ours and not (goes_on and one.running):
                 missing.append(number)
         return missing
 

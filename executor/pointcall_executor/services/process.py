@@ -38,7 +38,7 @@ from pointcall_executor.services.spawning import Spawner, Unborn, readable
 PREPARE_AFTER_SECONDS: Final = 0.3  # after a start, when whoever waited for it has gone on
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Prepared:
     """An instance that waits to execute the file that `program` identifies."""
 
@@ -46,6 +46,13 @@ class _Prepared:
     cgroup_id: int
     unborn: Unborn
     program: tuple[int, int]
+
+    seats: threading.Semaphore | None = None  # whose seat it has while it waits
+
+    def stand_up(self) -> None:
+        if self.seats is not None:
+            self.seats.release()
+            self.seats = None
 
     def drop(self) -> None:
         self.unborn.close()
@@ -124,10 +131,20 @@ class Process:
 
     def _spawn(self, program: int, on_cgroup: OnCgroup) -> None:
         self._forget()
-        instance = self._take_next(program) or self._prepare(program)
+        waiting = self._take_next(program)
+        if waiting is not None and self._execute(waiting, on_cgroup):
+            return
+        self.destroy(0)  # what waited was killed
+        if not self._execute(self._prepare(program), on_cgroup):
+            raise ServiceError(f"{self.name} was killed before it began", id="service.spawn", got="no process")
+
+    def _execute(self, instance: _Prepared, on_cgroup: OnCgroup) -> bool:
         self._groups, self.cgroup_id = instance.groups, instance.cgroup_id
         on_cgroup(self.cgroup_id)
-        self.pidfd, self.pid = instance.unborn.execute(self._declared.argv[0]), instance.unborn.pid
+        pidfd = instance.unborn.execute(self._declared.argv[0])
+        if pidfd is not None:
+            self.pidfd, self.pid = pidfd, instance.unborn.pid
+        return pidfd is not None
 
     def _prepare(self, program: int) -> _Prepared:
         """An instance that only has to execute."""
@@ -148,6 +165,7 @@ class Process:
         waiting, self._next = self._next, None
         if waiting is None:
             return None
+        waiting.stand_up()
         if waiting.program == _identity(program) and not readable(waiting.unborn.pidfd, 0):
             return waiting
         waiting.drop()
@@ -156,18 +174,26 @@ class Process:
     def _prepare_next(self) -> None:
         """While nothing is wrong, so that the next start is fast. ServiceError costs that start its speed only."""
         with self._lock:
-            if self._next is None and self.running:
+            seats = self.spawner.seats
+            if self._next is not None or not self.running or not seats.acquire(blocking=False):
+                return
+            try:
                 program = os.open(self._declared.argv[0], os.O_RDONLY | os.O_CLOEXEC)
                 try:
                     self._next = self._prepare(program)
+                    self._next.seats = seats
                 finally:
                     os.close(program)
+            finally:
+                if self._next is None:
+                    seats.release()
 
     def release(self) -> None:
         """Nothing is kept for a next start. Twice without harm."""
         with self._lock:
             waiting, self._next = self._next, None
             if waiting is not None:
+                waiting.stand_up()
                 waiting.drop()
 
     def _forget(self) -> None:

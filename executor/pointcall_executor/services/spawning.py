@@ -21,10 +21,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from pointcall_executor.kernel.cgroup import Cgroup, find_root
+from pointcall_executor.services.birth import HEARD
 from pointcall_executor.services.groups import Freezer
 from pointcall_executor.services.managed import ServiceError
 
 ANSWER_SECONDS: Final = 10.0
+SEATS: Final = 32  # instances that wait, each with 1.2 MiB of its own; further services start as fast as a new one does
+SWEEP_AFTER_NS: Final = 60_000_000_000
 RESPAWN_SECONDS: Final = 0.05  # no faster, should it die at once each time
 MAX_ANSWER_BYTES: Final = 65536
 _CHILD_FD: Final = 3
@@ -88,23 +91,34 @@ class Unborn:
     go: int
     report: int
 
-    def execute(self, what: str) -> int:
-        """Let it execute; its pidfd, which the caller closes. ServiceError `service.spawn`."""
+    def execute(self, what: str) -> int | None:
+        """Let it execute; its pidfd, which the caller closes. None if somebody killed it while it waited.
+
+        ServiceError `service.spawn` if it could not.
+        """
         try:
-            os.write(self.go, b"1")
-            if not readable(self.report, ANSWER_SECONDS):
-                raise _cannot_start(what, {"step": "exec", "errno": errno.ETIMEDOUT})
-            failure = os.read(self.report, MAX_ANSWER_BYTES)  # empty: the pipe closes on exec
-            if failure or readable(self.pidfd, 0):
-                raise _cannot_start(what, json.loads(failure or b'{"step": "exec", "errno": 3}'))
-        except BrokenPipeError:  # somebody killed it while it waited
-            raise _cannot_start(what, {"step": "exec", "errno": errno.ESRCH}) from None
-        except BaseException:
+            said = self._told()
+            if len(said) > len(HEARD):
+                raise _cannot_start(what, json.loads(said[len(HEARD) :]))
+            pidfd = None
+            if said:
+                pidfd, self.pidfd = self.pidfd, -1
+            return pidfd
+        finally:
             self.close()
-            raise
-        pidfd, self.pidfd = self.pidfd, -1
-        self.close()
-        return pidfd
+
+    def _told(self) -> bytes:
+        """Everything that it reports until it has executed, or ended."""
+        said = b""
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self.go, b"1")
+            while readable(self.report, ANSWER_SECONDS):
+                data = os.read(self.report, MAX_ANSWER_BYTES)
+                if not data:
+                    return said
+                said += data
+            return HEARD + json.dumps({"step": "exec", "errno": errno.ETIMEDOUT}).encode()
+        return said
 
     def close(self) -> None:
         """Let go of it; one that was not told to execute ends. Twice without harm."""
@@ -119,6 +133,8 @@ class Spawner:
 
     def __init__(self, parent: str = "pointcall") -> None:
         self._lock = threading.Lock()
+        self.seats = threading.BoundedSemaphore(SEATS)
+        _sweep(parent)
         self._cgroup = Cgroup.create(f"{parent}-spawner.{time.monotonic_ns()}")
         self._leases: dict[Path, tuple[Freezer, int]] = {}
         self._process = _Process(self._cgroup)
@@ -217,6 +233,16 @@ class Spawner:
                 self._process.leave(0.5)
         with contextlib.suppress(OSError):
             self._cgroup.path.rmdir()
+
+
+def _sweep(parent: str) -> None:
+    """Remove the cgroups of spawners that were killed. Not what is new: its spawner may not be in it yet."""
+    folder = find_root() / parent
+    for path in folder.parent.glob(f"{folder.name}-spawner.*"):
+        born_ns = path.suffix.removeprefix(".")
+        if born_ns.isdecimal() and time.monotonic_ns() - int(born_ns) > SWEEP_AFTER_NS:
+            with contextlib.suppress(OSError):  # one lives in it
+                path.rmdir()
 
 
 def _failure(answer: dict[str, Any]) -> str:

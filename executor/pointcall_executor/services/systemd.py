@@ -32,6 +32,7 @@ SYSTEM_BUS: Final = "unix:path=/run/dbus/system_bus_socket"
 ANSWER_SECONDS: Final = 30.0
 LOOK_SECONDS: Final = 0.002  # between two looks at what became of a job
 KILLED_SECONDS: Final = 5.0
+JOIN_SECONDS: Final = 1.0  # from the fork of a main process until it is in its cgroup
 _NAME: Final = "org.freedesktop.systemd1"
 _MANAGER: Final = DBusAddress("/org/freedesktop/systemd1", _NAME, f"{_NAME}.Manager")
 
@@ -48,6 +49,7 @@ class State:
     reload_needed: bool
     pid: int
     started_us: int
+    group: str  # in the manager's view of the tree, which may begin below the root of ours
 
 
 class Units:
@@ -106,6 +108,7 @@ class Units:
             reload_needed=found["NeedDaemonReload"],
             pid=found["MainPID"],
             started_us=found["ExecMainStartTimestamp"],
+            group=found["ControlGroup"],
         )
 
 
@@ -144,9 +147,13 @@ class SystemdService:
             return False
 
     def _group(self) -> Cgroup | None:
-        """The cgroup of its main process, None where there is none. Not the manager's word for it: its view of the
-        tree may be that of another namespace."""
-        return group_of(self.pid)
+        """The unit's cgroup, None where there is none. Found by its main process, which is not yet in it when it has
+        just been forked: then it is in the manager's own, which must never be frozen."""
+        try:
+            state = self._state
+        except ServiceError:
+            return None
+        return _unit_group(group_of(state.pid), state.group)
 
     @property
     def cgroup_id(self) -> int:
@@ -210,7 +217,7 @@ class SystemdService:
             try:
                 self._begin()
                 spawned = time.monotonic_ns()
-                group = self._group()
+                group = self._joined()
                 if group is not None:
                     on_cgroup(group.id)
                 hint = f"see `journalctl -u {self._declared.unit}`"
@@ -228,6 +235,13 @@ class SystemdService:
                 ready_ns=time.monotonic_ns() - spawned,
                 ready_for=" and ".join(filter(None, ("its unit is active", described(self._declared.ready)))),
             )
+
+    def _joined(self) -> Cgroup | None:
+        """The unit's cgroup, once its main process is in it; None if it has no main process."""
+        deadline = time.monotonic() + JOIN_SECONDS
+        while (group := self._group()) is None and self.pid and time.monotonic() < deadline:
+            time.sleep(LOOK_SECONDS)
+        return group
 
     def _begin(self) -> None:
         if self._state.active == "failed":
@@ -298,6 +312,15 @@ class SystemdService:
         state = self._state
         if state.active != "active":
             return f"its unit is {state.active}"
-        if (group := group_of(state.pid)) is not None and Freezer(group.path).frozen:
+        if (group := _unit_group(group_of(state.pid), state.group)) is not None and Freezer(group.path).frozen:
             return "it is frozen"
         return unready(self._declared.ready, self._spawner.connecting)
+
+
+def _unit_group(of_process: Cgroup | None, unit: str) -> Cgroup | None:
+    """The unit's cgroup, of which the process's is one or one below; None if it is neither."""
+    if of_process is None or not unit.strip("/"):
+        return None
+    path = f"{of_process.path}/"
+    at = path.find(f"{unit.rstrip('/')}/")
+    return Cgroup(Path(path[: at + len(unit.rstrip("/"))])) if at >= 0 else None

@@ -105,7 +105,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             case _:
                 self._answer(404, _TEXT, b"/metrics, /healthz or /readyz\n")
 
-    do_HEAD = do_GET
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def _yes_or_no(self, yes: bool, good: str, bad: str) -> None:
         self._answer(200 if yes else 503, _TEXT, f"{good if yes else bad}\n".encode())

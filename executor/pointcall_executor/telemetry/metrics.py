@@ -87,11 +87,8 @@ class Metrics:
         self.seconds("pointcall_decision_seconds", run.decided_ns - run.received_ns)
         self.seconds("pointcall_run_seconds", durable_ns - run.event_ns)
         for act in run.acts:
-            if act.action is None or act.outcome is None:
-                action = "malformed"  # what a wrong module asked for is not a name of ours
-            else:
-                action = act.call.action
-            outcome = act.outcome.name.lower() if act.outcome else "refused"
+            action = act.call.action if act.action is not None else "malformed"  # a wrong module's name is not ours
+            outcome = act.outcome.name.lower() if act.outcome is not None else "refused"
             self.count("pointcall_actions_total", action=action, outcome=outcome)
             if act.started_ns is not None and act.ended_ns is not None:
                 self.seconds("pointcall_reaction_seconds", act.started_ns - run.event_ns, action=action)

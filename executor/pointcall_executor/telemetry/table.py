@@ -38,7 +38,7 @@ METRICS: Final = (
     # What is armed.
     Metric("pointcall_manifest_sequence", "gauge", (), "1", "sequence of the armed manifest, 0 for none"),
     Metric(
-        "pointcall_manifest_expires_timestamp_seconds", "gauge", (), "s", "Unix time at which what is armed ends, 0 for none"
+        "pointcall_manifest_expires_timestamp_seconds", "gauge", (), "s", "Unix time, 0 for none"
     ),
     Metric("pointcall_runbooks", "gauge", ("mode", "state"), "{runbook}", "armed or quarantined runbooks"),
     Metric("pointcall_programs", "gauge", (), "{program}", "BPF programs that are loaded for the armed manifest"),
@@ -47,7 +47,7 @@ METRICS: Final = (
     # What is held back.
     Metric("pointcall_pause_left_seconds", "gauge", (), "s", "until a pause ends by itself, 0 for none"),
     Metric("pointcall_storm_left_seconds", "gauge", (), "s", "until actions are permitted again after a storm"),
-    Metric("pointcall_refusals_total", "counter", ("check",), "{refusal}", "refusals in the log since the start, by id"),
+    Metric("pointcall_refusals_total", "counter", ("check",), "{refusal}", "refusals since the start, by id"),
     # What happens.
     Metric("pointcall_records_total", "counter", ("kind",), "{record}", "kernel records that were taken, by kind"),
     Metric("pointcall_records_lost_total", "counter", (), "{record}", "kernel records that could not be delivered"),
@@ -61,7 +61,7 @@ METRICS: Final = (
     # How long it takes.
     Metric("pointcall_receive_seconds", "histogram", (), "s", "from the kernel's record to the loop that takes it"),
     Metric("pointcall_decision_seconds", "histogram", (), "s", "from taking a record to the decision about it"),
-    Metric("pointcall_reaction_seconds", "histogram", ("action",), "s", "from the kernel's record to the action's begin"),
+    Metric("pointcall_reaction_seconds", "histogram", ("action",), "s", "from the record to the action's begin"),
     Metric("pointcall_action_seconds", "histogram", ("action",), "s", "from an action's begin to its end"),
     Metric("pointcall_run_seconds", "histogram", (), "s", "from the kernel's record to the durable receipt"),
     # The log.

@@ -81,7 +81,7 @@ class Traces:
     def _act(self, act: Act, run: Run, within: Any, offset_ns: int) -> None:
         begin_ns = act.started_ns if act.started_ns is not None else run.decided_ns
         end_ns = act.ended_ns if act.ended_ns is not None else begin_ns
-        outcome = act.outcome.name.lower() if act.outcome else "refused"
+        outcome = act.outcome.name.lower() if act.outcome is not None else "refused"
         attributes = {"pointcall.action": act.call.action, "pointcall.target": act.target, "pointcall.outcome": outcome}
         if act.refusal is not None:
             attributes |= {"pointcall.guard.check": act.refusal.rule, "pointcall.guard.hint": act.refusal.hint}

@@ -13,6 +13,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from pointcall_executor import daemon
 from pointcall_executor.daemon import Executor
 from pointcall_executor.journal import Journal
 from pointcall_executor.kernel.breaker import BreakerSensor
-from pointcall_executor.node import KernelSensors, ProcessServices
 from pointcall_executor.recorded import RecordedSensors, RecordedServices
 from pointcall_executor.recorder import Recorder
+from pointcall_executor.sensors import KernelSensors
+from pointcall_executor.services.declared import DeclaredServices
 from pointcall_executor.wasm import Runner
 
 KINDS = {cls: kind for kind, cls in entry.BODIES.items()}
@@ -77,7 +79,7 @@ def install(cut: Cut) -> None:
     for sensors in (KernelSensors, RecordedSensors):
         cut.around(sensors, "keep", "keep")
         cut.around(sensors, "detach", "detach")
-    for services in (ProcessServices, RecordedServices):
+    for services in (DeclaredServices, RecordedServices):
         for name in ("destroy", "start"):
             _told(cut, services, name, f"service-{name}")
             cut.around(services, name, f"service-{name}")
@@ -120,4 +122,4 @@ def _watched(cut: Cut, registry: Mapping[str, Any]) -> Mapping[str, Any]:
 
         return act
 
-    return {name: watched(name, perform) for name, perform in registry.items()}
+    return {name: replace(verb, perform=watched(name, verb.perform)) for name, verb in registry.items()}

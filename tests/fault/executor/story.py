@@ -143,6 +143,7 @@ def restart(order: dict[str, Any], cut: Cut) -> None:
         raise
     if life.kernel:
         cut.tell("running", count=len(members(order["group"])), services=dict(life.executor.running_services()))
+    time.sleep(2 * HOLD_OFF_S)  # what was recreated before the restart still counts
     life.event()
     life.end()
 

@@ -264,7 +264,7 @@ def _give_keys(keys: Iterable[Any]) -> None:
     ready, make = iter(keys), rsa.generate_private_key
 
     def generate(exponent: int, size: int) -> Any:
-        return next(ready, None) or make(exponent, size) if size == 4096 else make(exponent, size)
+        return next(ready, None) or make(exponent, size) if (exponent, size) == (65537, 4096) else make(exponent, size)
 
     rsa.generate_private_key = generate  # type: ignore[assignment]
 

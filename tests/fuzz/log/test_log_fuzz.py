@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,10 +20,11 @@ from pointcall_attest import canonical, dsse, entry, statement
 from pointcall_attest.errors import MalformedError
 from pointcall_attest.log import checkpoint as checkpoints
 from pointcall_attest.log.checkpoint import Checkpoint, Verifier
-from pointcall_attest.log.proof import Proof
+from pointcall_attest.log.proof import Consistency, Proof
 from pointcall_attest.log.tree import Tree, leaf_hash
 from pointcall_attest.pack import Pack
 from pointcall_attest.receipt import Receipt
+from pointcall_attest.sealing import Opening
 from pointcall_keys.node import EpochKeys
 from tests.unit.log import world
 
@@ -37,6 +39,13 @@ LEAF = KEYS.sign(PAYLOAD)
 TREE = Tree(leaf_hash(b"%d" % i) for i in range(9))
 NOTE = checkpoints.sign("pointcall.dev/log/n", 9, TREE.root(), KEYS._checkpoints)  # type: ignore[arg-type]
 PROOF = Proof(3, tuple(TREE.inclusion(3)), Checkpoint.parse(NOTE)).encode()
+CONSISTENCY = Consistency("pointcall.dev/log/n", 5, TREE.root(5), tuple(TREE.consistency(5))).encode()
+PQ_VKEY = str(checkpoints.cosigner("witness.example/pq", MLDSA44PrivateKey.generate())).encode()
+_BODY = entry.Intent(action="open_circuit", target="192.0.2.1:5", args={"a": "b"}, grant="open_circuit:192.0.2.1:5")
+SEALED, _OPENING = entry.sealed(_BODY, at=world.NOW, ktime_ns=1, epoch=KEYS.id, salt=bytes(32))
+assert _OPENING is not None
+OPENING, SEALED_LEAF = _OPENING, KEYS.sign(SEALED)
+SEALED_RECEIPT = world.unsigned_receipt(KEYS.id).sealed(bytes(32))[0]
 VKEY = str(KEYS.verifier("pointcall.dev/log/n")).encode()
 
 PARSERS: Final[dict[str, tuple[Callable[[bytes], object], bytes]]] = {
@@ -50,6 +59,13 @@ PARSERS: Final[dict[str, tuple[Callable[[bytes], object], bytes]]] = {
     "checkpoint": (Checkpoint.parse, NOTE),
     "verifier": (lambda raw: Verifier.parse(raw.decode("latin-1")), VKEY),
     "proof": (Proof.parse, PROOF),
+    "ml-dsa verifier": (lambda raw: Verifier.parse(raw.decode("latin-1")), PQ_VKEY),
+    "consistency": (Consistency.parse, CONSISTENCY),
+    "opening": (Opening.parse, OPENING.encode()),
+    "opened entry": (lambda raw: entry.parse_entry(0, SEALED_LEAF, Opening.parse(raw)), OPENING.encode()),
+    "sealed payload": (lambda raw: entry.parse_entry(0, KEYS.sign(raw)), SEALED),
+    "sealed receipt": (lambda raw: entry.parse_entry(0, KEYS.sign(raw)), SEALED_RECEIPT),
+    "pack witnesses": (lambda raw: Pack.of({"pack.json": b"", "checkpoint": b"", "witnesses": raw}), PQ_VKEY + b"\n"),
     "pack name": (lambda raw: Pack.of({raw.decode("latin-1"): b""}), b"entries/1.json"),
     "pack run": (lambda raw: Pack.of({"pack.json": raw, "checkpoint": b""}), b'{"format":"pointcall-pack/v1"}'),
 }

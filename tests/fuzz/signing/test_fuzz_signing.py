@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from typing import Any
@@ -11,19 +12,24 @@ import rfc8785
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pointcall_attest import exact_json
+from pointcall_attest import exact_json, notice, provenance_check
 from pointcall_attest.declaration import ServiceDeclaration
 from pointcall_attest.errors import AttestError, MalformedError, VerifyError
 from pointcall_attest.file_signature import verify_file_with_key
 from pointcall_attest.manifest import Manifest
+from pointcall_attest.notice import PointerBody, RevocationBody, notice_statement, verify_notices
 from pointcall_attest.policy import TrustPolicy
 from pointcall_attest.trusted_root import Root
+from pointcall_keys.long_lived import FileKey, sign_with_key
+from pointcall_keys.provenance import Builder, provenance, results_of_tests
 from pointcall_keys.public_roots import public_root
 from pointcall_keys.recovery_manifest import RecoveryManifest
+from pointcall_keys.release import Release
 from tests.unit.signing.mutation import leaves, replaced
+from tests.unit.signing.rb1 import module
 from tests.unit.signing.test_assemble import document
-from tests.unit.signing.test_file_signature import DIGEST, KEY, ROOT, dsse_bundle, message_bundle, pem
-from tests.unit.signing.world import declaration, statement
+from tests.unit.signing.test_file_signature import DIGEST, KEY, ROOT, der, dsse_bundle, message_bundle, pem
+from tests.unit.signing.world import DAY, NOW, declaration, files, statement
 
 SHORT = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -61,7 +67,36 @@ def _key_bundle(raw: bytes) -> None:
         is_called(error, "bundle.")
 
 
+def _notices(raw: bytes) -> None:
+    """Whatever lies in a node's folder becomes a notice or a word about what is wrong with it."""
+    found = verify_notices([raw], trusted_root=b"{}", policy=KEY_POLICY, at=NOW, in_process=True)
+    assert len(found.revocations) + len(found.pointers) + len(found.wrong) == 1
+
+
+def _key_policy() -> TrustPolicy:
+    row = {"name": "release", "public_key": base64.b64encode(der(KEY)).decode()}
+    return TrustPolicy.parse(json.dumps({"format": "pointcall-trust-policy/v1", "keys": [row]}).encode())
+
+
+KEY_POLICY = _key_policy()
+REVOCATION = notice_statement(RevocationBody(name="edge", issued=NOW, reason="bad", revoked=("00" * 32,)))
+POINTER = notice_statement(
+    PointerBody(name="edge", ring="a", sequence=7, manifest="00" * 32, issued=NOW, expires=NOW + DAY)
+)
+PROVENANCE = provenance(
+    files(), Manifest.parse(statement()), Builder("https://ci.example", "1", "https://a", "ab" * 20)
+)
+RESULT = results_of_tests("modules/restart.wasm", module(), {"a.json": b"[]"}, passed=["a/b"], failed=[])
+RELEASE = Release(statement(), (b"{}",), files(), {"restart.json": b"{}"}).encode()
+CANONICAL = ("manifest", "revocation", "pointer", "provenance", "test result")
+
 PARSERS: dict[str, tuple[Callable[[bytes], Any], bytes]] = {
+    "revocation": (lambda raw: notice._parse(notice._Statement[RevocationBody], raw), REVOCATION),
+    "pointer": (lambda raw: notice._parse(notice._Statement[PointerBody], raw), POINTER),
+    "provenance": (provenance_check._parse, PROVENANCE["restart"]),
+    "test result": (provenance_check._parse, RESULT),
+    "notices": (_notices, sign_with_key(REVOCATION, FileKey(KEY))),
+    "release": (lambda raw: Release.decode(raw, lambda name, _: RELEASE.blobs[name]), RELEASE.image),
     "manifest": (Manifest.parse, statement()),
     "policy": (TrustPolicy.parse, POLICY),
     "declaration": (ServiceDeclaration.parse, declaration()),
@@ -77,6 +112,9 @@ def feed(name: str, raw: bytes) -> None:
         PARSERS[name][0](raw)
     except MalformedError as error:
         is_called(error, "")
+    except KeyError:
+        if name != "release":  # a registry that has no such blob
+            raise
 
 
 @pytest.mark.parametrize("name", PARSERS)
@@ -95,7 +133,7 @@ def test_one_field_becomes_anything(name: str, data: st.DataObject) -> None:
     value = data.draw(VALUES)
     try:
         raw = replaced(good, path[:cut], value)
-        raw = rfc8785.dumps(json.loads(raw)) if name == "manifest" else raw
+        raw = rfc8785.dumps(json.loads(raw)) if name in CANONICAL else raw
     except (ValueError, rfc8785.CanonicalizationError):
         return
     feed(name, raw)

@@ -11,7 +11,7 @@ mkdir -p "$work"/{bin,proc,sys,dev,lower,upper,new,lib/modules}
 cp /bin/busybox "$work/bin/"
 depmod -b "$kernel" "$version" 2>/dev/null || true
 
-for module in virtio_pci 9pnet_virtio 9p overlay virtio_rng ${EXTRA_MODS-loop ext4 fuse dm-mod dm-delay tun}; do
+for module in virtio_pci 9pnet_virtio 9p overlay virtio_rng ${EXTRA_MODS-loop ext4 fuse dm-mod dm-delay tun sch_fq}; do
     modprobe -d "$kernel" -S "$version" --show-depends "$module" 2>/dev/null | awk '/^insmod/ {print $2}' || true
 done | awk '!seen[$0]++' | while read -r file; do
     name=$(basename "$file")

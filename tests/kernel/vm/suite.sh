@@ -22,7 +22,7 @@ for kernel in "$@"; do
     mkdir -p "$out"
     "$here/mkinitrd.sh" "$kernel" "$out/initrd.gz"
     cat > "$out/run.sh" <<I
-export PYTHONDONTWRITEBYTECODE=1 POINTCALL_REQUIRE_BLOBS='breaker lifecycle storage syscalls transport' HYPOTHESIS_STORAGE_DIRECTORY=/run/hypothesis
+export PYTHONDONTWRITEBYTECODE=1 POINTCALL_REQUIRE_BLOBS='breaker drill isolate lifecycle storage syscalls tamper transport vfs' HYPOTHESIS_STORAGE_DIRECTORY=/run/hypothesis
 cd "$root"
 "$python" -m pytest tests/kernel tests/unit/kernel -q -p no:cacheprovider ${PYTEST_ARGS:-}
 I

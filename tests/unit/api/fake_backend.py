@@ -12,6 +12,7 @@ from pointcall_executor import feed
 from pointcall_executor.agent_api.inbox import Inbox
 from pointcall_executor.api import backend
 from pointcall_executor.api.accesses import Access
+from pointcall_executor.retention import Retained
 from pointcall_runbook.errors import PointcallError
 from tests.unit.report.sample_log import BOOT_NS, CHECKED, START, SampleLog
 
@@ -121,6 +122,14 @@ class FakeBackend:
 
     def record_probe(self, name: str, sha256: str, what: str, reason: str) -> backend.ControlAnswer:
         return self._control("probe", name, sha256, what, reason)
+
+    def prune_log(self, minimum: int | None, retention_days: int | None, reason: str) -> Retained:
+        self.asked.append(("prune", minimum, retention_days, reason))
+        return Retained(minimum or 0, 1, retention_days or 400, (), (7,))
+
+    def erase_log(self, what: Sequence[str], older_than_days: int | None, reason: str) -> Retained:
+        self.asked.append(("erase", tuple(what), older_than_days, reason))
+        return Retained(0, 0, 0, (3, 4), (7,))
 
     def proposed(self, body: Mapping[str, Any]) -> None:
         self.proposals.append(body)

@@ -34,6 +34,8 @@ EXPECTED = {
     "pointcall.v1.Control/BeginDrill": {O},
     "pointcall.v1.Control/EndDrill": {O},
     "pointcall.v1.Control/RecordProbe": {O},
+    "pointcall.v1.Control/PruneLog": {O},
+    "pointcall.v1.Control/EraseLog": {O},
     "pointcall.v1.Control/NoSuchMethod": set(),
     "pointcall.v2.Control/Arm": set(),
     "grpc.health.v1.Health/Check": {O, U, A, R},

@@ -16,6 +16,7 @@ from pointcall_executor.agent_api import examination, proposal, recorded
 from pointcall_executor.api import backend, generate
 from pointcall_executor.api.messages import as_pairs, message, pb
 from pointcall_executor.api.roles import METHODS, RATES, SOCKET_MODES, Role
+from pointcall_executor.retention import Retained
 from tests.unit.api.fake_backend import STATUS
 from tests.unit.api.proposals import proposal as a_proposal
 from tests.unit.report.sample_log import SampleLog
@@ -36,6 +37,7 @@ PAIRS: dict[str, tuple[Any, set[str]]] = {
     "BeginDrillRequest": (backend.DrillRequest, set()),
     "Drill": (backend.DrillReport, set()),
     "DrillRun": (backend.DrillRun, set()),
+    "RetentionResponse": (Retained, set()),
     "Run": (recorded.Run, set()),
     "Action": (recorded.Action, set()),
     "Call": (recorded.Call, set()),

@@ -159,6 +159,9 @@ def test_a_run_has_its_event_decision_and_times(api: Api) -> None:
         (Role.AGENT, "Runs/ListRuns", {"page_token": "9" * 5000}, "INVALID_ARGUMENT", "api.size"),
         (Role.AUDITOR, "Status/GetEvidence", {"nonce": b"n" * 31}, "INVALID_ARGUMENT", "api.nonce"),
         (Role.OPERATOR, "Control/Disarm", {}, "INVALID_ARGUMENT", "api.reason"),
+        (Role.OPERATOR, "Control/EraseLog", {"reason": "r"}, "INVALID_ARGUMENT", "api.erase"),
+        (Role.OPERATOR, "Control/PruneLog", {}, "INVALID_ARGUMENT", "api.reason"),
+        (Role.AUDITOR, "Control/EraseLog", {"reason": "r", "what": ["1"]}, "PERMISSION_DENIED", "api.denied"),
         (Role.OPERATOR, "Control/Disarm", {"reason": "a\nb"}, "INVALID_ARGUMENT", "api.reason"),
         (Role.OPERATOR, "Control/Pause", {"reason": "r"}, "INVALID_ARGUMENT", "api.seconds"),
         (Role.OPERATOR, "Control/Pause", {"reason": "r", "seconds": 86_401}, "INVALID_ARGUMENT", "api.seconds"),
@@ -199,6 +202,17 @@ def test_control_calls_pass_on_what_was_asked(api: Api) -> None:
         client.call("Control/TripCircuit", address="::ffff:10.0.0.1", port=80, seconds=5, reason="bad deploy")
         client.call("Control/ReleaseCircuit", address="10.0.0.1", port=80, reason="fixed")
         assert client.call("Control/Disarm", reason="end").state == "armed"
+        assert list(client.call("Control/PruneLog", reason="old").index) == [7]
+        assert client.call("Control/PruneLog", reason="old", minimum=0, retention_days=0).pruned == 1
+        assert list(client.call("Control/EraseLog", reason="asked", what=["5", "x"]).erased) == [3, 4]
+        client.call("Control/EraseLog", reason="old", older_than_days=9)
+    log, api.backend.asked[-4:] = api.backend.asked[-4:], []
+    assert log == [
+        ("prune", None, None, "old"),
+        ("prune", 0, 0, "old"),
+        ("erase", ("5", "x"), None, "asked"),
+        ("erase", (), 9, "old"),
+    ]
     assert api.backend.asked == [
         ("pause", "maintenance", 60),
         ("resume", "done"),

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import struct
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 
 from pointcall_attest import (
@@ -23,15 +28,18 @@ from pointcall_attest import (
     emulated,
     emulated_tdx,
     eventlog,
+    evidence,
     hcl,
     pck,
     snp,
+    snp_chain,
     snp_rules,
     tdx,
     tdx_rules,
     tee_policy,
+    trust,
 )
-from pointcall_attest.appraise import appraise_bundle
+from pointcall_attest.appraise import appraise, appraise_bundle, parse, verify
 from pointcall_attest.emulated import EmulatedSnp
 from pointcall_attest.emulated_tdx import EmulatedTdx
 from pointcall_attest.errors import MalformedError
@@ -406,7 +414,7 @@ def test_numbers_of_the_signed_tables(td: TdxMachine) -> None:
     texts = td().collateral()
     info, identity = texts["tcb_info"], texts["qe_identity"]
     level = ("tcbLevels", 0, "tcb")
-    for parse, raw, path, largest in (
+    for read, raw, path, largest in (
         (collateral.parse_tcb_info, info, (*level, "pcesvn"), 0xFFFF),
         (collateral.parse_tcb_info, info, ("tcbEvaluationDataNumber",), 0xFFFF_FFFF),
         (collateral.parse_tcb_info, info, ("tdxModuleIdentities", 0, *level, "isvsvn"), 0xFFFF),
@@ -415,9 +423,9 @@ def test_numbers_of_the_signed_tables(td: TdxMachine) -> None:
         (collateral.parse_qe_identity, identity, ("tcbEvaluationDataNumber",), 0xFFFF_FFFF),
     ):
         for value in (0, largest):
-            parse(table(raw, *path, value=value))
+            read(table(raw, *path, value=value))
         for value in (-1, largest + 1, True, 1.0, "1", None):
-            refused(lambda p=parse, r=raw, t=path, v=value: p(table(r, *t, value=v)))  # type: ignore[misc]
+            refused(lambda p=read, r=raw, t=path, v=value: p(table(r, *t, value=v)))  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("name", ["sgxtcbcomponents", "tdxtcbcomponents"])
@@ -446,7 +454,7 @@ def test_numbers_of_the_sgx_extension(td: TdxMachine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("parse", "most"),
+    ("read", "most"),
     [
         (certs.parse, certs.MAX_CERTIFICATE_BYTES),
         (pck.parse, pck.MAX_CERTIFICATE_BYTES),
@@ -458,14 +466,15 @@ def test_numbers_of_the_sgx_extension(td: TdxMachine) -> None:
         (hcl.parse, hcl.MAX_HCL_BYTES),
         (tdx.parse, tdx.MAX_QUOTE_BYTES),
         (TeePolicy.parse, tee_policy.MAX_POLICY_BYTES),
+        (EvidenceBundle.parse, evidence.MAX_BUNDLE_BYTES),
     ],
 )
-def test_the_last_size_that_is_read(parse: Callable[[bytes], object], most: int) -> None:
+def test_the_last_size_that_is_read(read: Callable[[bytes], object], most: int) -> None:
     """One byte more is refused for its size; at the limit the content decides."""
-    largest, larger = (refused(lambda n=n: parse(b"\x01" * n)) for n in (most, most + 1))  # type: ignore[misc]
-    assert (largest.message, largest.want, largest.got) != (larger.message, larger.want, larger.got)
-    text = f"{larger.message} {larger.want} {larger.got}"
-    assert "long" in text or str(most) in text or str(most + 1) in text
+    largest, larger = (refused(lambda n=n: read(b"\x01" * n)) for n in (most, most + 1))  # type: ignore[misc]
+    at_limit, beyond = (f"{one.message} {one.want} {one.got}" for one in (largest, larger))
+    assert "long" in beyond or "length" in beyond or f"{most + 1} bytes" in beyond
+    assert "long" not in at_limit and "wrong length" not in at_limit and f"{most} bytes" not in at_limit
 
 
 def test_tables_hold_so_many_entries_and_no_more() -> None:
@@ -473,3 +482,341 @@ def test_tables_hold_so_many_entries_and_no_more() -> None:
     assert "too many" in refused(lambda: cert_table.parse(cert_table.encode(rows))).message
     rows.popitem()
     assert len(cert_table.parse(cert_table.encode(rows))) == cert_table.MAX_ENTRIES
+
+
+# ---- names and numbers that people write
+
+
+@pytest.mark.parametrize(
+    ("path", "good", "bad"),
+    [
+        (("snp", "min_guest_svn"), (0, 0xFFFF_FFFF), (-1, 1 << 32, True, "1", 1.0)),
+        (("snp", "min_tcb"), ({"Milan": {"bl": 255, "fmc": 0}}, {}), ({"Milan": {"bl": 256}}, {"Milan": {"snp": -1}})),
+        (
+            ("snp", "guest_policy"),
+            ({"required": (1 << 64) - 1}, {"forbidden": 0}),
+            ({"required": 1 << 64}, {"bits": 1}),
+        ),
+        (("snp", "min_abi"), ("0.0", "255.255", "1.55"), ("1", "1.", ".5", "1.5555", "1555.5", "1.5 ", "a.b", 1.5)),
+        (("snp", "host_data"), ("ab" * 32, None), ("ab" * 31, "ab" * 33, "AB" * 32, "zz" * 32)),
+        (("snp", "family_id"), ("ab" * 16, None), ("ab" * 15, "ab" * 17)),
+        (("snp", "image_id"), ("ab" * 16, None), ("ab" * 15, "ab" * 17)),
+        (("snp", "id_key_digests"), (["ab" * 48], [], None), (["ab" * 47], ["ab" * 49])),
+        (("snp", "chip_ids"), (["ab" * 64, "ab" * 8], None), (["ab" * 63], ["ab" * 65], ["ab" * 9], ["ab" * 7])),
+        (("tdx", "out_of_date_grace_days"), (0, 366), (-1, 367)),
+        (("tdx", "min_tcb_evaluation_number"), (0, 0xFFFF_FFFF), (-1, 1 << 32)),
+        (("tdx", "min_tcb_date"), ("2026-01-01", None), ("2026-02-30", "soon", "01/01/2026")),
+        (("tdx", "advisories_denied"), (["INTEL-SA-00837"],), (["INTEL-SA-0083"], ["SA-00837"], ["INTEL-SA-008377"])),
+        (("tdx", "mrservicetd"), (["ab" * 48],), (["ab" * 47],)),
+        (("vmpl",), ([0, 3], []), ([4], [-1])),
+        (("platforms",), (["snp"], []), (["sgx"],)),
+    ],
+)
+def test_values_of_a_policy_from_both_sides(path: tuple[str, ...], good: tuple[Any, ...], bad: tuple[Any, ...]) -> None:
+    def parsed(value: Any) -> TeePolicy:
+        for step in reversed(path):
+            value = {step: value}
+        return TeePolicy.parse(json.dumps(value).encode())
+
+    for value in good:
+        parsed(value)
+    for value in bad:
+        assert refused(lambda value=value: parsed(value)).id == "tee.policy.malformed"  # type: ignore[misc]
+
+
+def test_the_strict_default_value_by_value() -> None:
+    """A default that changes is a change of what nodes accept."""
+    zero = "00" * 48
+    bits = {"required": 0, "forbidden": 0}
+    unset = dict.fromkeys(
+        ("host_data", "family_id", "image_id", "id_key_digests", "author_key_digests", "chip_ids", "csp_ids")
+    )
+    assert TeePolicy.parse(b"{}").model_dump(mode="json") == {
+        "platforms": ["snp", "tdx"],
+        "allow_emulated": False,
+        "allow_debug": False,
+        "vmpl": [0],
+        "snp": {
+            "allow_report_v2": False,
+            "min_abi": "0.0",
+            "min_guest_svn": 0,
+            "allow_migration_agent": False,
+            "allow_smt": True,
+            "require_single_socket": False,
+            **dict.fromkeys(("guest_policy", "platform_info", "launch_mitigations", "current_mitigations"), bits),
+            **{key: {} for key in ("min_tcb", "min_committed_tcb", "min_launch_tcb")},
+            **unset,
+            "require_crl": False,
+        },
+        "tdx": {
+            "statuses": ["UpToDate"],
+            "advisories_allowed": None,
+            "advisories_denied": [],
+            "min_tcb_evaluation_number": 0,
+            "min_tcb_date": None,
+            "out_of_date_grace_days": 0,
+            "require_sept_ve_disable": True,
+            "mrservicetd": [zero],
+            **dict.fromkeys(("mrseam", "mrconfigid", "mrowner", "mrownerconfig")),
+            **dict.fromkeys(("rtmr0", "rtmr1", "rtmr2", "rtmr3")),
+            "td_attributes": bits,
+            "xfam": bits,
+            **dict.fromkeys(("allow_dynamic_platform", "allow_cached_keys", "allow_smt")),
+        },
+    }
+    assert tee_policy.TcbMinimum().model_dump() == dict.fromkeys(("fmc", "bl", "tee", "snp", "ucode"), 0)
+    with pytest.raises(Exception, match="frozen"):
+        TeePolicy().snp.allow_smt = False
+
+
+def test_every_type_of_event_has_its_name() -> None:
+    names = {
+        0x1: "EV_POST_CODE",
+        0x3: "EV_NO_ACTION",
+        0x4: "EV_SEPARATOR",
+        0x5: "EV_ACTION",
+        0x6: "EV_EVENT_TAG",
+        0xD: "EV_IPL",
+        0x8000_0001: "EV_EFI_VARIABLE_DRIVER_CONFIG",
+        0x8000_0002: "EV_EFI_VARIABLE_BOOT",
+        0x8000_0003: "EV_EFI_BOOT_SERVICES_APPLICATION",
+        0x8000_0006: "EV_EFI_GPT_EVENT",
+        0x8000_0007: "EV_EFI_ACTION",
+        0x8000_0008: "EV_EFI_PLATFORM_FIRMWARE_BLOB",
+        0x8000_0009: "EV_EFI_HANDOFF_TABLES",
+        0x8000_000A: "EV_EFI_PLATFORM_FIRMWARE_BLOB2",
+        0x8000_000B: "EV_EFI_HANDOFF_TABLES2",
+        0x8000_00E0: "EV_EFI_VARIABLE_AUTHORITY",
+    }
+    for low in range(256):
+        for kind in (low, 0x8000_0000 + low):
+            assert eventlog.Event(0, kind, b"", b"").type_name == names.get(kind, f"{kind:#010x}")
+
+
+# ---- times, signers and enclaves
+
+
+def outcome(bundle: EvidenceBundle, root: bytes, at: datetime, **rules: Any) -> list[str]:
+    policy = TeePolicy.parse(json.dumps({"allow_emulated": True} | rules).encode())
+    verdict = appraise_bundle(bundle, policy=policy, roots=Roots.of([root]), at=at, report_data=None, measurements=None)
+    return [check.id for check in verdict.failed]
+
+
+SECOND = timedelta(seconds=1)
+
+
+def test_certificates_are_valid_from_their_first_to_their_last_second(machine: Machine) -> None:
+    one = machine()
+    bundle = one.bundle(one.report(bytes(64), bytes(48), bytes(32)))
+    for at, wrong in (
+        (one.not_before, []),
+        (one.not_after, []),
+        (one.not_before - SECOND, ["snp.validity"]),
+        (one.not_after + SECOND, ["snp.validity"]),
+    ):
+        assert outcome(bundle, one.ark, at) == wrong
+
+
+def test_revocation_lists_are_in_force_from_their_first_to_their_last_second(machine: Machine, now: datetime) -> None:
+    one = machine()
+    report = one.report(bytes(64), bytes(48), bytes(32))
+    for start, end, wrong in (
+        (now, now, []),
+        (now + SECOND, now + 2 * SECOND, ["snp.crl"]),
+        (now - 2 * SECOND, now - SECOND, ["snp.crl"]),
+    ):
+        bundle = EvidenceBundle("snp", report, one.certificates, (one.crl([], start, end),))
+        assert outcome(bundle, one.ark, now) == wrong
+
+
+def test_collateral_is_in_force_from_its_first_to_its_last_second(td: TdxMachine) -> None:
+    one = td()
+    texts = one.collateral(days=2)
+    bundle = EvidenceBundle("tdx", one.quote(bytes(64), bytes(48)), collateral=texts)
+    end = one.not_before + timedelta(days=2)
+    late = ["tdx.root_crl", "tdx.pck_crl", "tdx.collateral_dates"]
+    for at, wrong in (
+        (one.not_before, []),
+        (end, []),
+        (end + SECOND, late),
+        (one.not_before - SECOND, ["tdx.validity", *late]),
+    ):
+        assert outcome(bundle, one.root, at) == wrong
+
+
+def test_each_signed_text_is_checked_by_the_signer_of_its_own_chain(td: TdxMachine, now: datetime) -> None:
+    one = td()
+    two = replace(one, keys=replace(one.keys, signer=ec.generate_private_key(ec.SECP256R1())))
+    two.__dict__["root"] = one.root
+    ours, theirs = one.collateral(), two.collateral()
+    quote = one.quote(bytes(64), bytes(48))
+    info = {name: text for name, text in ours.items() if name.startswith("tcb_info")}
+    identity = {name: text for name, text in ours.items() if name.startswith("qe_identity")}
+    for texts in (theirs | info, theirs | identity, ours):
+        assert outcome(EvidenceBundle("tdx", quote, collateral=texts), one.root, now) == []
+    for name, check in (("tcb_info", "tdx.tcb_info"), ("qe_identity", "tdx.qe_identity")):
+        swapped = ours | {f"{name}_issuer_chain": theirs[f"{name}_issuer_chain"]}
+        assert outcome(EvidenceBundle("tdx", quote, collateral=swapped), one.root, now) == [check]
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        ({"mrsigner": b"\1" * 32}, ["tdx.qe"]),
+        ({"isv_prod_id": 1}, ["tdx.qe"]),
+        ({"isv_prod_id": 3}, ["tdx.qe"]),
+        ({"misc_select": b"\0\0\0\1"}, ["tdx.qe"]),
+        ({"attributes": bytes.fromhex("13") + bytes(15)}, ["tdx.qe"]),
+        ({"attributes": bytes.fromhex("1500000000000000") + bytes(8)}, []),
+        ({"attributes": bytes.fromhex("1100000000000000ff") + bytes(7)}, []),
+        ({"mrenclave": bytes(32), "config_svn": 9, "isv_ext_prod_id": b"\1" * 16}, []),
+        ({"isv_svn": 3}, ["tdx.tcb_status"]),
+        ({"report_data": bytes(64)}, ["tdx.qe_binding"]),
+    ],
+)
+def test_the_quoting_enclave_is_that_of_the_identity(
+    td: TdxMachine, now: datetime, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], wrong: list[str]
+) -> None:
+    one, write = td(), tdx.QE_REPORT.write
+    monkeypatch.setattr(tdx.QE_REPORT, "write", lambda values: write(values | change))
+    assert outcome(one.bundle(one.quote(bytes(64), bytes(48))), one.root, now) == wrong
+
+
+@pytest.mark.parametrize(
+    ("svn", "seen"),
+    [
+        ((5, 1, 5), "module UpToDate"),
+        ((5, 2, 5), "module version 2 has no identity"),
+        ((5, 17, 5), "module version 17 has"),
+    ],
+)
+def test_the_module_is_found_by_its_version(
+    td: TdxMachine, now: datetime, svn: tuple[int, int, int], seen: str
+) -> None:
+    one = td(svn=bytes(svn).ljust(16, b"\0"))
+    verdict = appraise_bundle(
+        one.bundle(one.quote(bytes(64), bytes(48))),
+        policy=TeePolicy(allow_emulated=True),
+        roots=Roots.of([one.root]),
+        at=now,
+        report_data=None,
+        measurements=None,
+    )
+    words = {check.id: check.observed for check in verdict.checks}
+    assert seen in words["tdx.module"] + words.get("tdx.tcb_status", "")
+
+
+@pytest.mark.parametrize("platform", ["snp", "tdx"])
+def test_debugging_is_never_allowed_in_the_hardware_tier(
+    machine: Machine, td: TdxMachine, now: datetime, platform: str
+) -> None:
+    """What verification found is taken as hardware here: then no policy lets a debug guest pass."""
+    one, other = machine(), td()
+    bundle = one.bundle(one.report(bytes(64), bytes(48), bytes(32), policy=0x3_0000 | 1 << 19))
+    if platform == "tdx":
+        bundle = other.bundle(other.quote(bytes(64), bytes(48), td_attributes=1 << 28 | 1))
+    found = verify(parse(bundle), roots=Roots.of([one.ark, other.root]), at=now)
+    policy = TeePolicy(allow_emulated=True, allow_debug=True)
+    assert appraise(found, policy, report_data=None, measurements=None).passed
+    real = appraise(replace(found, tier="hardware"), policy, report_data=None, measurements=None)
+    assert [(check.id, check.expected) for check in real.failed] == [
+        (f"{platform}.debug", "debugging forbidden" if platform == "snp" else "not a debug TD")
+    ]
+
+
+def test_the_kind_of_key_that_the_report_names_is_taken(machine: Machine, now: datetime) -> None:
+    vcek = machine("Genoa")
+    vlek = replace(machine("Genoa", "VLEK"), not_after=vcek.not_after + timedelta(days=1))
+    given = [vcek.leaf, vlek.leaf, vcek.ca, vlek.ca, vcek.ark]
+    for one, kind in ((vcek, "VCEK"), (vlek, "VLEK")):
+        report = snp.parse(one.report(bytes(64), bytes(48), bytes(32)))
+        for order in (given, given[::-1]):
+            assert snp_chain.choose(order, report, Roots.of()).leaf.kind == kind
+
+
+def test_a_quote_that_ends_too_early_says_where(td: TdxMachine) -> None:
+    raw = td().quote(bytes(64), bytes(48))
+    for size, want, got in (
+        (47, f"48 to {tdx.MAX_QUOTE_BYTES} bytes", "47"),
+        (50, "6 bytes at 48", "2"),
+        (60, "648 bytes at 54", "6"),
+        (703, "4 bytes at 702", "1"),
+        (702, "4 bytes at 702", "0"),
+        (800, f"{len(raw) - 706} bytes at 706", "94"),
+    ):
+        short = refused(lambda size=size: tdx.parse(raw[:size]))  # type: ignore[misc]
+        assert (short.id, short.want, short.got) == ("tdx.length.malformed", want, got)
+    at = 706 + 64 + 64 + 2  # the size of the outer certification data
+    outer = int.from_bytes(raw[at : at + 4], "little")
+    for other in (outer - 1, outer + 1):
+        changed = raw[:at] + other.to_bytes(4, "little") + raw[at + 4 :]
+        wrong = refused(lambda changed=changed: tdx.parse(changed))  # type: ignore[misc]
+        assert wrong.id == "tdx.length.malformed"
+        assert (wrong.want, wrong.got) == (f"{outer} bytes", str(other))
+
+
+def test_a_time_that_is_none_is_shown_in_part() -> None:
+    wrong = refused(der.Reader(der.write(der.UTC_TIME, b"49123123595x" + b"y" * 30)).time)
+    assert wrong.got == "49123123595xyyyyyyyy"
+
+
+def test_event_logs_may_name_their_vendor() -> None:
+    for vendor in (b"", b"\1", b"abc"):
+        spec = struct.pack("<16sIBBBBIHH", b"Spec ID Event03\0", 0, 0, 2, 0, 2, 1, 0x0C, 48) + bytes((len(vendor),))
+        for tail, fits in ((vendor, True), (vendor + b"x", False), (vendor[:-1], not vendor)):
+            raw = struct.pack("<II20sI", 1, 3, bytes(20), len(spec + tail)) + spec + tail
+            if fits:
+                assert eventlog.parse(raw).events == ()
+            else:
+                refused(lambda raw=raw: eventlog.parse(raw))  # type: ignore[misc]
+
+
+# ---- names that are not those of the key
+
+
+@pytest.mark.parametrize("role", ["pck", "pck-ca", "tcb-signing"])
+def test_a_list_must_name_the_issuer_whose_key_signed_it(td: TdxMachine, now: datetime, role: pck.Role) -> None:
+    """Names before and after the right one, under the right key."""
+    one = td()
+    texts = one.collateral()
+    other = one._crl(role, one.keys.root, [], now + timedelta(days=1))
+    parsed, root = crl.parse(other), pck.parse(one.root)
+    assert pck.holds(root.key, parsed.signature, parsed.tbs)
+    assert not crl.signed_by_intel(parsed, root)
+    bundle = EvidenceBundle("tdx", one.quote(bytes(64), bytes(48)), collateral=texts | {"root_ca_crl": other.hex()})
+    assert outcome(bundle, one.root, now) == ["tdx.root_crl"]
+
+
+@pytest.mark.parametrize(("role", "right"), [("pck", False), ("pck-ca", True), ("tcb-signing", False), ("root", False)])
+def test_a_certificate_is_issued_by_the_name_and_the_key(td: TdxMachine, role: pck.Role, right: bool) -> None:
+    one = td()
+    leaf = pck.parse(tdx.pck_certificates(one.chain_pem)[0])
+    named = pck.parse(one._certificate(role, 9, one.keys.ca, one.keys.root))
+    assert pck.holds(named.key, leaf.signature, leaf.tbs)
+    assert pck.issued(named, leaf) == right
+
+
+def test_marked_certificates_under_a_hardware_root_are_refused(
+    machine: Machine, td: TdxMachine, now: datetime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were a vendor's root ever to sign certificates with the marks of emulation, they would not pass as hardware."""
+    one, other = machine(), td()
+    pinned = {hashlib.sha256(root).hexdigest(): "pinned for this test" for root in (one.ark, other.root)}
+    monkeypatch.setattr(trust, "HARDWARE_ROOTS", pinned)
+    for bundle, check in (
+        (one.bundle(one.report(bytes(64), bytes(48), bytes(32))), "snp.mark"),
+        (other.bundle(other.quote(bytes(64), bytes(48))), "tdx.mark"),
+    ):
+        verdict = appraise_bundle(
+            bundle, policy=TeePolicy(), roots=Roots.of(), at=now, report_data=None, measurements=None
+        )
+        assert ([failed.id for failed in verdict.failed], verdict.tier) == ([check], "none")
+
+
+@pytest.mark.parametrize(("exponent", "bits"), [(3, certs.RSA_BITS), (65537, 2048), (65537, 3072)])
+def test_only_rsa_keys_as_amd_makes_them_sign(exponent: int, bits: int) -> None:
+    key = rsa.generate_private_key(exponent, bits)
+    spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    signature = key.sign(b"signed", certs.PSS, hashes.SHA384())
+    key.public_key().verify(signature, b"signed", certs.PSS, hashes.SHA384())
+    assert not certs.signed_by(spki, signature, b"signed")

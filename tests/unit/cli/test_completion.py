@@ -19,7 +19,7 @@ from pointcall_executor.cli.completion import SHELLS, completion
 
 LINES = {
     "pointcall sta": {"status"},
-    "pointcall log ": {"list", "show", "stream", "prove", "export", "tiles", "check"},
+    "pointcall log ": {"list", "tail", "show", "stream", "prove", "export", "tiles", "check", "prune", "erase"},
     "pointcall log list --ki": {"--kind"},
     "pointcall log stream --format ": {"ocsf", "otel"},
     "pointcall completion ": {"bash", "zsh", "fish"},

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import hashlib
 import re
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from pointcall_attest.manifest import WITHOUT_BLOB, Sensor
+from pointcall_attest.errors import MalformedError
+from pointcall_attest.manifest import NOTHING, WITHOUT_BLOB, Manifest, Sensor
 from pointcall_executor.arming import SENSORS, ArmingError
 from pointcall_executor.sensor_params import OWN_PARAMS, split
+from pointcall_keys.assemble import assemble
+from pointcall_keys.recovery_manifest import RecoveryManifest
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "spec" / "kernel-abi.md"
 
@@ -49,3 +54,29 @@ def test_the_page_lists_every_sensor_and_its_parameters() -> None:
         assert all(f"`{param}`" in rows[name] for param in params), name
         for param, limit in params.items():
             assert str(limit.default) in rows[name], (name, param)
+
+
+def test_a_manifest_yaml_declares_them_by_name(tmp_path: Path) -> None:
+    """`pressure` has no file; every other sensor has the blob of its name."""
+    for name in set(SENSORS) - WITHOUT_BLOB:
+        (tmp_path / f"{name}.blob").write_bytes(name.encode())
+    body = {
+        "apiVersion": "pointcall.dev/v1",
+        "kind": "RecoveryManifest",
+        "metadata": {"name": "all"},
+        "spec": {"sensors": [{"name": name} for name in SENSORS]},
+    }
+    start = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    built = assemble(
+        RecoveryManifest.parse(body), tmp_path, tmp_path, sequence=1, not_before=start, expires=start + dt.timedelta(1)
+    )
+    manifest = Manifest.parse(built.statement)
+    digests = {name: hashlib.sha256(name.encode()).hexdigest() for name in SENSORS}
+    assert manifest.sensor_blobs == digests | {"pressure": NOTHING}
+    assert set(built.files) == {f"blobs/{name}.blob" for name in set(SENSORS) - WITHOUT_BLOB}
+    wrong = body | {"spec": {"sensors": [{"name": "breaker"}, {"name": "pressure", "blob": "breaker"}]}}
+    with pytest.raises(MalformedError, match="pressure has no blob"):
+        assemble(
+            RecoveryManifest.parse(wrong), tmp_path, tmp_path, sequence=1, not_before=start,
+            expires=start + dt.timedelta(1),
+        )  # fmt: skip

@@ -12,8 +12,8 @@ import pytest
 
 from pointcall_executor.core.event import Kind
 from pointcall_executor.kernel.blob import Blob
+from pointcall_executor.kernel.kernel_object import CGROUP_ATTACH
 from pointcall_executor.kernel.probe import BLOBS
-from pointcall_executor.kernel.sensor import CGROUP_ATTACH
 
 ROOT = Path(__file__).resolve().parents[3]
 TOOLS = ("clang-14", "llvm-strip", "llvm-objdump", "make")
@@ -37,9 +37,9 @@ def test_the_same_digest_in_another_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(BLOBS.glob("*.blob")), ids=lambda path: path.stem)
 def test_every_program_attaches_in_a_way_that_we_know(path: Path) -> None:
-    known = {*CGROUP_ATTACH, "syscall", "iter/tcp", "cgroup_skb/egress"}
+    known = {*CGROUP_ATTACH, "syscall", "iter/tcp", "lsm/bpf"}
     sections = {program.section for program in Blob.parse(path.read_bytes()).programs}
-    assert {s for s in sections if s not in known and not s.startswith("tp_btf/")} == set()
+    assert {s for s in sections if s not in known and not s.startswith(("tp_btf/", "fentry/", "fexit/"))} == set()
 
 
 def test_the_page_lists_every_kind_of_record() -> None:

@@ -229,7 +229,7 @@ def test_exit_codes_are_split_as_wait_does() -> None:
 
 BAD_DETECTIONS = {
     "operation": RECORD.pack(1, 32, 0, 0, 0, STORAGE.pack(0, 4, 0, 0, 0, 0, 0)),
-    "storage source": RECORD.pack(1, 32, 0, 0, 0, STORAGE.pack(0, 0, 0, 0, 0, 3, 0)),
+    "storage source": RECORD.pack(1, 32, 0, 0, 0, STORAGE.pack(0, 0, 0, 0, 0, 4, 0)),
     "stuck pad": RECORD.pack(1, 6, 0, 0, 0, STUCK.pack(bytes(16), 0, 0, 6, 1, 0)),
     "resource": RECORD.pack(1, 48, 0, 0, 0, PRESSURE.pack(3, 0, 0, 0, 0)),
     "pressure pad": RECORD.pack(1, 48, 0, 0, 0, PRESSURE.pack(0, 1, 0, 0, 0)),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -102,7 +104,7 @@ def test_entries_in_each_other_s_place_are_found(pack: Pack) -> None:
         assert is_refused({**files, one: files[other], other: files[one]}, world.trust())
 
 
-@pytest.mark.parametrize("kind", ["symlink", "stranger", "huge"])
+@pytest.mark.parametrize("kind", ["symlink", "stranger", "huge", "folder", "empty", "fifo", "renamed", "linked folder"])
 def test_only_regular_known_files_are_read(kind: str, pack: Pack, tmp_path: Path) -> None:
     pack.write(tmp_path / "p")
     match kind:
@@ -111,6 +113,19 @@ def test_only_regular_known_files_are_read(kind: str, pack: Pack, tmp_path: Path
             (tmp_path / "p" / "checkpoint").symlink_to("/etc/hostname")
         case "stranger":
             (tmp_path / "p" / "notes.txt").write_text("x")
+        case "folder":
+            (tmp_path / "p" / "more").mkdir()
+        case "empty":
+            shutil.rmtree(tmp_path / "p" / "emulated")
+            (tmp_path / "p" / "emulated").mkdir()
+        case "fifo":
+            (tmp_path / "p" / "witnesses").unlink(missing_ok=True)
+            os.mkfifo(tmp_path / "p" / "witnesses")
+        case "renamed":
+            (tmp_path / "p" / "checkpoint").rename(tmp_path / "p" / "checkpoint.txt")
+        case "linked folder":
+            (tmp_path / "p" / "openings").rename(tmp_path / "o")
+            (tmp_path / "p" / "openings").symlink_to(tmp_path / "o")
         case _:
             (tmp_path / "p" / "checkpoint").write_bytes(bytes(5 * 1024 * 1024))
     with pytest.raises(MalformedError) as error:

@@ -17,13 +17,17 @@ from hypothesis import strategies as st
 from pointcall_attest import dsse, entry, sealing
 from pointcall_attest.commitment import commit, opens
 from pointcall_attest.errors import MalformedError
+from pointcall_attest.log.tree import leaf_hash
 from pointcall_attest.pack import Pack, export
 from pointcall_attest.pack_check import verify_pack
 from pointcall_attest.receipt import Receipt
 from pointcall_attest.replay import replay_all
 from pointcall_attest.sealing import HIDDEN, Opening
+from pointcall_executor.journal import _MIGRATIONS as MIGRATIONS
 from pointcall_executor.journal import DamagedError, Journal, JournalError
 from pointcall_executor.journal_check import check_journal
+from pointcall_executor.journal_reader import APPLICATION_ID, JournalReader
+from pointcall_executor.recorder import Recorder
 from pointcall_executor.tile_folder import extend
 from pointcall_runbook.vocabulary import ACTIONS
 from tests.unit.log import world
@@ -146,6 +150,23 @@ def test_a_receipt_is_sealed_and_opens_whole(node: world.Node) -> None:
     assert [(a.action, a.target, a.detail, a.guard.why) for a in closed.actions] == [
         ("recreate", "service/web", {}, HIDDEN)
     ]
+
+
+def test_whatever_the_recorder_writes_is_sealed(node: world.Node) -> None:
+    recorder = Recorder(node.journal)
+    recorder._keys = node.keys
+    for body in BODIES:
+        if not isinstance(body, entry.Prune | entry.Erase):  # these have calls of their own
+            assert node.journal.entry(recorder.record(body)).typed() == body
+    index = recorder.receipt(with_secrets(world.unsigned_receipt(node.keys.id)))
+    assert node.journal.entry(index).receipt().inputs.fields["comm"] == SECRET
+    recorder.checkpoint(force=True)
+    erased = recorder.erase([node.journal.entry(index)], SECRET)
+    pruned = recorder.prune(1, SECRET, 400)
+    assert [node.journal.entry(i).body["reason"] for i in (erased, pruned)] == [SECRET, SECRET]
+    leaves = b"".join(dsse.parse(e.raw).payload for e in node.journal.entries())
+    assert SECRET.encode() not in leaves
+    assert ADDRESS.encode() not in leaves
 
 
 def test_the_same_text_has_another_commitment_each_time(node: world.Node) -> None:
@@ -308,7 +329,7 @@ def test_a_text_that_vanishes_without_an_entry_is_found(node: world.Node) -> Non
     node.run(0)
     node.checkpoint()
     node.journal.close()
-    change(node.journal.path, "delete from opening where i = 2")
+    change(node.journal.path, "update entry set salt = null, text = null where i = 2")
     again = Journal.open(node.journal.path, origin=world.ORIGIN)
     (failed,) = check_journal(again).failed
     assert (failed.id, "entry 2" in failed.observed) == ("journal.openings", True)
@@ -318,7 +339,7 @@ def test_a_text_that_vanishes_without_an_entry_is_found(node: world.Node) -> Non
 def test_a_changed_text_is_found(node: world.Node) -> None:
     index = node.append(entry.Config(what="cmdline", detail={"text": SECRET}))
     node.journal.close()
-    change(node.journal.path, "update opening set text = '{\"detail\":{}}'")
+    change(node.journal.path, "update entry set text = '{\"detail\":{}}' where text is not null")
     again = Journal.open(node.journal.path, origin=world.ORIGIN)
     with pytest.raises(DamagedError) as error:
         again.entry(index)
@@ -327,14 +348,48 @@ def test_a_changed_text_is_found(node: world.Node) -> None:
     again.close()
 
 
-@pytest.mark.parametrize("index", [0, 99])
-def test_a_text_beside_nothing_is_found(index: int, node: world.Node) -> None:
+def test_a_text_beside_an_entry_without_a_seal_is_found(node: world.Node) -> None:
     node.checkpoint()
     node.journal.close()
-    change(node.journal.path, f"insert into opening values ({index}, x'{'00' * 32}', '{{}}')")
+    change(node.journal.path, f"update entry set salt = x'{'00' * 32}', text = '{{}}' where i = 0")
     again = Journal.open(node.journal.path, origin=world.ORIGIN)
     assert not check_journal(again).passed
     again.close()
+
+
+def test_a_text_beside_a_pruned_entry_is_found(node: world.Node) -> None:
+    node.run(0)
+    node.checkpoint()
+    prune(node, 4)
+    node.journal.close()
+    change(node.journal.path, f"update entry set salt = x'{'00' * 32}', text = '{{}}' where i = 2")
+    again = Journal.open(node.journal.path, origin=world.ORIGIN)
+    assert [c.id for c in check_journal(again).failed] == ["journal.openings"]
+    again.close()
+
+
+def test_a_journal_of_the_first_schema_is_migrated_and_its_entries_in_clear_stay_valid(tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    with sqlite3.connect(old) as db:
+        db.executescript(MIGRATIONS[0])
+        db.execute("pragma user_version = 1")
+        db.execute(f"pragma application_id = {APPLICATION_ID}")
+        db.execute("insert into meta values ('origin', ?), ('minimum', '0')", (world.ORIGIN,))
+        for i in range(3):
+            body = entry.Config(what="w", detail={"n": i})
+            leaf = EPOCH.sign(entry.payload(body, at=world.NOW, ktime_ns=i, epoch=EPOCH.id))
+            db.execute("insert into entry values (?, ?, 'config', null, ?)", (i, leaf_hash(leaf), leaf))
+    db.close()
+    with pytest.raises(JournalError) as error:
+        JournalReader.open(old)
+    assert error.value.id == "journal.schema"
+    migrated = Journal.open(old, origin=world.ORIGIN)
+    assert [e.body["detail"]["n"] for e in migrated.entries()] == [0, 1, 2]
+    assert not any(e.closed for e in migrated.entries())
+    leaf, opening = parts(entry.Config(what="w", detail={"n": 3}))
+    assert migrated.append(leaf, opening) == 3
+    assert migrated.entry(3).body["detail"] == {"n": 3}
+    migrated.close()
 
 
 def test_a_reader_that_holds_old_pages_is_named_and_nothing_is_lost(

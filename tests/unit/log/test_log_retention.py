@@ -14,16 +14,21 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pointcall_attest import entry
+from pointcall_executor.api.server import serve
+from pointcall_executor.backend import ExecutorBackend
 from pointcall_executor.cli import main
+from pointcall_executor.config import Config
 from pointcall_executor.journal import Journal
 from pointcall_executor.journal_check import check_journal
 from pointcall_executor.journal_reader import JournalReader
 from pointcall_executor.offline import recording
+from pointcall_executor.recorder import Recorder
 from tests.unit.log import world
 from tests.unit.log.test_log_privacy import ADDRESS, SECRET, with_secrets
 
@@ -151,6 +156,32 @@ def test_while_an_executor_runs_both_refuse(call: Any, state: Path, reader: Jour
     assert call("log", "erase", run)[0] == 0
 
 
+def test_a_running_executor_does_both_over_its_socket(state: Path, call: Any, reader: JournalReader) -> None:
+    """The verbs find its socket; its own setting of the retention counts."""
+    run = str(reader.runs()[2].run)
+    with closing(Journal.open(state / "journal.db", origin=None)) as journal:
+        recorder, keys = Recorder(journal), world.EpochKeys.generate()
+        recorder._keys = keys
+        settings = Config(retention_days=300)
+        executor: Any = SimpleNamespace(recorder=recorder, journal=journal, config=settings, record=recorder.record)
+        server = serve(ExecutorBackend(executor), state / "run")
+        try:
+            code, (row,) = call("log", "prune", "--minimum", 4)
+            assert (code, row) == (0, {"minimum": 4, "pruned": 4, "retention_days": 300, "index": 11})
+            code, rows = call("log", "prune", "--minimum", 11)
+            assert (code, refusal(rows)) == (1, "log.retention")
+            code, (row,) = call("log", "erase", run, "--reason", "asked")
+            assert (code, row) == (0, {"erased": [7, 8, 9], "index": [12]})
+            code, rows = call("log", "erase", "0" * 26)
+            assert (code, refusal(rows)) == (1, "journal.no_run")
+            code, (row,) = call("log", "erase", "--older-than", 400)
+            assert (code, row["erased"]) == (0, [4, 5, 6])
+        finally:
+            server.stop()
+    assert {c.id for c in check_journal(reader).failed} == {"entry.signature", "log.checkpoint"}  # no epoch was opened
+    assert call("log", "erase", run)[1][0]["erased"] == []  # the socket is gone, nothing is left to do
+
+
 def test_the_offline_epoch_is_one_like_any_other(state: Path, reader: JournalReader, call: Any) -> None:
     with recording(state, "test") as recorder:
         recorder.record(entry.Config(what="by hand", detail={"text": SECRET}))
@@ -160,6 +191,17 @@ def test_the_offline_epoch_is_one_like_any_other(state: Path, reader: JournalRea
     head = reader.head()
     assert head is not None
     assert head.size == reader.size
+
+
+def test_a_report_over_a_pruned_and_erased_log_is_complete(call: Any, reader: JournalReader, tmp_path: Path) -> None:
+    runs = [str(e.run) for e in reader.runs()]
+    assert call("log", "prune", "--minimum", 4)[0] == 0
+    assert call("log", "erase", runs[1])[0] == 0
+    code, (row,) = call("report", "--out", tmp_path / "report", "--at", world.NOW.isoformat())
+    failed = [c["id"] for c in row["verdict"]["checks"] if c["outcome"] == "fail"]
+    assert (code, row["runs"], row["complete"]) == (1, RUNS - 1, True)
+    assert failed == ["report.evidence"]  # of the old epoch, which this world's certificates are too young for
+    assert "erased" in "".join(f.read_text() for f in (tmp_path / "report").iterdir())
 
 
 class Failing(sqlite3.Connection):

@@ -227,9 +227,9 @@ def test_nothing_configured_asks_nobody(stack: ExitStack, tmp_path: Path) -> Non
 def test_clear_texts_go_when_they_are_old_enough(
     stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ship = shipped(stack, tmp_path / "node", clear_text_days=2)
     with monkeypatch.context() as patched:
         patched.setattr(world, "NOW", world.NOW - timedelta(days=3))
+        ship = shipped(stack, tmp_path / "node", clear_text_days=2)
         old = ship.node.append(entry.Config(what="old", detail={"text": "x"}))
     new = ship.node.append(entry.Config(what="new", detail={"text": "x"}))
     ship.node.checkpoint()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pointcall_attest.receipt import Receipt
 from pointcall_attest.siem import check_copy, epoch_pem, ocsf, otel, place_of, sigstore_bundle
 from tests.unit.log import world
 
@@ -90,3 +91,33 @@ def test_sigstore_js_verifies_the_bundle(entries: list[Any], tmp_path: Path) -> 
     ]
     assert codes[0] == 0
     assert codes[1] != 0
+
+
+def test_a_copy_holds_nothing_personal_unless_asked(entries: list[Any]) -> None:
+    address = str(next(e for e in entries if e.kind == "receipt").receipt().inputs.values[2])
+    assert address not in json.dumps([otel(e, world.ORIGIN) for e in entries])
+    assert address in json.dumps([otel(e, world.ORIGIN, clear=True) for e in entries])
+
+
+def test_ocsf_names_services_and_hides_addresses(tmp_path: Path) -> None:
+    def of_an_address(receipt: Receipt) -> Receipt:
+        action = receipt.actions[0].model_copy(update={"action": "open_circuit", "target": "192.0.2.7:5432"})
+        return receipt.model_copy(update={"actions": (action,)})
+
+    node = world.Node.boot(tmp_path)
+    runs = [node.journal.receipt(run) for run in (node.run(0), node.run(1, of_an_address))]
+    node.journal.close()
+    closed, opened = ([row["message"] for e in runs for row in ocsf(e, world.ORIGIN, clear=c)] for c in (False, True))
+    assert closed == [
+        "web: CircuitOpened -> recreate service/web",
+        "web: CircuitOpened -> open_circuit (sealed)",
+    ]
+    assert opened[1] == "web: CircuitOpened -> open_circuit 192.0.2.7:5432"
+
+
+def test_a_copy_in_clear_of_an_erased_entry_is_named(entries: list[Any]) -> None:
+    erased = [e.without_opening() for e in entries]
+    for clear, named in ((True, True), (False, False)):
+        copy = [otel(e, world.ORIGIN, clear=clear) for e in entries]
+        now = [(e.index, e.leaf_hash.hex(), otel(e, world.ORIGIN, clear=clear)) for e in erased]
+        assert bool(list(check_copy(copy, world.ORIGIN, now))) is named

@@ -267,6 +267,15 @@ def event(number: int = 0) -> CircuitOpened:
 
 def receipt(run: str, number: int, node: Node, *, intent: int | None) -> Receipt:
     """The receipt of a run of this world."""
+    return _receipt(run, number, node.keys.id, node.manifest.sha256, node.evidence.sha256, intent)
+
+
+def unsigned_receipt(epoch: str) -> Receipt:
+    """A receipt of no node, for parsers."""
+    return _receipt(run_id.run_id(1, bytes(10)), 0, epoch, HEX, HEX, None)
+
+
+def _receipt(run: str, number: int, epoch: str, manifest_sha256: str, evidence: str, intent: int | None) -> Receipt:
     seen = event(number)
     values = slots(seen)
     decided = Interpreter(module()).run("CircuitOpened", values)
@@ -288,12 +297,12 @@ def receipt(run: str, number: int, node: Node, *, intent: int | None) -> Receipt
         for i, c in enumerate(calls)
     ]
     return Receipt(
-        run=RunPart(id=run, node="test", epoch=node.keys.id, number=number, mode="enforce"),
+        run=RunPart(id=run, node="test", epoch=epoch, number=number, mode="enforce"),
         runbook=RunbookPart(
             name="web",
             version="1",
             module=hashlib.sha256(module()).hexdigest(),
-            manifest=node.manifest.sha256,
+            manifest=manifest_sha256,
             signers=(Signer(issuer="key", identity=hashlib.sha256(spki(signing_key())).hexdigest()),),
         ),
         trigger=Trigger(event="CircuitOpened", sensor="breaker", blob=hashlib.sha256(BLOB).hexdigest(), at_ns=seen.at),
@@ -307,7 +316,7 @@ def receipt(run: str, number: int, node: Node, *, intent: int | None) -> Receipt
         ),
         decision=DecisionPart(calls=calls, fuel_used=decided.fuel, trap=None),
         actions=tuple(acted),
-        attestation=AttestationPart(tier="emulated", platform="snp", evidence=node.evidence.sha256),
+        attestation=AttestationPart(tier="emulated", platform="snp", evidence=evidence),
         timeline_ns=Timeline(event=1, received=2, decided=3, intent=4, applied=5, confirmed=9),
         time=TimePart(started=NOW, boot_id="boot"),
     )

@@ -21,6 +21,7 @@ set -e
 mount -t tmpfs none /sys/fs/cgroup
 mount -t cgroup2 none /sys/fs/cgroup
 mount -t tmpfs none /run
+mount -t tmpfs none /dev/shm
 exec "$@"
 """
 

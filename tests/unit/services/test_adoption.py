@@ -21,7 +21,7 @@ from pointcall_executor.services.groups import remove_empty
 from pointcall_executor.services.process import Process
 from pointcall_executor.services.record import RunRecord, born, disproved
 from pointcall_executor.services.spawning import Spawner
-from tests.unit.services.world import LISTEN, free_port, needs_cgroups, process, wait_for
+from tests.unit.services.world import LISTEN, free_port, needs_cgroups, process, remove_spawners, wait_for
 
 PARENT = f"pointcall-adopt-{os.getpid()}"
 # An executor reduced to its services: starts one, freezes it if asked to, tells the pids, waits to be killed.
@@ -88,6 +88,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
         one.release()
     stage.spawner.close()
     remove_empty(PARENT)
+    remove_spawners(PARENT)
 
 
 def raw(stage: Stage, source: str = LISTEN, **over: Any) -> bytes:
@@ -136,6 +137,19 @@ def test_a_restart_thaws_what_a_dead_spawner_left_frozen(stage: Stage) -> None:
     assert one.adopt() == ""
     assert one.pid == pid
     assert "frozen 0" in (folder / "cgroup.events").read_text()
+
+
+def test_what_is_frozen_and_not_declared_any_more_ends(stage: Stage) -> None:
+    declaration, pid, spawner = killed(stage)
+    os.kill(spawner, signal.SIGKILL)
+    folder = find_root() / records.read(stage.folder / "state/svc").cgroup  # type: ignore[union-attr]
+    (folder / "cgroup.freeze").write_text("1")
+    wait_for(lambda: "frozen 1" in (folder / "cgroup.events").read_text())
+    changed = ServiceDeclaration.parse(raw(stage, environment={"A": "b"}))
+    assert stage.next(changed).adopt() == "it was declared otherwise"
+    assert not folder.exists()
+    wait_for(lambda: not born(pid))
+    assert declaration.name == "svc"
 
 
 @pytest.mark.parametrize("spawner_dies", [False, True])

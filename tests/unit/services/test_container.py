@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pointcall_executor.services.container import LABEL, ContainerService, Podman
+from pointcall_executor.services.container import LABEL, ContainerService, Podman, _own
 from pointcall_executor.services.groups import remove_empty
 from pointcall_executor.services.managed import ServiceError
 from pointcall_executor.services.spawning import Spawner
@@ -60,7 +60,8 @@ def stage(shared: Stage) -> Iterator[Stage]:
 def test_a_container_is_made_from_its_image_as_declared(stage: Stage) -> None:
     one, moved = stage.service(environment={"COLOUR": "red"}, user="1000"), []
     started = one.start(moved.append)
-    assert Path(f"/proc/{started.pid}/cmdline").read_bytes() == b"/bin/busybox\x00sleep\x00600\x00"
+    command = Path(f"/proc/{started.pid}/cmdline")
+    wait_for(lambda: command.read_bytes() == b"/bin/busybox\x00sleep\x00600\x00")  # the runtime has executed it
     assert moved == [started.cgroup_id] == [one.cgroup_id]
     assert one.running
     assert one.healthy() == ""
@@ -191,3 +192,19 @@ def test_a_socket_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ServiceError) as refusal:
         Podman(str(tmp_path / "s")).ask("GET", "/info")
     assert (refusal.value.id, refusal.value.want) == ("service.manager", str(tmp_path / "s"))
+
+
+@pytest.mark.parametrize(
+    ("path", "id", "own"),
+    [
+        (f"/c/libpod_parent/libpod-{'a' * 64}", "a" * 64, f"/c/libpod_parent/libpod-{'a' * 64}"),
+        (f"/c/machine.slice/libpod-{'a' * 64}.scope/container", "a" * 64, f"/c/machine.slice/libpod-{'a' * 64}.scope"),
+        ("/c/user.slice/podman.service", "a" * 64, None),
+        (f"/c/libpod-{'b' * 64}", "a" * 64, None),
+        ("/c/libpod-a", "a", None),
+        ("/c", "", None),
+    ],
+)
+def test_only_the_containers_own_cgroup_is_ever_taken(path: str, id: str, own: str | None) -> None:
+    found = _own(Path(path), id)
+    assert (str(found) if found else None) == own

@@ -227,8 +227,11 @@ def test_credentials_may_be_files_and_a_new_token_is_read(server: ApiServer, tmp
         cluster.ask("GET", PODS + "?labelSelector=app%3Dweb")
     assert refusal.value.got.startswith("401")
     token.write_text(f"{TOKEN}\n")
-    os.utime(config, ns=(1, 1))
     assert len(cluster.ask("GET", PODS + "?labelSelector=app%3Dweb")["items"]) == 2
+    token.unlink()
+    with pytest.raises(ServiceError) as refusal:
+        cluster.ask("GET", PODS)
+    assert refusal.value.id == "service.kubeconfig"
 
 
 def test_an_answer_that_is_no_object_is_an_error(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:

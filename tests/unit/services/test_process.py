@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from pointcall_executor.services.output import MAX_OUTPUT_BYTES
 from pointcall_executor.services.process import Process
 from pointcall_executor.services.spawning import Spawner
 from pointcall_runbook.vocabulary import Address
+from tests.unit.services.world import remove_spawners
 
 PARENT = f"pointcall-test-{os.getpid()}"
 LOOPBACK = Address.parse("127.0.0.1")
@@ -61,6 +63,7 @@ def spawner() -> Iterator[Spawner]:
     yield made
     made.close()
     remove_empty(PARENT)
+    remove_spawners(PARENT)
 
 
 @pytest.fixture
@@ -455,3 +458,63 @@ def test_a_lease_is_kept_when_the_spawner_dies(make: Callable[..., Process], por
     os.kill(spawner.pid, signal.SIGKILL)
     wait_for(lambda: not frozen(process))
     assert process.healthy() == ""
+
+
+def test_what_waits_holds_nothing_of_the_spawner_open(
+    make: Callable[..., Process], port: int, spawner: Spawner
+) -> None:
+    process = serving(make, port)
+    process.start()
+    assert CHORES.finish()
+    waiting = process._next.unborn.pid
+    sockets = {p.readlink().name for p in Path(f"/proc/{spawner.pid}/fd").iterdir() if "socket" in p.readlink().name}
+    held = {p.readlink().name for p in Path(f"/proc/{waiting}/fd").iterdir()}
+    assert sockets
+    assert not sockets & held
+    assert len(held) <= 7  # its program, the pipes of its birth, and 0 to 2
+
+
+def test_no_more_instances_wait_than_there_are_seats(
+    make: Callable[..., Process], port: int, spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spawner, "seats", threading.BoundedSemaphore(1))
+    first, second = serving(make, port), make(SERVE, str(port + 1))
+    for process in (first, second):
+        process.start()
+        assert CHORES.finish()
+    assert (first._next is None, second._next is None) == (False, True)
+    first.release()
+    second.start()
+    assert CHORES.finish()
+    assert second._next is not None
+    second.release()
+    assert spawner.seats.acquire(blocking=False)
+    spawner.seats.release()
+
+
+def test_a_program_that_ends_at_once_was_executed_once(make: Callable[..., Process], tmp_path: Path) -> None:
+    count = tmp_path / "count"
+    source = """
+import pathlib, sys, time
+count = pathlib.Path(sys.argv[1])
+with count.open("a") as file: file.write("x")
+time.sleep(600 if count.read_text() == "x" else 0)
+"""
+    process = make(source, str(count))
+    process.start()
+    wait_for(lambda: count.exists() and count.read_text() == "x")
+    assert CHORES.finish()
+    process.start()
+    wait_for(lambda: not process.running)
+    assert count.read_text() == "xx"
+
+
+def test_the_cgroup_of_a_spawner_that_was_killed_is_removed_by_a_later_one() -> None:
+    old, new = (find_root() / f"{PARENT}-x-spawner.{n}" for n in (1, time.monotonic_ns()))
+    for folder in (old, new):
+        folder.mkdir()
+    made = Spawner(f"{PARENT}-x")
+    assert (old.exists(), new.exists()) == (False, True)
+    made.close()
+    remove_spawners(f"{PARENT}-x")
+    assert list(find_root().glob(f"{PARENT}-x-spawner.*")) == []

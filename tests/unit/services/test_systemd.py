@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from pointcall_attest.declaration import ServiceDeclaration
+from pointcall_executor.kernel.cgroup import Cgroup
 from pointcall_executor.services.groups import remove_empty
 from pointcall_executor.services.managed import ServiceError
 from pointcall_executor.services.spawning import Spawner
-from pointcall_executor.services.systemd import SystemdService, Units
+from pointcall_executor.services.systemd import SystemdService, Units, _unit_group
 from tests.unit.services.manager import Manager
 from tests.unit.services.world import declared, sha256, wait_for
 
@@ -71,7 +72,8 @@ def test_a_unit_is_started_and_stopped(stage: Stage) -> None:
     one, moved = stage.service(), []
     started = one.start(moved.append)
     assert started.pid == one.pid
-    assert Path(f"/proc/{started.pid}/comm").read_text() == "sleep\n"
+    wait_for(lambda: Path(f"/proc/{started.pid}/comm").read_text() == "sleep\n")
+    assert Path(f"/proc/{started.pid}/cgroup").read_text().count("/app.slice/svc.service\n")
     assert moved == [started.cgroup_id] == [one.cgroup_id]
     assert one.running
     assert one.healthy() == ""
@@ -135,7 +137,7 @@ def test_a_unit_file_that_is_new_is_loaded_first(stage: Stage) -> None:
     time.sleep(1.1)  # the manager compares whole seconds
     stage.write("/bin/sleep 602")
     pid = stage.service().start().pid
-    assert Path(f"/proc/{pid}/cmdline").read_bytes() == b"/bin/sleep\x00602\x00"
+    wait_for(lambda: Path(f"/proc/{pid}/cmdline").read_bytes() == b"/bin/sleep\x00602\x00")
 
 
 def test_a_drop_in_that_is_not_declared_is_refused(stage: Stage) -> None:
@@ -211,3 +213,20 @@ def test_a_connection_that_broke_is_opened_again(stage: Stage) -> None:
     with pytest.raises(ServiceError):
         stage.units.state("svc.service")
     assert stage.units.state("svc.service").load == "loaded"
+
+
+@pytest.mark.parametrize(
+    ("process", "unit", "found"),
+    [
+        ("/c/app.slice/x.service", "/app.slice/x.service", "/c/app.slice/x.service"),
+        ("/c/app.slice/x.service/sub/leaf", "/app.slice/x.service", "/c/app.slice/x.service"),
+        ("/c/init.scope", "/app.slice/x.service", None),  # forked, not yet moved
+        ("/c/app.slice/x.service2", "/app.slice/x.service", None),
+        ("/c/anything", "", None),
+        ("/c/anything", "/", None),
+        (None, "/app.slice/x.service", None),
+    ],
+)
+def test_only_the_units_own_cgroup_is_ever_taken(process: str | None, unit: str, found: str | None) -> None:
+    got = _unit_group(Cgroup(Path(process)) if process else None, unit)
+    assert (str(got.path) if got else None) == found

@@ -62,3 +62,19 @@ def wait_for(condition: Callable[[], object], seconds: float = 10) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.005)
+
+
+def remove_spawners(parent: str) -> None:
+    """The cgroups of spawners below `parent` that were killed, which nobody removes for a minute."""
+    for path in find_root().glob(f"{parent}-spawner.*"):
+        wait_for(lambda path=path: _removed(path))
+
+
+def _removed(path: Path) -> bool:
+    try:
+        path.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:  # its spawner has not ended yet
+        return False
+    return True

@@ -127,6 +127,7 @@ def test_the_github_snippet(world: World, project: Path, token_url: str, monkeyp
     for name, value in {
         "GITHUB_ACTIONS": "true",
         "GITHUB_RUN_NUMBER": "12",
+        "GITHUB_REPOSITORY": "example-org/runbooks",
         "GITHUB_SERVER_URL": "https://github.com",
         "GITHUB_WORKFLOW_REF": WORKFLOW,
         "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "t",

@@ -11,6 +11,9 @@ import copy
 import datetime as dt
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +122,34 @@ def test_happy_path(case: Case, rekor: int, statement: bool) -> None:
     assert ("dsseEnvelope" in bundle) == statement
     if statement:
         assert base64.b64decode(bundle["dsseEnvelope"]["payload"]) == json.dumps(STATEMENT).encode()
+
+
+@pytest.mark.parametrize("content", [ARTIFACT, b"", b"[1]", b'{"a": 1}', b"\xff", b"[" * 100_000])
+def test_in_toto_over_a_file_that_is_no_statement(case: Case, content: bytes) -> None:
+    """Then a statement about the file is signed, so that the file itself verifies."""
+    (case.folder / "artifact").write_bytes(content)
+    (case.folder / "statement.json").write_bytes(content)
+    bundle = case.sign(statement=True)
+    assert "dsseEnvelope" in bundle
+    (case.folder / "root.json").write_text(json.dumps(case.root))
+    words = ["verify-bundle", "--bundle", str(case.folder / "bundle.json"), "--certificate-identity", ALICE]
+    words += ["--certificate-oidc-issuer", case.issuer, "--trusted-root", str(case.folder / "root.json")]
+    assert cli.main([*words, str(case.folder / "artifact")]) == 0
+    assert cli.main([*words, f"sha256:{bytes(32).hex()}"]) == 1
+
+
+@pytest.mark.parametrize("rekor", [1, 2])
+def test_the_stock_client_verifies_what_we_sign(case: Case, rekor: int) -> None:
+    """The suite verifies every bundle that a client signs with another client."""
+    case.sign(rekor=rekor)
+    (case.folder / "trust.json").write_text(json.dumps(case.world.sigstore.trust_config()))
+    words = ["--trust-config", str(case.folder / "trust.json"), "verify", "identity", "--cert-identity", ALICE]
+    words += ["--cert-oidc-issuer", case.issuer, "--bundle", str(case.folder / "bundle.json")]
+    for artifact, good in (("artifact", True), ("statement.json", False)):
+        call = [sys.executable, "-m", "sigstore", *words, str(case.folder / artifact)]
+        environment = os.environ | {"HOME": str(case.folder)}
+        done = subprocess.run(call, capture_output=True, env=environment, timeout=60, check=False)
+        assert (done.returncode == 0) is good, done.stderr
 
 
 @pytest.mark.parametrize("version", ["0.1", "0.2", "0.3"])
@@ -402,9 +433,9 @@ def stamped(bundle: Bundle, *tokens: dict[str, str]) -> Bundle:
 def test_timestamps(case: Case) -> None:
     """rekor2-no-timestamp, -timestamp-with-incorrect-time, -payload-mismatch, -with and -without-embedded-cert,
     -multiple-timestamps-one-outside-cert-validity, intoto-tsa-timestamp-outside-cert-validity."""
-    now, late = dt.datetime.now(dt.UTC), dt.datetime.now(dt.UTC) + dt.timedelta(days=1)
     bundle = case.sign()
-    signature = signature_of(bundle)
+    now = dt.datetime.now(dt.UTC)  # after the certificate was made; a token states whole seconds
+    late, signature = now + dt.timedelta(days=1), signature_of(bundle)
     good = token(case, signature, now)
     assert case.accepted(stamped(bundle, good))
     assert case.accepted(stamped(bundle, token(case, signature, now, certificates=False)))
@@ -420,7 +451,7 @@ def test_timestamps(case: Case) -> None:
     ):
         assert not case.accepted(stamped(bundle, *tokens))
     first = case.sign(rekor=1)  # a log that states the time itself: a token that verifies must agree with it
-    assert case.accepted(stamped(first, token(case, signature_of(first), now)))
+    assert case.accepted(stamped(first, token(case, signature_of(first), dt.datetime.now(dt.UTC))))
     assert not case.accepted(stamped(first, token(case, signature_of(first), late)))
 
 
@@ -449,7 +480,8 @@ def test_windows_of_timestamp_authorities(case: Case) -> None:
 
 def test_a_timestamp_outside_the_certificate_of_its_authority(case: Case) -> None:
     """rekor2-timestamp-outside-tsa-cert-validity, -with-expired-cert-chain: only the time of the token is asked."""
-    bundle, now = case.sign(), dt.datetime.now(dt.UTC)
+    bundle = case.sign()
+    now = dt.datetime.now(dt.UTC)
     top = ("tsa root", ec.generate_private_key(ec.SECP256R1()))
     key = ec.generate_private_key(ec.SECP256R1())
     for made, good in ((now, True), (now - certificate.LIFETIME - dt.timedelta(days=1), False)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -103,7 +104,9 @@ def test_a_signed_build_is_verified(site: Site) -> None:
     site.sign(site.out)
     checks = site.verify()
     assert checks["manifest.signer"] == checks["module.grants"] == "pass"
-    assert checks["manifest.notices"] == checks["provenance.tests"] == checks["admission.evidence"] == "not-checked"
+    assert checks["provenance.tests"] == checks["provenance.builder"] == "pass"
+    assert checks["manifest.notices"] == checks["admission.evidence"] == "not-checked"
+    assert site.failed("--builder", BUILDER) == ["provenance.builder"]  # it was built here, by nobody in particular
     assert "edge sequence 1" in site.call("manifest", "verify", site.out, "--state-dir", site.state)
     module = site.out / "files/modules/crash-loop.wasm"
     module.write_bytes(module.read_bytes()[:-1] + b"\0")
@@ -132,7 +135,7 @@ def test_the_next_manifest_rolls_forward_only(site: Site) -> None:
     site.sign(site.out)
     assert site.verify()["manifest.previous"] == "pass"
     said = site.call("manifest", "diff", first / "manifest.json", site.out / "manifest.json")
-    assert said == "changes  sequence 1 -> 2\n"
+    assert said.endswith("changes  sequence 1 -> 2\n")
     with Journal.open(site.state / "journal.db", origin="node.example/log") as journal:
         journal.raise_sequence("armed", 2, sha256((site.out / "manifest.json").read_bytes()))
     site.out = first
@@ -233,11 +236,30 @@ def test_the_folder_of_notices(tmp_path: Path) -> None:
     (folder / "a.sigstore.json").mkdir()
     assert set(read_notices(folder)) == {b"a", b"b", b""}  # what cannot be read is a notice that is wrong
     (folder / "a.sigstore.json").rmdir()
+    (tmp_path / "file").write_bytes(b"")
+    assert read_notices(tmp_path / "file") == ()  # a folder that is none holds nothing
     drop_notices(folder, [b"a", b"c"])
     assert read_notices(folder) == (b"b",)
     keep_notices(folder, [b"%d" % n for n in range(MAX_FILES)])
     assert read_notices(folder)[-1] == b""
     assert not list(folder.glob("*.part"))
+
+
+def test_a_notice_is_kept_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it is durable it has not the name of a notice; once it has, another failure does not take it back."""
+    folder = tmp_path / "notices"
+    real, calls = os.fsync, iter((OSError("disk full"), None, OSError("disk full")))
+
+    def failing(handle: int) -> None:
+        if error := next(calls):
+            raise error
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    for kept in ((), (b"a",)):
+        with pytest.raises(OSError, match="disk full"):
+            keep_notices(folder, [b"a"])
+        assert read_notices(folder) == kept
 
 
 # Provenance and test results
@@ -337,7 +359,31 @@ def test_a_build_whose_cases_fail(site: Site) -> None:
     assert "build.tests" in said
     assert "cases/no declared service" in said
     assert not site.out.exists()
-    site.build()  # without provenance nothing is claimed of the cases
+    site.build("--without-provenance")  # then nothing is claimed of the cases
+    site.sign(site.out)
+    assert site.verify()["provenance.tests"] == "not-checked"
+
+
+def test_a_later_build_leaves_no_older_provenance(site: Site) -> None:
+    site.build("--builder", BUILDER)
+    site.sign(site.out)
+    source = site.folder / "crash-loop/runbook.py"
+    source.write_text(source.read_text() + "\n")
+    site.build("--builder", BUILDER)
+    site.sign(site.out)
+    assert site.verify("--require-provenance")["provenance.module"] == "pass"
+    site.build("--without-provenance")
+    site.sign(site.out)
+    assert site.verify()["provenance.module"] == "pass"  # nothing is said, so nothing is about another module
+    assert list((site.out / "provenance").iterdir()) == []
+
+
+def test_runbooks_whose_statements_would_have_the_same_name(site: Site) -> None:
+    text = YAML.replace(
+        "  services:\n", "    - {name: crash-loop.tests, source: crash-loop, grants: {}}\n  services:\n"
+    )
+    (site.folder / "manifest.yaml").write_text(text)
+    assert "build.malformed" in site.build("--builder", BUILDER, code=4)
 
 
 def test_provenance_travels(site: Site) -> None:

@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from pointcall_attest.admission import CHECKS
-from pointcall_attest.declaration import Process
+from pointcall_attest.declaration import Container, Http, Kubernetes, Mount, Process, Ready, Stop, Systemd
 from pointcall_attest.manifest import Guard, Limits, Predicate, Runbook, Sensor, Service
 from pointcall_attest.policy import PinnedKey, Signer, TrustPolicy
 from pointcall_attest.signature import CHECKS as SIGNATURE_CHECKS
@@ -19,7 +19,13 @@ from pointcall_attest.signature import CHECKS as SIGNATURE_CHECKS
 ROOT = Path(__file__).resolve().parents[3]
 
 
-@pytest.mark.parametrize("model", [Predicate, Runbook, Sensor, Service, Limits, Guard, Process])
+@pytest.mark.parametrize("model", [Process, Systemd, Container, Kubernetes, Mount, Ready, Http, Stop])
+def test_every_field_of_a_declaration_is_in_the_spec_of_services(model: type[BaseModel]) -> None:
+    text = (ROOT / "docs/spec/service.md").read_text()
+    assert [name for name in model.model_fields if not re.search(rf"\b{name}\b", text)] == []
+
+
+@pytest.mark.parametrize("model", [Predicate, Runbook, Sensor, Service, Limits, Guard])
 def test_every_field_is_in_the_spec_of_the_manifest(model: type[BaseModel]) -> None:
     text = (ROOT / "docs/spec/manifest.md").read_text()
     assert [name for name in model.model_fields if not re.search(rf"\b{name}\b", text)] == []

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
+//
+// Slow reads, writes and syncs of regular files on any file system, by trampolines on vfs_read, vfs_write and
+// vfs_fsync_range. Only where the kernel grants fentry; no other system call pays. io_uring and page faults on mapped
+// files do not pass here. Spec: docs/spec/kernel-abi.md section 8.
+#include "kernel.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+#include <bpf/bpf_core_read.h>
+#include "event.h"
+#include "circuit.h"
+#include "ring.h"
+#define PC_SOURCE POINTCALL_SOURCE_VFS
+#include "latency.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+#define S_IFMT  0170000
+#define S_IFREG 0100000
+#define EIO 5
+
+static __always_inline int begin(const __u64 *ctx)
+{
+	struct file *file = (struct file *)ctx[0];
+
+	if ((BPF_CORE_READ(file, f_inode, i_mode) & S_IFMT) != S_IFREG)
+		return 0;
+	return pc_latency_begin(bpf_get_current_pid_tgid(), bpf_get_current_cgroup_id());
+}
+
+static __always_inline int end(const __u64 *ctx, __u32 operation)
+{
+	struct pc_latency_key key = {.operation = operation};
+
+	key.device = BPF_CORE_READ((struct file *)ctx[0], f_inode, i_sb, s_dev);
+	return pc_latency_end(bpf_get_current_pid_tgid(), &key, (long)ctx[4] == -EIO);
+}
+
+SEC("fentry/vfs_read")
+int pc_read_enter(__u64 *ctx)
+{
+	return begin(ctx);
+}
+
+SEC("fexit/vfs_read")
+int pc_read_exit(__u64 *ctx)
+{
+	return end(ctx, POINTCALL_READ);
+}
+
+SEC("fentry/vfs_write")
+int pc_write_enter(__u64 *ctx)
+{
+	return begin(ctx);
+}
+
+SEC("fexit/vfs_write")
+int pc_write_exit(__u64 *ctx)
+{
+	return end(ctx, POINTCALL_WRITE);
+}
+
+SEC("fentry/vfs_fsync_range")
+int pc_fsync_enter(__u64 *ctx)
+{
+	return begin(ctx);
+}
+
+SEC("fexit/vfs_fsync_range")
+int pc_fsync_exit(__u64 *ctx)
+{
+	return end(ctx, POINTCALL_FSYNC);
+}

@@ -1,0 +1,258 @@
+"""What a person on call must see, as lines of text: what is wrong, what to do next, what is held back, what was done.
+
+Pure: the status, the feed and the time come in. Every line says in words what its mark and colour say, so nothing is
+lost on a terminal without colours. What is not known is said to be not known.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+
+from pointcall_executor.cli.connection import duration
+from pointcall_executor.cli.status import left, where
+
+Level = Literal["info", "warning", "alarm"]
+MARKS: Final = {"info": " ", "warning": "!", "alarm": "‼"}
+RECENT_S: Final = 900  # an alarm of the feed counts as wrong now for so long
+SOON_S: Final = 86_400  # before a manifest ends
+OLD_EVIDENCE_S: Final = 2 * 3600  # an epoch lives for minutes: older means that it cannot be renewed
+UNSIGNED_MAX: Final = 1000  # entries after the newest checkpoint; one is made every second
+_LEVELS: Final = ("alarm", "warning", "info")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line: how bad, what, and what to do about it (empty: nothing)."""
+
+    level: Level
+    text: str
+    do: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the executor said last. `status` None: it never answered. `away_since`: it does not answer since then."""
+
+    status: Any | None
+    items: Sequence[Any]
+    now: datetime
+    away_since: datetime | None = None
+    stuck: bool = False  # the core's loop did not turn between two looks
+    socket: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """The four answers, and a headline."""
+
+    headline: str
+    level: Level
+    wrong: tuple[Line, ...]
+    held: tuple[Line, ...]
+    done: tuple[Line, ...]
+
+    @property
+    def next(self) -> tuple[str, ...]:
+        """What to do, the worst first, each once."""
+        return tuple(dict.fromkeys(line.do for line in (*self.wrong, *self.held) if line.do))
+
+
+def picture(seen: Seen) -> Picture:
+    """Everything that is worth saying, the worst first."""
+    wrong = sorted(_wrong(seen), key=lambda line: _LEVELS.index(line.level))
+    held = tuple(_held(seen))
+    level = wrong[0].level if wrong else "info"
+    return Picture(_headline(seen), level, tuple(wrong), held, tuple(_done(seen.items)))
+
+
+def _headline(seen: Seen) -> str:
+    status = seen.status
+    if status is None:
+        return "NO ANSWER  nothing is known about this node"
+    state = "NO ANSWER" if seen.away_since else status.state.upper()
+    armed = f"{status.manifest} #{status.sequence}" if status.manifest else "no manifest"
+    tier = "EMULATED TEE" if status.tier == "emulated" else f"{status.platform} {status.tier}"
+    return f"{status.node}  {state}  {armed}  {tier}  up {duration(status.uptime_ms / 1000)}"
+
+
+def _wrong(seen: Seen) -> Iterable[Line]:
+    status = seen.status
+    if seen.away_since is not None:
+        since = seen.away_since.strftime("%H:%M:%S")
+        old = "" if status is None else " What you see below is from before."
+        yield Line(
+            "alarm", f"the executor does not answer since {since}.{old}",
+            "is it running? systemctl status pointcall; journalctl -u pointcall -n 50",
+        )  # fmt: skip
+    if status is None:
+        return
+    if seen.stuck:
+        yield Line("alarm", "the core's loop does not turn: nothing is decided", "systemctl restart pointcall")
+    yield from _state(status)
+    yield from _manifest(status, seen.now)
+    yield from _services(status.services)
+    yield from _circuits(status.circuits)
+    yield from _books(status)
+    yield from _loss(status)
+    yield from _alarms(seen.items, seen.now)
+
+
+def _state(status: Any) -> Iterable[Line]:
+    if status.state == "failed":
+        yield Line("alarm", f"the executor failed: {status.reason}", "read the journal's disk, then restart pointcall")
+    if status.state == "disarmed":
+        yield Line("alarm", "nothing is armed: no runbook acts, no circuit protects", "pointcall arm DIR")
+
+
+def _manifest(status: Any, now: datetime) -> Iterable[Line]:
+    if not status.expires:
+        return
+    seconds = (datetime.fromisoformat(status.expires) - now).total_seconds()
+    if seconds < SOON_S:
+        level: Level = "alarm" if seconds < 3600 else "warning"
+        text = f"the manifest ends in {duration(max(0, seconds))}; then everything is disarmed"
+        yield Line(level, text, "sign and arm a newer manifest")
+
+
+def _services(services: Iterable[Any]) -> Iterable[Line]:
+    for s in services:
+        again = f", recreated {s.restarts} times in 1 h" if s.restarts else ""
+        if s.state != "running":
+            yield Line(
+                "alarm",
+                f"service {s.name} does not run{again}",
+                f"read why: services/{s.name}/output.log in the state folder",
+            )
+        elif s.health == "not accepting":
+            yield Line(
+                "alarm",
+                f"service {s.name} runs (pid {s.pid}) but does not accept{again}",
+                f"read services/{s.name}/output.log; is it busy or stuck?",
+            )
+        elif s.restarts >= 3:
+            yield Line(
+                "warning", f"service {s.name} was recreated {s.restarts} times in 1 h", f"why does {s.name} fail?"
+            )
+
+
+def _circuits(circuits: Iterable[Any]) -> Iterable[Line]:
+    for c in circuits:
+        if c.state != "closed":
+            of = f" ({c.service})" if c.service else ""
+            what = {"forced": "is held open", "half": "is half-open"}.get(c.state, "is open")
+            yield Line("warning", f"circuit to {where(c)}{of} {what}: {left(c)}; {c.refused} connects refused")
+
+
+def _books(status: Any) -> Iterable[Line]:
+    for book in status.runbooks:
+        if book.state == "quarantined":
+            text = f"runbook {book.name} trapped and is not asked any more"
+            yield Line("alarm", text, f"arm a manifest with a fixed {book.name}")
+
+
+def _loss(status: Any) -> Iterable[Line]:
+    if status.lost_events:
+        yield Line("warning", f"{status.lost_events} events were lost since arming: something may have been missed")
+    if status.epoch_age_ms / 1000 > OLD_EVIDENCE_S:
+        age = duration(status.epoch_age_ms / 1000)
+        yield Line("alarm", f"the evidence is {age} old: it cannot be renewed", "pointcall events --kind refusal")
+    if status.signed_size and status.tree_size - status.signed_size > UNSIGNED_MAX:
+        yield Line("warning", f"{status.tree_size - status.signed_size} entries wait for a checkpoint")
+
+
+def _alarms(items: Sequence[Any], now: datetime) -> Iterable[Line]:
+    for item in reversed(items):
+        old = (now - datetime.fromisoformat(item.at)).total_seconds() > RECENT_S
+        if item.level == "alarm" and not old:
+            hint = f"pointcall log show {item.run}" if item.run else ""
+            yield Line("alarm", f"{item.at[11:19]} {item.text}", hint)
+
+
+def _held(seen: Seen) -> Iterable[Line]:
+    status = seen.status
+    if status is None:
+        return
+    if status.state == "paused":
+        ends = duration(status.paused_left_ms / 1000)
+        reason = status.reason or "no reason given"
+        yield Line("warning", f"ALL ACTIONS PAUSED: {reason}; ends by itself in {ends}", "press r to resume")
+    if status.storm_left_ms:
+        text = f"storm: too many events; actions again in {duration(status.storm_left_ms / 1000)}"
+        yield Line("warning", text, "find what storms before you raise the limit")
+    monitored = [b.name for b in status.runbooks if b.mode == "monitor"]
+    if monitored:
+        yield Line("info", f"only watching (mode monitor): {', '.join(monitored)}")
+    for target in status.in_flight:
+        yield Line("info", f"working on {target} now")
+    refused = [i for i in reversed(seen.items) if i.kind == "refusal"]
+    for item in refused:
+        allowed = f"; allowed by: {item.hint}" if item.hint else ""
+        yield Line("warning", f"{item.at[11:19]} [{item.id}] {item.text}{allowed}")
+
+
+def _done(items: Sequence[Any]) -> Iterable[Line]:
+    for item in reversed(items):
+        if item.kind in ("run", "action", "circuit", "config", "lost"):
+            kind = "" if item.kind == "circuit" else f"{item.kind}: "
+            yield Line(item.level, f"{item.at[11:19]} {kind}{item.text}")
+
+
+# ---- as a page ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the page, already as wide as it may be."""
+
+    style: Literal["head", "title", "alarm", "warning", "info", "do"]
+    text: str
+
+
+def page(shown: Picture, width: int, height: int, now: datetime) -> tuple[Row, ...]:
+    """The picture as at most `height` rows of at most `width` columns. What does not fit is counted, never hidden.
+
+    Sections give way in this order: what was done, what is held back, what to do, what is wrong.
+    """
+    clock = now.astimezone(UTC).strftime("%H:%M:%SZ")
+    head = Row("head", f"{_cut(shown.headline, width - len(clock) - 1):{width - len(clock) - 1}} {clock}")
+    room = height - 1
+    wrong = _section("WRONG NOW", _rows(shown.wrong), "nothing is wrong", max(2, room // 3), width)
+    following = _section("DO NEXT", [("do", f"→ {text}") for text in shown.next], "", max(2, room // 5), width)
+    held = _section("HELD BACK", _rows(shown.held), "nothing is held back", max(2, room // 4), width)
+    left_over = max(2, room - len(wrong) - len(following) - len(held))
+    done = _section("LAST DONE", _rows(shown.done), "nothing yet", left_over, width)
+    return (head, *wrong, *following, *held, *done)[:height]
+
+
+def _rows(lines: Iterable[Line]) -> list[tuple[str, str]]:
+    return [(line.level, f"{MARKS[line.level]} {line.text}") for line in lines]
+
+
+def _section(title: str, rows: list[tuple[str, str]], empty: str, room: int, width: int) -> list[Row]:
+    """A title with its rows in `room` rows; without rows it says so, or is not there."""
+    if not rows and not empty:
+        return []
+    wrapped = [(style, part) for style, text in rows for part in _wrapped(text, width)]
+    fits = rows[: room - 1] if len(rows) < room else rows[: room - 2]
+    more = len(rows) - len(fits)
+    if len(wrapped) < room:
+        fits = wrapped
+    shown = [Row(style, _cut(text, width)) for style, text in fits]  # type: ignore[arg-type]
+    if more:
+        shown.append(Row("info", _cut(f"  … and {more} more: pointcall events", width)))
+    title_row = Row("title", f"── {title} ".ljust(width, "─"))
+    return [title_row, *(shown or [Row("info", _cut(f"  {empty}", width))])]
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """In as many rows as it takes, the later ones indented."""
+    found = textwrap.wrap(text, width, subsequent_indent="    ", drop_whitespace=False, break_on_hyphens=False)
+    return found or [text]
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: max(0, width - 1)] + "…"

@@ -1,0 +1,98 @@
+"""Back to the last good manifest: what was armed before is restored from the journal by digest, signed and armed."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pointcall_attest.manifest import Manifest
+from pointcall_attest.manifest_diff import differences
+from pointcall_executor.daemon import Executor
+from pointcall_executor.journal import JournalReader
+from pointcall_executor.journal_reader import DamagedError, JournalError
+from pointcall_executor.recorded import RecordedNode
+from pointcall_executor.rollback import RollbackError, armed_before, last_good, restore, successor
+from tests.lab import Lab, now
+from tests.scenario.test_loop_story import declare, spec
+
+
+@pytest.fixture
+def executor(lab: Lab) -> Iterator[Executor]:
+    with lab.executor(RecordedNode()) as executor:
+        yield executor
+
+
+def arm(lab: Lab, executor: Executor, sequence: int, **environment: str) -> Manifest:
+    body: dict[str, Any] = spec(lab)
+    declare(lab, environment=environment)
+    return executor.arm(lab.sign(lab.assemble(body, sequence))).manifest
+
+
+def test_what_was_armed_before_comes_back_as_a_newer_manifest(lab: Lab, executor: Executor) -> None:
+    good = arm(lab, executor, 1, COLOUR="green")
+    bad = arm(lab, executor, 5, COLOUR="red")
+    with JournalReader.open(lab.state / "journal.db") as reader:
+        history = armed_before(reader)
+        assert [(row.sha256, row.sequence) for row in history] == [(good.sha256, 1), (bad.sha256, 5)]
+        assert last_good(history).sha256 == good.sha256
+        start = now().replace(microsecond=0)
+        made = successor(
+            reader, good.sha256, bad, not_before=start - timedelta(hours=1), expires=start + timedelta(days=1)
+        )
+    again = executor.arm(lab.sign(made)).manifest
+    assert (again.sequence, again.predicate.previous) == (6, bad.sha256)
+    assert again.subjects == good.subjects
+    assert again.services == good.services
+    assert {c.text.split()[0] for c in differences(good, again)} <= {"sequence", "expires"}
+    assert executor.admitted is not None
+    assert executor.admitted.declarations["api"].process.environment == {"COLOUR": "green"}
+
+
+def test_what_was_never_armed_cannot_be_restored(lab: Lab, executor: Executor) -> None:
+    arm(lab, executor, 1)
+    executor.journal.put_blob(b"content that somebody put there")
+    with JournalReader.open(lab.state / "journal.db") as reader:
+        for digest in ("0" * 64, "not a digest", reader.blobs()[0]):
+            with pytest.raises(RollbackError) as refusal:
+                restore(reader, digest)
+            assert refusal.value.id == "rollback.unknown"
+        with pytest.raises(RollbackError) as refusal:
+            last_good(armed_before(reader))
+        assert refusal.value.id == "rollback.none"
+    with pytest.raises(RollbackError):
+        last_good([])
+
+
+@pytest.mark.parametrize(
+    ("sql", "error"),
+    [
+        ("delete from blob where sha256 = ?", JournalError),
+        ("update blob set data = x'78' where sha256 = ?", DamagedError),
+    ],
+)
+def test_a_part_that_is_gone_or_changed_is_not_restored(
+    lab: Lab, executor: Executor, sql: str, error: type[JournalError]
+) -> None:
+    good = arm(lab, executor, 1, COLOUR="green")
+    arm(lab, executor, 3, COLOUR="red")
+    with sqlite3.connect(lab.state / "journal.db") as db:
+        db.execute(sql, (bytes.fromhex(good.subjects["services/api.json"]),))
+    db.close()
+    with JournalReader.open(lab.state / "journal.db") as reader, pytest.raises(error):
+        restore(reader, good.sha256)
+
+
+def test_what_was_revoked_since_stays_revoked(lab: Lab, executor: Executor, tmp_path: Path) -> None:
+    good = arm(lab, executor, 1)
+    current = arm(lab, executor, 3, COLOUR="red")
+    revoking = Manifest(
+        current.payload, current.sha256, current.subjects, current.predicate.model_copy(update={"revoked": ("a" * 64,)})
+    )
+    with JournalReader.open(lab.state / "journal.db") as reader:
+        made = successor(reader, good.sha256, revoking, not_before=now() - timedelta(hours=1), expires=now())
+    assert Manifest.parse(made.statement).predicate.revoked == ("a" * 64,)

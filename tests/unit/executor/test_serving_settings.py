@@ -1,0 +1,110 @@
+"""Settings that open doors or give things up: the mTLS listener, HTTP, the user, and what does not go together."""
+
+from __future__ import annotations
+
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+import grpc
+import pytest
+from cryptography import x509
+
+from pointcall_executor.api.caller import CallerError
+from pointcall_executor.api.server import serve
+from pointcall_executor.config import RESTART, Config, ConfigError, load
+from pointcall_executor.serving import _mtls
+from tests.unit.api.fake_backend import FakeBackend
+from tests.unit.api.test_caller import AUDITOR, RELYING, Authority
+from tests.unit.api.test_matrix import _status
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Authority]:
+    authority = Authority.new()
+    key, chain = authority.issue(x509.DNSName("localhost"))
+    for name, content in (("node.key", key), ("node.pem", chain), ("clients.pem", authority.pem)):
+        (tmp_path / name).write_bytes(content)
+    return tmp_path, authority
+
+
+def settings(folder: Path, roles: str = f'{{ "{AUDITOR}" = "auditor" }}', extra: str = "") -> Path:
+    path = folder / "pointcall.toml"
+    path.write_text(
+        f'{extra}\n[mtls]\naddress = "localhost:0"\ncertificate = "{folder}/node.pem"\nkey = "{folder}/node.key"\n'
+        f'client_roots = "{folder}/clients.pem"\nroles = {roles}\n'
+    )
+    return path
+
+
+def test_the_listener_of_the_settings_serves_who_is_in_its_table(files: tuple[Path, Authority]) -> None:
+    folder, authority = files
+    mtls = _mtls(load(settings(folder), {}))
+    run_dir = Path(tempfile.mkdtemp(prefix="pc-"))
+    backend = FakeBackend(folder)
+    backend.time = datetime.now(UTC)  # certificates are made now
+    server = serve(backend, run_dir / "run", mtls=mtls)
+    try:
+        found = {}
+        for name in (AUDITOR, RELYING):
+            key, chain = authority.issue(x509.UniformResourceIdentifier(name))
+            credentials = grpc.ssl_channel_credentials(authority.pem, key, chain)
+            with grpc.secure_channel(f"localhost:{server.port}", credentials) as channel:
+                found[name] = _status(channel, "pointcall.v1.Events/ListEvents").name
+                assert _status(channel, "pointcall.v1.Control/Disarm").name == "PERMISSION_DENIED"
+    finally:
+        server.stop(0)
+        run_dir.joinpath("run").rmdir()
+        run_dir.rmdir()
+    assert found == {AUDITOR: "OK", RELYING: "PERMISSION_DENIED"}
+
+
+def test_without_the_setting_there_is_no_listener() -> None:
+    assert _mtls(Config()) is None
+
+
+def test_a_file_that_is_not_there_is_no_reason_to_go_without(files: tuple[Path, Authority]) -> None:
+    folder, _ = files
+    config = load(settings(folder), {})
+    (folder / "node.key").unlink()
+    with pytest.raises(ConfigError) as refusal:
+        _mtls(config)
+    assert refusal.value.id == "config.mtls"
+
+
+def test_only_spiffe_ids_may_be_callers(files: tuple[Path, Authority]) -> None:
+    folder, _ = files
+    with pytest.raises(CallerError):
+        _mtls(load(settings(folder, roles='{ "alice" = "auditor" }'), {}))
+
+
+@pytest.mark.parametrize("roles", ['{ "spiffe://a/b" = "operator" }', '{ "spiffe://a/b" = "agent" }', "{}"])
+def test_no_one_changes_a_node_over_the_network(files: tuple[Path, Authority], roles: str) -> None:
+    folder, _ = files
+    with pytest.raises(ConfigError) as refusal:
+        load(settings(folder, roles=roles), {})
+    assert "mtls.roles" in refusal.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ('pin = true\nuser = "pointcall"', "combination"),
+        ('user = "Root; rm"', "user"),
+        ('capabilities = ["CAP_SYS_PTRACE"]', "capabilities"),
+        ('otlp = "ftp://collector"', "otlp"),
+        ('otlp = "http://user:pass@collector"', "otlp"),
+        ("memory_mb = 1", "memory_mb"),
+        ('privileges = "some"', "privileges"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path: Path, text: str, word: str) -> None:
+    path = tmp_path / "pointcall.toml"
+    path.write_text(text + "\n")
+    with pytest.raises(ConfigError) as refusal:
+        load(path, {})
+    assert word in refusal.value.message
+
+
+def test_what_can_change_while_running_is_a_short_list() -> None:
+    assert set(Config.model_fields) - set(RESTART) == {"checkpoint_seconds", "epoch_minutes"}

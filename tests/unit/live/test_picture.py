@@ -1,0 +1,147 @@
+"""What a person on call is told, case by case; and that it fits the terminal whatever happens."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pointcall_executor.api import backend
+from pointcall_executor.feed import FeedItem
+from pointcall_executor.live.picture import Seen, page, picture
+from tests.unit.live.night import BAD, HAPPENED, NOW, QUIET, later
+
+
+def told(status: backend.NodeStatus | None, *items: FeedItem, **over: Any) -> Any:
+    return picture(Seen(status, items, NOW, **over))
+
+
+def test_a_quiet_node_has_nothing_wrong_and_says_what_only_watches() -> None:
+    got = told(QUIET)
+    assert (got.wrong, got.next, got.level) == ((), (), "info")
+    assert [line.text for line in got.held] == ["only watching (mode monitor): slow-filesystem"]
+
+
+WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
+    "disarmed": ({"state": "disarmed"}, "alarm", "nothing is armed"),
+    "failed": ({"state": "failed", "reason": "disk full"}, "alarm", "the executor failed: disk full"),
+    "the manifest ends soon": ({"expires": "2026-11-23T10:00:00Z"}, "warning", "the manifest ends in 6 h 55 min"),
+    "the manifest ends now": ({"expires": "2026-11-23T03:10:00Z"}, "alarm", "the manifest ends in 5 min 55 s"),
+    "a service does not run": (
+        {"services": (backend.ServiceState("db", "process", "stopped", 2),)},
+        "alarm",
+        "service db does not run, recreated 2 times in 1 h",
+    ),
+    "a service does not accept": (
+        {"services": (backend.ServiceState("db", "process", "running", 0, 7, "not accepting"),)},
+        "alarm",
+        "service db runs (pid 7) but does not accept",
+    ),
+    "a service comes and goes": (
+        {"services": (backend.ServiceState("db", "process", "running", 3, 7, "accepting"),)},
+        "warning",
+        "service db was recreated 3 times in 1 h",
+    ),
+    "an open circuit": (
+        {"circuits": (backend.CircuitState("::1", 9, "open", 5, "", 3_000),)},
+        "warning",
+        "circuit to [::1]:9 is open: probe in 3 s; 5 connects refused",
+    ),
+    "a forced circuit": (
+        {"circuits": (backend.CircuitState("10.0.0.7", 9, "forced", 5, "db", 65_000),)},
+        "warning",
+        "circuit to 10.0.0.7:9 (db) is held open: ends in 1 min 5 s",
+    ),
+    "a quarantined runbook": (
+        {"runbooks": (replace(QUIET.runbooks[0], state="quarantined"),)},
+        "alarm",
+        "runbook refusing-dependency trapped",
+    ),
+    "lost events": ({"lost_events": 7}, "warning", "7 events were lost"),
+    "old evidence": ({"epoch_age_ms": 3 * 3600 * 1000}, "alarm", "the evidence is 3 h old"),
+    "no checkpoints": ({"signed_size": 1, "tree_size": 1500}, "warning", "1499 entries wait"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_said(case: str) -> None:
+    over, level, words = WRONG[case]
+    got = told(replace(QUIET, **over))
+    assert [(line.level, words in line.text) for line in got.wrong] == [(level, True)], got.wrong
+    assert got.level == level
+
+
+def test_the_worst_comes_first() -> None:
+    got = told(BAD)
+    assert [line.level for line in got.wrong] == ["alarm", "warning"]
+
+
+def test_no_answer_is_said_with_what_was_known_before() -> None:
+    got = told(BAD, away_since=later(-60))
+    assert "does not answer since 03:03:05" in got.wrong[0].text
+    assert "from before" in got.wrong[0].text
+    assert "NO ANSWER" in got.headline
+    assert got.next[0].startswith("is it running? systemctl status pointcall")
+    nothing = told(None, away_since=NOW)
+    assert "nothing is known" in nothing.headline
+    assert len(nothing.wrong) == 1
+
+
+def test_a_stuck_loop_is_said() -> None:
+    assert "the core's loop does not turn" in told(QUIET, stuck=True).wrong[0].text
+
+
+def test_what_is_held_back_says_until_when_and_what_would_allow_it() -> None:
+    paused = replace(QUIET, state="paused", reason="I look", paused_left_ms=90_000, in_flight=("service db",))
+    got = told(paused, *HAPPENED)
+    texts = [line.text for line in got.held]
+    assert texts[0] == "ALL ACTIONS PAUSED: I look; ends by itself in 1 min 30 s"
+    assert "working on service db now" in texts
+    assert "[guard.flapping] recreate db" in texts[-1]
+    assert "allowed by: wait" in texts[-1]
+    assert "press r to resume" in got.next
+
+
+def test_alarms_of_the_feed_are_wrong_for_a_while() -> None:
+    item = FeedItem("2026-11-23T03:00:00.000000Z", "run", "alarm", "x on Y: recreate db: failed", "R")
+    assert "recreate db: failed" in told(QUIET, item).wrong[0].text
+    old = picture(Seen(QUIET, [item], NOW + timedelta(hours=1)))
+    assert old.wrong == ()
+
+
+def rows(status: backend.NodeStatus, items: tuple[FeedItem, ...], width: int, height: int) -> list[str]:
+    return [row.text for row in page(told(status, *items), width, height, NOW)]
+
+
+def test_the_page_says_how_much_it_leaves_out() -> None:
+    many = replace(BAD, services=tuple(backend.ServiceState(f"s{n}", "process", "stopped", 0) for n in range(40)))
+    got = rows(many, HAPPENED, 80, 22)
+    assert len(got) <= 22
+    assert any("… and 36 more" in row for row in got), got
+    assert all(any(title in row for row in got) for title in ("WRONG NOW", "DO NEXT", "HELD BACK", "LAST DONE"))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(0, 30), st.integers(0, 30), st.integers(0, 40), st.integers(20, 200), st.integers(10, 80),
+    st.text(max_size=300),
+)  # fmt: skip
+def test_it_always_fits_and_the_worst_is_always_there(
+    services: int, circuits: int, items: int, width: int, height: int, name: str
+) -> None:
+    status = replace(
+        QUIET,
+        node=name.replace("\n", " "),
+        services=tuple(backend.ServiceState(f"s{n}", "process", "stopped", 0) for n in range(services)),
+        circuits=tuple(backend.CircuitState("10.0.0.7", n, "open", 0) for n in range(circuits)),
+    )
+    got = rows(status, HAPPENED[:1] * items, width, height)
+    assert len(got) <= height
+    assert all(len(row) <= width for row in got)
+    assert any("WRONG NOW" in row for row in got)
+    if services:
+        assert "‼" in got[2]

@@ -1,0 +1,139 @@
+"""Which services of a manifest are taken over, started, or left alone, for kinds that only remember what they did."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pointcall_attest.declaration import ServiceDeclaration
+from pointcall_executor.services.declared import DeclaredServices
+from pointcall_executor.services.managed import ABILITIES, NEEDS, ServiceError, Started
+from pointcall_runbook.vocabulary import ACTIONS, service
+from tests.unit.services.test_declaration import KINDS
+from tests.unit.services.world import declared
+
+WEB = service("web").number
+
+
+class Remembered:
+    """A service that does nothing."""
+
+    def __init__(self, declaration: ServiceDeclaration, does: list[str], refuses: str, runs: bool) -> None:
+        self.declaration, self.name = declaration, declaration.name
+        self.abilities = ABILITIES[declaration.kind]
+        self.ours = declaration.kind != "kubernetes"
+        self._does, self._refuses = does, refuses
+        self.running = runs
+        self.pid = self.cgroup_id = 7 if runs else 0
+
+    def adopt(self) -> str:
+        self._does.append("adopt")
+        return self._refuses
+
+    def start(self, on_cgroup: Any) -> Started:
+        self._does.append("start")
+        self.running, self.pid, self.cgroup_id = True, 7, 7
+        on_cgroup(7)
+        return Started(7, 7, 0, 0, 0, 0, "")
+
+    def destroy(self, grace_ns: int) -> int:
+        self._does.append(f"destroy {grace_ns}")
+        self.running = False
+        return 0
+
+    def release(self) -> None:
+        self._does.append("release")
+
+    def healthy(self) -> str:
+        return "" if self.running else "no"
+
+
+class Stage:
+    """Manifests one after the other; `does` is what was done to services, `moves` what was told."""
+
+    def __init__(self, refuses: str = "", runs: bool = True) -> None:
+        self.does: list[str] = []
+        self.moves: list[tuple[int, int]] = []
+        self.refuses, self.runs = refuses, runs
+
+    def services(self, kind: str, before: DeclaredServices | None = None, **over: Any) -> DeclaredServices:
+        admitted: Any = SimpleNamespace(declarations={"web": declared(kind, "web", KINDS[kind] | over)})
+        kinds: Any = SimpleNamespace(
+            make=lambda d: Remembered(d, self.does, self.refuses, self.runs),
+            folder=SimpleNamespace(is_dir=lambda: False),
+        )
+        return DeclaredServices(admitted, kinds, before, lambda *moved: self.moves.append(moved))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_proven_is_taken_over(kind: str) -> None:
+    stage = Stage()
+    services = stage.services(kind)
+    assert services.adopt() == []
+    assert stage.moves == [(WEB, 7)]
+    assert stage.does == ["adopt"]
+    assert services.refused == {"web": ""}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("runs", [False, True])
+def test_what_is_not_proven_is_started_also_if_it_runs(kind: str, runs: bool) -> None:
+    stage = Stage("it is another", runs)
+    services = stage.services(kind)
+    assert services.adopt() == ([] if kind == "kubernetes" else [WEB])  # a cluster starts its own
+    assert stage.moves == []
+    assert services.refused == {"web": "it is another"}
+
+
+def test_what_ends_while_it_is_taken_over_is_started() -> None:
+    assert Stage("", runs=False).services("process").adopt() == [WEB]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_declaration_makes_room_unless_a_cluster_keeps_it(kind: str) -> None:
+    stage = Stage()
+    first = stage.services(kind)
+    first.adopt()
+    first.commit()
+    stage.does.clear()
+    other = {"grace_ms": 5} if kind in ("systemd", "kubernetes") else {"stop": {"grace_ms": 5}}
+    second = stage.services(kind, first, **other)
+    for number in second.adopt():
+        second.start(number)
+    second.commit()
+    grace = first.managed()[WEB].declaration.grace_ms * 1_000_000
+    room = [f"destroy {grace}", "release"]
+    # Its end is asked for again when the takeover is final, and finds nothing to do.
+    assert stage.does == ([] if kind == "kubernetes" else [*room, "start", *room])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_end_of_everything_ends_only_what_this_node_runs(kind: str) -> None:
+    stage = Stage()
+    services = stage.services(kind)
+    services.adopt()
+    stage.does.clear()
+    services.stop_all()
+    assert bool(stage.does) == (kind != "kubernetes")
+
+
+def test_a_kind_without_a_cgroup_says_so() -> None:
+    services = Stage().services("kubernetes")
+    with pytest.raises(ServiceError) as refusal:
+        services.cgroup(WEB)
+    assert refusal.value.id == "service.ability"
+    assert services.healthy(WEB) == ""
+    with pytest.raises(ServiceError) as refusal:
+        Stage(runs=False).services("process").cgroup(WEB)
+    assert refusal.value.id == "service.not-running"
+    with pytest.raises(ServiceError) as refusal:
+        services.name(1)
+    assert refusal.value.id == "service.unknown"
+
+
+def test_the_tables_of_abilities_speak_of_every_kind_and_of_real_actions() -> None:
+    assert ABILITIES.keys() == KINDS.keys()
+    assert NEEDS.keys() <= set(ACTIONS)
+    assert set(NEEDS.values()) <= ABILITIES["process"]
