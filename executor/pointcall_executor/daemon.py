@@ -463,7 +463,7 @@ class Executor:
         memory = {key: value for key, value in self.state.memory.items() if key[0] in same}
         self._timers = sorted(t for t in self._timers if t.runbook in same)
         leases = guard.circuits_held(self.state.guard, _forced(session.sensors))
-        self.state = self.state._replace(armed=session.armed, memory=memory, guard=leases)
+        self.state = self.state._replace(armed=session.armed, memory=memory, guard=leases._replace(approvals={}))
         self._session, self._stopped, self._lost = session, None, {}
         self._waiting.forget_asked()
         if old is None:
@@ -519,7 +519,8 @@ class Executor:
     def _disarm(self, reason: str, *, leave: bool = False) -> None:
         if self._session is None:
             return
-        self.state = self.state._replace(armed=None)
+        self._outdate()  # once more: what the loop decided since somebody asked for this is not begun either
+        self.state = self.state._replace(armed=None, guard=self.state.guard._replace(approvals={}))
         self._timers = []
         self._waiting.forget_asked()
         self._drop(self._session.sensors, leave=leave)
@@ -616,7 +617,8 @@ class Executor:
             at=datetime.now(UTC),
         )
         self.journal.put_blob(bundle)
-        self._call(lambda: self._approved(session, approval))
+        with self._changing():  # it begins a run: not while another session or epoch waits for all runs to end
+            self._call(lambda: self._approved(session, approval))
         return approval.body.run
 
     def _approved(self, session: Session, approval: Approval) -> None:
@@ -1036,8 +1038,12 @@ class Executor:
             self._ended(run, act)
 
         def tell() -> None:
-            self._apply(run, act, action)
-            self._post(told)
+            try:
+                self._apply(run, act, action)
+            except BaseException as error:
+                self._post(lambda error=error: self._fail(error))  # type: ignore[misc]
+            else:
+                self._post(told)
 
         self._messenger.submit(tell)
 
@@ -1113,9 +1119,11 @@ class Executor:
         now_ns = time.monotonic_ns()
         if isinstance(act.action, Escalate) and act.outcome is Outcome.APPLIED:
             self._called(run, (act.action.channel.number,), act.action.code, "the runbook decided it")
-        elif act.outcome is not Outcome.APPLIED and act.call.action not in WITHOUT_INTENT:
-            self.state = self.state._replace(guard=guard.undone(self.state.guard, act.action))
-            if act.outcome is not Outcome.REFUSED:
+        elif act.call.action not in WITHOUT_INTENT:
+            back = act.detail.get("rolled_back") == "yes"
+            held = guard.settled(self.state.guard, act.action, act.outcome, now_ns, rolled_back=back)
+            self.state = self.state._replace(guard=held)
+            if act.outcome not in (Outcome.APPLIED, Outcome.REFUSED):
                 self._escalate(run, act)
         self._advance(Ended(run.id, run.runbook, run.subject, act.action, act.outcome, now_ns), "action", now_ns)
         self._maybe_finish(run)
@@ -1163,10 +1171,10 @@ class Executor:
             with self._idle:
                 self._idle.wait_for(lambda: self._flying == 0 or self.failure is not None, CLOSE_SECONDS)
         self._pool.shutdown(wait=True)
-        self._messenger.shutdown(wait=True, cancel_futures=True)
         self._stopping = True
         os.eventfd_write(self._wake, 1)
-        self._thread.join()
+        self._thread.join()  # before the messenger: it gives it work
+        self._messenger.shutdown(wait=True, cancel_futures=True)
         session = self._session or self._stopped
         if stop_services and session is not None:
             session.services.stop_all()

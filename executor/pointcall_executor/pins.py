@@ -39,15 +39,19 @@ class Pins:
         except (OSError, ValueError, KeyError, TypeError, KernelError):
             return make(None)
 
-    def keep(self, breaker: BreakerSensor) -> None:
-        """Let the breaker outlive this process. KernelError where bpffs is not mounted."""
+    def keep(self, breaker: BreakerSensor, *, taken_up: bool) -> None:
+        """Let the breaker outlive this process. KernelError where bpffs is not mounted. `taken_up`: it is the one that
+        was pinned before, and what it had lost then stays noted."""
         self._drop_breaker()
+        if not taken_up:
+            self._lost.unlink(missing_ok=True)
         pinned = breaker.pin(self.folder)
         self._record.write_text(json.dumps(pinned.identity.as_dict()))
 
     def drop(self) -> None:
         """Remove all pins. What this process holds stays."""
         self._drop_breaker()
+        self._lost.unlink(missing_ok=True)
         end_pinned(self.isolations, only_expired=False)
         with contextlib.suppress(FileNotFoundError):
             self.isolations.rmdir()
@@ -68,4 +72,3 @@ class Pins:
     def _drop_breaker(self) -> None:
         unpin(self.folder)
         self._record.unlink(missing_ok=True)
-        self._lost.unlink(missing_ok=True)

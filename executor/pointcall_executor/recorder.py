@@ -172,12 +172,21 @@ class Recorder:
             self._close(self.keys, None, reason)
             self.keys.wipe()
 
+    def _recent(self) -> list[entry.Entry]:
+        """The last entries of each kind that matters. Notifications have outcomes and no intents, so the outcomes may
+        not reach as far back as the intents: what is missing is looked up run by run."""
+        intents, outcomes, configs = (self.journal.latest(kind, RECONCILED_MAX) for kind in RECONCILED)
+        since = outcomes[0].index if len(outcomes) == RECONCILED_MAX else 0
+        runs = dict.fromkeys(item.run for item in intents if item.index < since and item.run is not None)
+        older = [item for run in runs for item in self.journal.entries("outcome", run) if item.index < since]
+        return [item for item in intents if item.index >= since or item.run is not None] + older + outcomes + configs
+
     def reconcile(self) -> Left:
         """Give every intent that a crash left without its outcome an `unconfirmed` one, and say what is still in force.
 
         Looks through the last `RECONCILED_MAX` entries of each kind that matters; far fewer can be open at once.
         """
-        recent = [item for kind in RECONCILED for item in self.journal.latest(kind, RECONCILED_MAX)]
+        recent = self._recent()
         opened: dict[tuple[str | None, str, str], int] = {}
         left = Left()
         for item in sorted(recent, key=lambda each: each.index):

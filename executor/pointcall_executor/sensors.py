@@ -76,7 +76,9 @@ class KernelSensors:
         self._pressure: PressureWatch | None = None
         self._lookout: Lookout | None = None
         self._stuck: Known = {}
-        self._stuck_ns = self._lost_before = 0
+        self._stuck_ns = 0
+        self._taken_up = False  # the breaker is one that was pinned
+        self._lost_before: int | None = None  # what had been recorded of it before these were armed
         with contextlib.ExitStack() as undo:
             undo.callback(self.leave)
             for sensor in admitted.manifest.sensors:
@@ -147,8 +149,7 @@ class KernelSensors:
         if self._pins is None:
             return make(None)
         breaker = self._pins.adopt(make)
-        if breaker.sent() or breaker.lost():
-            self._lost_before = self._pins.lost  # an earlier executor has recorded so many
+        self._taken_up = bool(breaker.sent() or breaker.lost())
         return breaker
 
     def _attach(self) -> None:
@@ -202,9 +203,12 @@ class KernelSensors:
         return found + self._lookout.drain() if self._lookout is not None else found
 
     def lost(self) -> Mapping[str, int]:
-        """Records that each sensor lost since it was armed, or since an earlier executor looked last."""
+        """Records that each sensor lost since it was armed; of a pinned breaker, since somebody looked last before
+        these look for the first time: when they are armed, and those before them are gone."""
         found = {name: sensor.lost() for name, sensor in self._sensors().items()}
         if "breaker" in found and self._pins is not None:
+            if self._lost_before is None:
+                self._lost_before = self._pins.lost if self._taken_up else 0
             self._pins.note_lost(found["breaker"])
             found["breaker"] -= self._lost_before
         return found
@@ -346,7 +350,7 @@ class KernelSensors:
             self._kept = True
             if self.breaker is not None:
                 self._disarm_undeclared(self.breaker)
-                self._pins.keep(self.breaker)
+                self._pins.keep(self.breaker, taken_up=self._taken_up)
 
     def _take_over(self, before: KernelSensors) -> None:
         if self._learning is not None and before._learning is not None:

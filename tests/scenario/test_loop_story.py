@@ -23,8 +23,9 @@ from pointcall_attest.errors import AttestError, MalformedError, RefusedError
 from pointcall_attest.pack_check import Trust, verify_pack
 from pointcall_attest.receipt import Receipt
 from pointcall_attest.replay import replay_all
+from pointcall_attest.run_id import run_id
 from pointcall_attest.trust import Roots
-from pointcall_executor import daemon, session
+from pointcall_executor import daemon, recorder, session
 from pointcall_executor.arming import ArmingError
 from pointcall_executor.config import ConfigError
 from pointcall_executor.core.event import CircuitEvent, Destination, Kind, ProcessEvent
@@ -635,6 +636,26 @@ def test_an_intent_that_a_crash_left_open_is_closed_as_unconfirmed(lab: Lab) -> 
         )  # fmt: skip
     with lab.executor() as executor:
         assert executor.journal.count("outcome") == 1
+
+
+@pytest.mark.parametrize("notices", [0, 2, 5])
+def test_intents_and_outcomes_are_matched_also_beyond_what_is_looked_through(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, notices: int
+) -> None:
+    monkeypatch.setattr(recorder, "RECONCILED_MAX", 4)
+    done, cut, chatty = (run_id(1_700_000_000_000, bytes(9) + bytes([n])) for n in range(3))
+    fields: dict[str, Any] = {"outcome": "applied", "detail": {}, "postcondition": "", "undo": None}
+    with lab.executor() as executor:
+        for run in (done, cut):
+            intent = entry.Intent(action="recreate", target="api", args={}, grant="recreate:api")
+            executor.recorder.record(intent, run)
+        executor.recorder.record(entry.OutcomeBody(action="recreate", target="api", **fields), done)
+        for _ in range(notices):  # they have no intents
+            executor.recorder.record(entry.OutcomeBody(action="notify", target="ops", **fields), chatty)
+    for _ in range(2):
+        with lab.executor() as executor:
+            outcomes = [(e.run, e.body["outcome"]) for e in executor.journal.entries(kind="outcome") if e.run != chatty]
+            assert outcomes == [(done, "applied"), (cut, "unconfirmed")]
 
 
 # ---- every way in which arming fails leaves what was there ----------------------------------------------------------

@@ -183,6 +183,45 @@ def test_what_was_held_back_is_forgotten_with_its_manifest(watched: Watched) -> 
     assert refused.value.id == "approval.other"
 
 
+def test_an_approval_does_not_begin_a_run_while_a_manifest_takes_over(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched.arm(careful(watched.lab))
+    bundle = signed(watched, watched.happen(opened()))
+    refused: list[StoppedError] = []
+
+    def approve() -> None:
+        try:
+            watched.executor.approve(bundle)
+        except StoppedError as error:
+            refused.append(error)
+
+    person, adopt = threading.Thread(target=approve), RecordedServices.adopt
+
+    def approved_meanwhile(self: RecordedServices) -> list[int]:
+        person.start()
+        person.join(0.5)
+        assert person.is_alive()
+        return adopt(self)
+
+    monkeypatch.setattr(RecordedServices, "adopt", approved_meanwhile)
+    watched.arm(careful(watched.lab), 3)
+    person.join(10)
+    assert [error.id for error in refused] == ["approval.unknown"]
+    assert watched.executor.journal.count("receipt") == 1
+
+
+def test_an_approval_that_was_not_used_ends_with_its_manifest(watched: Watched) -> None:
+    watched.arm(careful(watched.lab))
+    bundle = signed(watched, watched.happen(opened()))
+    watched.executor.pause("not now", 3600)
+    watched.executor.approve(bundle)
+    assert watched.next_receipt().actions[0].guard.check == "guard.paused"
+    watched.arm(careful(watched.lab), 3)
+    watched.executor.resume("go on")
+    assert watched.happen(opened()).actions[0].guard.check == "guard.approval"
+
+
 # ---- actions that hold something ------------------------------------------------------------------------------------
 
 
@@ -272,6 +311,28 @@ def test_who_was_called_is_called_again_after_a_restart(make_lab: Callable[..., 
         executor.acknowledge(runs[0], "seen")
     with lab.executor(RecordedNode()) as executor:
         assert [(e.run, e.code) for e in executor.escalations()] == [(runs[1], 9)]
+
+
+def test_a_slow_channel_does_not_break_the_end_of_the_executor(
+    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab, node = make_lab(), RecordedNode()
+    with lab.executor(node) as executor:
+        watched = Watched(lab, executor, node)
+        watched.arm(broad(lab))
+        watched.happen(failures(9))
+        monkeypatch.setattr(waiting.Waiting, "due", lambda self, _now: tuple(self.escalations.values()))
+        monkeypatch.setattr(DeclaredChannels, "send", lambda *_: time.sleep(1))
+    assert executor.failure is None
+    with lab.executor(RecordedNode()) as later:
+        assert later.journal.count("epoch-close") == later.journal.count("epoch-open") - 1
+
+
+def test_nothing_is_armed_once_the_executor_closes(watched: Watched) -> None:
+    watched.executor.close()
+    with pytest.raises(StoppedError) as refused:
+        watched.arm(careful(watched.lab))
+    assert refused.value.id == "executor.stopped"
 
 
 # ---- pauses and the kill switch -------------------------------------------------------------------------------------

@@ -12,16 +12,18 @@ import zlib
 from collections.abc import Collection
 from typing import Any
 
-from pointcall_executor.core.step import Decided, Effect, Ended, Happened, Input, Perform, State, Withhold
-from pointcall_runbook.vocabulary import Action, Recreate, capability
+from pointcall_executor.core.step import Decided, Effect, Ended, Happened, Input, Perform, Refuse, State, Withhold
+from pointcall_runbook.vocabulary import Action, Recreate, Thaw, capability
 from tests.sim.disk import Leaf
 from tests.sim.scheduler import MINUTE, SECOND
 
 HARMLESS = ("notify", "escalate", "remember", "again")
-ENDS_BY_ITSELF = ("open_circuit",)
+ENDS_BY_ITSELF = ("open_circuit", "isolate")
 HOUR = 60 * MINUTE
-RECONCILED = 4096  # entries that the executor looks through at start
-LATE_NS = 30 * SECOND  # a loss that is older is in the log, whatever held up the loop
+TOLD_NS = 6 * MINUTE  # in this time whoever was called and has not answered is called again
+WAITING_MAX = 64  # calls that wait for an answer; the oldest is given up
+APPROVED_NS = MINUTE  # how long an approval waits for what the guard holds back
+TURNS = 3  # of the loop: after so many that began when it was time to look, it has looked
 
 INVARIANTS = {
     "target": "never two actions on one target at once",
@@ -31,7 +33,12 @@ INVARIANTS = {
     "outcome": "every intent has exactly one outcome, also across crashes",
     "receipt": "every finished run has exactly one receipt, which tells what the log tells",
     "disarmed": "nothing that was decided before a disarming or a failure begins after it",
-    "paused": "no action begins while the executor is paused",
+    "paused": "no action begins while the executor is paused, also after a restart",
+    "halted": "a node that is halted arms nothing and begins nothing",
+    "approved": "what needs a second person happens once for each approval, of exactly this call",
+    "called": "an action that did not do what it should calls a person, again and again until somebody answers",
+    "rollback": "what was rolled back holds nothing in the guard",
+    "loop": "nothing that may be slow happens on the thread that decides",
     "rate": "no more actions than the limits allow",
     "flapping": "a service that is recreated again and again is left alone for longer and longer",
     "monitor": "a runbook in mode monitor never acts",
@@ -74,7 +81,6 @@ class Auditor:
         # the log
         self.epoch = ""
         self.intents: collections.Counter[tuple[Any, ...]] = collections.Counter()
-        self.orphans: collections.Counter[tuple[Any, ...]] = collections.Counter()
         self.of_run: dict[str, list[Leaf]] = {}
         self.receipts: set[str] = set()
         self.acknowledged: list[tuple[int, Leaf]] = []
@@ -82,43 +88,75 @@ class Auditor:
         self.acting: dict[tuple[Any, ...], str] = {}
         self.touched: dict[int, list[bool]] = {}
         self.leases: dict[tuple[int, str], int] = {}
-        self.lost_gone = self.lost_reported = self.lost_long_ago = 0
+        self.lost_gone = self.lost_reported = 0
         self.digest = 0  # of everything that was seen: the same seed, the same digest
         self.disarmings = 0
         self.failing = self.armed = False
+        self.cut_off = False  # an executor ended without writing down everything
         self.decided: dict[str, None] = {}  # runs whose receipt is to come
         self.unrecorded: dict[tuple[str, str], None] = {}  # leases of runs whose intent is to come
         self.held: dict[tuple[Any, ...], str] = {}
         self.permitted: dict[tuple[str, int], int] = {}  # (run, index) -> disarmings before
+        # people
+        self.paused: tuple[int, int] | None = None  # since, until
+        self.pausing: int | None = None
+        self.asked: dict[tuple[str, int], tuple[str, Action, str]] = {}  # (run, index) -> runbook, action, manifest
+        self.approved: list[tuple[int, tuple[str, Action, str]]] = []  # when, what
+        self.waiting: dict[str, tuple[int, int]] = {}  # run -> since, code
+        self.answered: dict[str, None] = {}
+        self.called: dict[str, None] = {}  # runs of this process whose call was written
+        self.tells: dict[int, list[int]] = {}  # code -> when a channel was told
+        self.rolled_back: dict[tuple[str, tuple[Any, ...]], None] = {}  # (run, target)
+        # what survives a restart
+        self.node: collections.deque[tuple[int, str, int]] = collections.deque()  # when, run, index
+        self.recreated: dict[int, list[tuple[int, str, int, int]]] = {}  # and the quiet that counts as recovered
+        self.intended: set[tuple[str | None, str, str]] = set()
+        self.meant: dict[
+            tuple[str, int], tuple[str | None, str, str]
+        ] = {}  # (run, index) -> its intent, once it is written
         self._forget()
 
     def _forget(self) -> None:
-        """Every limit counts from nothing."""
-        self.paused: tuple[int, int] | None = None  # since, until
-        self.pausing: int | None = None
+        """What an executor that starts may count from nothing."""
+        self.began, self.session_since = self.now, -1
+        self.pausing, self.resuming = None, 0
         self.spent: dict[tuple[Any, ...], list[int]] = {}
         self.limits: dict[str, tuple[int, int]] = {}
-        self.node: collections.deque[int] = collections.deque()
-        self.recreated: dict[int, list[int]] = {}
         self.storm_until = 0
         self.storm: tuple[int, int] = (-MINUTE, 0)
 
     def new_process(self) -> None:
         """An executor starts. What is in flight ended with the one before; its limits should not have."""
+        self.cut_off = self.cut_off or self.failing or bool(self.machine.crashes)
         self.disarmings, self.failing, self.armed = 0, False, False
+        if not self.machine.scenario.pin:  # what it had not yet written down is gone with it
+            self.lost_reported = self.lost_gone
         self.held.clear()
         self.permitted.clear()
         self.acting.clear()
         self.touched.clear()
-        if "guard-forgets" in self.known:
-            self._forget()
-        for run, target in self.unrecorded:
-            self.fail("intent", f"run {run} held {target} open, and the log says nothing", finding="lease-unrecorded")
-        for run in self.decided:
-            if run not in self.of_run:
-                self.fail("receipt", f"run {run} was cut off and is nowhere reported", finding="cut-off-unreported")
-        self.unrecorded.clear()
-        self.decided.clear()
+        for gone in (
+            self.unrecorded,
+            self.decided,
+            self.asked,
+            self.approved,
+            self.called,
+            self.tells,
+            self.rolled_back,
+        ):
+            gone.clear()
+        self._forget()
+        jumped = self.machine.jumped_ns  # the log knows wall-clock time only
+        if self.paused is not None and self.paused[0] <= jumped:
+            self.paused = None
+        self.node = collections.deque(one for one in self.node if self._in_the_log(one, jumped))
+        for number, times in self.recreated.items():
+            kept = [one for one in times if self._in_the_log(one[:3], jumped)]
+            self.recreated[number] = [(at, run, index, min(quiet, HOUR)) for at, run, index, quiet in kept]
+
+    def _in_the_log(self, one: tuple[int, str, int], jumped: int) -> bool:
+        at, run, index = one
+        return at > jumped and self.meant.get((run, index)) in self.intended
 
     def fail(self, name: str, what: str, finding: str = "") -> None:
         if finding and finding in self.known:
@@ -158,10 +196,19 @@ class Auditor:
                 for effect in effects:
                     if isinstance(effect, Perform):
                         self._permitted(state, happening, effect)
-                    elif isinstance(effect, Withhold) and self._book(state, happening).mode != "monitor":
+                    elif isinstance(effect, Withhold) and self._mode(state, happening) != "monitor":
                         self.fail("monitor", "withheld in mode enforce")
+                    elif isinstance(effect, Refuse) and effect.refusal.rule == "guard.approval":
+                        assert effect.action is not None
+                        assert state.armed is not None
+                        about = (happening.runbook.name, effect.action, state.armed.manifest)
+                        self.asked[effect.run, effect.index] = about
             case Ended():
                 target = target_of(happening.action)
+                if (happening.run, target) in self.rolled_back:
+                    del self.rolled_back[happening.run, target]
+                    if (capability(type(happening.action)), *target) in state.guard.leases:
+                        self.fail("rollback", f"{happening.action} of run {happening.run}")
                 if self.held.get(target) == happening.run:
                     del self.held[target]
 
@@ -169,6 +216,10 @@ class Auditor:
         assert state.armed is not None
         spec = self.machine.spec_of(state.armed.manifest)
         return spec.manifest.runbook(decided.runbook.name)
+
+    def _mode(self, state: State, decided: Decided) -> str:
+        mode: str = self.machine.mode_of(self._book(state, decided))
+        return mode
 
     def _event(self, state: State, now: int) -> None:
         assert state.armed is not None
@@ -188,8 +239,10 @@ class Auditor:
         manifest = self.machine.spec_of(state.armed.manifest).manifest
         name, target = capability(type(action)), target_of(action)
         what = f"{name} {target} by {book.name} at {now}"
-        if book.mode == "monitor":
+        if self._mode(state, decided) == "monitor":
             self.fail("monitor", what)
+        if name in book.limits.approval:
+            self._approval((book.name, action, state.armed.manifest), now, what)
         self._granted(book, manifest, action, what)
         if not self.armed:
             self.fail("disarmed", f"{what}, after the log says that it was disarmed")
@@ -201,11 +254,21 @@ class Auditor:
             return
         if target in self.held:
             self.fail("target", f"{what}, held by {self.held[target]}")
-        self._radius(manifest, target, what)
+        self._radius(manifest, action, target, what)
         self.held[target] = effect.run
-        self._rates(book, manifest, target, now, what)
+        one = (now, effect.run, effect.index)
+        self.meant[effect.run, effect.index] = self._intent_of(name, action, effect.run)
+        self._rates(book, manifest, target, one, what)
         if isinstance(action, Recreate):
-            self._flapping(manifest, action.service.number, now, what)
+            self._flapping(manifest, action.service.number, one, what)
+
+    def _approval(self, about: tuple[str, Action, str], now: int, what: str) -> None:
+        for one in self.approved:
+            if one[1] == about and now - one[0] <= APPROVED_NS:
+                self.approved.remove(one)
+                self.counts["approved action"] += 1
+                return
+        self.fail("approved", what)
 
     def _granted(self, book: Any, manifest: Any, action: Action, what: str) -> None:
         grants, names = book.grants, self.machine.names
@@ -226,18 +289,21 @@ class Auditor:
                 if item == f"{address}:{action.port}" or ("/" in item and address in ipaddress.ip_network(item)):
                     self.fail("granted", f"{what}: never to be touched")
 
-    def _radius(self, manifest: Any, target: tuple[Any, ...], what: str) -> None:
+    def _radius(self, manifest: Any, action: Action, target: tuple[Any, ...], what: str) -> None:
         if target[0] != "service":
             return
         total = max(1, len(manifest.services))
         healthy = -(-total * manifest.guard.min_healthy_percent // 100)
         share = max(1, total * manifest.guard.max_services_percent // 100)
         most = min(manifest.guard.max_services_at_once, share, total - healthy)
-        now_held = 1 + sum(1 for t in self.held if t[0] == "service")
-        if now_held > most:
-            self.fail("radius", f"{what}: {now_held} services, at most {most}")
+        touched = {target[1]} | {t[1] for t in self.held if t[0] == "service"}
+        if not isinstance(action, Thaw):
+            touched |= self.machine.held_services()
+        if len(touched) > most:
+            self.fail("radius", f"{what}: services {sorted(touched)}, at most {most}")
 
-    def _rates(self, book: Any, manifest: Any, target: tuple[Any, ...], now: int, what: str) -> None:
+    def _rates(self, book: Any, manifest: Any, target: tuple[Any, ...], one: tuple[int, str, int], what: str) -> None:
+        now = one[0]
         limits = (book.limits.per_minute, book.limits.burst)
         if self.limits.get(book.name) != limits:
             self.limits[book.name] = limits
@@ -253,25 +319,25 @@ class Auditor:
                 self.fail("rate", f"{what}: {k + 1} in {now - at} ns, {limits}")
         if now < self.storm_until:
             self.fail("rate", f"{what}: in a storm")
-        while self.node and self.node[0] <= now - MINUTE:
+        while self.node and self.node[0][0] <= now - MINUTE:
             self.node.popleft()
-        self.node.append(now)
+        self.node.append(one)
         if len(self.node) > manifest.guard.max_actions_per_minute:
             self.fail("rate", f"{what}: {len(self.node)} on the node in a minute")
 
-    def _flapping(self, manifest: Any, number: int, now: int, what: str) -> None:
-        times = self.recreated.setdefault(number, [])
+    def _flapping(self, manifest: Any, number: int, one: tuple[int, str, int], what: str) -> None:
+        now, kept = one[0], self.recreated.setdefault(number, [])
+        times = [at for at, _, _, _ in kept]
         quiet = manifest.guard.healthy_delay_seconds * SECOND or HOUR
         in_a_row = 0
         for i, at in enumerate(times):
-            in_a_row = in_a_row + 1 if i and at - times[i - 1] < quiet else 1
+            in_a_row = in_a_row + 1 if i and at - times[i - 1] < kept[i][3] else 1
         if times and now - times[-1] < quiet:
             pause = min(SECOND << min(in_a_row - 1, 40), 10 * MINUTE)
             if now - times[-1] < pause:
                 got = f"{in_a_row} in a row, {pause} ns to wait, {now - times[-1]} ns waited"
-                older = any(now - at >= HOUR for at in times[-in_a_row:])
-                self.fail("flapping", f"{what}: {got}", finding="flap-forgets" if older else "")
-        times.append(now)
+                self.fail("flapping", f"{what}: {got}")
+        kept.append((*one, quiet))
 
     # ---- the world -------------------------------------------------------------------------------------------------
 
@@ -297,21 +363,40 @@ class Auditor:
         if (run, index) not in self.permitted:
             self.fail("granted", f"{what}: nobody permitted it")
         if self.permitted[run, index] != self.disarmings:
-            self.fail("disarmed", what, finding="begins-after-disarm")
+            self.fail("disarmed", what)
         if self.failing:
-            self.fail("disarmed", f"{what}, after the executor failed", finding="begins-after-failure")
+            self.fail("disarmed", f"{what}, after the executor failed")
         if self.machine.journal is not None and self.machine.journal.failed:
-            self.fail("disarmed", f"{what}, after the journal failed", finding="acts-after-journal-failure")
+            self.fail("disarmed", f"{what}, after the journal failed")
         if self._is_paused():
-            self.fail("paused", what, finding="begins-after-pause")
+            self.fail("paused", what)
+        if self.machine.halt is not None and (self.machine.halted_ns <= self.began or self._has_looked()):
+            self.fail("halted", what)
+
+    def _has_looked(self) -> bool:
+        """Whether the loop was bound to see that the node is halted."""
+        executor, beats = self.machine.looked_from
+        return executor is not None and executor is self.machine.executor and executor.beats >= beats + TURNS
+
+    def performed(self, action: Action, done: Any) -> None:
+        """What became of an action, before anybody writes it down."""
+        by = self.current
+        if by is not None and done.detail.get("rolled_back") == "yes":
+            self.counts["rolled back"] += 1
+            self.rolled_back[by[0], target_of(action)] = None
 
     def _is_paused(self) -> bool:
-        return self.paused is not None and self.paused[0] <= self.now < self.paused[1]
+        if self.paused is None or self.resuming:
+            return False
+        return self.paused[0] <= self.now < self.paused[1]
 
     def _intended(self, name: str, action: Action, run: str | None) -> bool:
+        return self.intents[self._intent_of(name, action, run)] > 0
+
+    def _intent_of(self, name: str, action: Action, run: str | None) -> tuple[str | None, str, str]:
         kind, *rest = target_of(action)
         text = self.machine.names.get(rest[0], str(rest[0])) if kind == "service" else f"{rest[0]}:{rest[1]}"
-        return self.intents[run, name, text] > 0
+        return run, name, text
 
     def ended(self, action: Action) -> None:
         self.acting.pop(target_of(action), None)
@@ -321,8 +406,9 @@ class Auditor:
         at_once = self.touched.setdefault(number, [])
         at_once.append(undoing)
         if len(at_once) > 1:
-            finding = "undo-outside-quiet" if any(at_once) else ""
-            self.fail("target", f"service {number} is started or stopped twice at once", finding)
+            self.fail(
+                "target", f"service {number} is started or stopped twice at once" + " while undoing" * any(at_once)
+            )
 
     def untouch(self, number: int, *, undoing: bool) -> None:
         if undoing in self.touched.get(number, ()):
@@ -334,8 +420,6 @@ class Auditor:
         by = self.current
         if by is not None:
             self.unrecorded[by[0], f"{destination.address}:{destination.port}"] = None
-        if until_ns > self.now + HOUR:
-            self.fail("lease", f"{destination} until {until_ns}, now {self.now}")
         if by is None:
             self.leases.pop((id(held), str(destination)), None)
             return
@@ -344,29 +428,75 @@ class Auditor:
         alive = [k for k, until in self.leases.items() if until > self.now]
         if manifest is not None and len(alive) > manifest.guard.max_circuits_at_once:
             most = manifest.guard.max_circuits_at_once
-            self.fail("radius", f"{len(alive)} circuits held open, at most {most}", finding="radius-forgets")
+            self.fail("radius", f"{len(alive)} circuits held open, at most {most}")
+
+    def taken_over(self, before: Any, held: Any) -> None:
+        """Another breaker goes on with what one held open."""
+        for key in [k for k in self.leases if k[0] == id(before)]:
+            self.leases[id(held), key[1]] = self.leases[key]
+
+    def asks_for(self, until_ns: int) -> None:
+        """Somebody wants something to be held until then."""
+        self.counts["leases"] += 1
+        if until_ns > self.now + HOUR:
+            self.fail("lease", f"until {until_ns}, now {self.now}")
+
+    def told(self, number: int, code: int, *, waits: bool) -> None:
+        """A channel is told something."""
+        task = self.machine.scheduler.current
+        if waits and task is not None and task.name == "core":
+            self.fail("loop", f"channel {number} is told by it")
+        self.tells.setdefault(code, []).append(self.now)
+
+    def are_called_again(self) -> None:
+        """Whoever has not answered was called lately."""
+        if self.session_since < 0:
+            return
+        since = self.now - TOLD_NS
+        wanted = collections.Counter(
+            code for at, code in self.waiting.values() if max(at, self.began, self.session_since) < since
+        )
+        for code, number in wanted.items():
+            times = self.tells[code] = [at for at in self.tells.get(code, ()) if at >= since]
+            self.counts["called again"] += number
+            if len(times) < number:
+                self.fail("called", f"{number} wait for an answer about {code}, {len(times)} calls in {TOLD_NS} ns")
 
     def closed(self, held: Any, destination: Any) -> None:
         self.leases.pop((id(held), str(destination)), None)
 
     def vanished(self, held: Any, ring: Any) -> None:
         """A sensor is out of the kernel, with what nobody drained."""
-        self.settle(ring)
+        if ring.armed:
+            self.lost_gone += ring.lost
         for key in [k for k in self.leases if k[0] == id(held)]:
             del self.leases[key]
-
-    def settle(self, ring: Any) -> None:
-        """Nobody is armed with this ring any more: what it lost until now should be in the log."""
-        if ring.armed:
-            self.lost_gone += ring.lost - ring.told
-            self.lost_long_ago += sum(1 for at in ring.losses if at < self.now - LATE_NS)
-        ring.told, ring.armed = ring.lost, False
-        ring.losses.clear()
 
     def unprotected(self, destination: Any) -> None:
         self.fail("protected", str(destination))
 
     # ---- the log ---------------------------------------------------------------------------------------------------
+
+    def submitted(self, leaf: Leaf) -> None:
+        """An entry is on its way to the disk."""
+        if leaf.kind != "config":
+            return
+        what, detail = leaf.body["what"], leaf.body["detail"]
+        if what == "resumed":
+            early = self.paused is not None and self.now + SECOND < self.paused[1]
+            jumped = self.paused is not None and self.machine.jumped_ns >= self.paused[0]
+            if early and not jumped and detail["reason"] == "the pause is over":
+                self.fail("paused", f"it ended before {self.paused}")
+            self.paused = self.pausing = None
+        elif what == "acknowledged":
+            self.answered[detail["run"]] = None
+            self.waiting.pop(detail["run"], None)
+        elif what == "approved":
+            about = self.asked.pop((detail["run"], detail["index"]), None)
+            if about is None:
+                self.fail("approved", f"call {detail['index']} of run {detail['run']}, which nobody asked about")
+            else:
+                self.approved.append((self.now, about))
 
     def durable(self, leaf: Leaf) -> None:
         """An entry is on disk."""
@@ -390,14 +520,28 @@ class Auditor:
             lost = self.lost_gone + self.machine.kernel.lost()
             if self.lost_reported > lost:
                 what = f"{lost} events were lost, the log says {self.lost_reported}"
-                self.fail("loss", what, finding="loss-counted-twice" if self.machine.scenario.pin else "")
-        elif leaf.kind == "config" and leaf.body["what"] == "kernel programs":
-            self.armed = True
-        elif leaf.kind == "config" and leaf.body["what"] == "disarmed":
-            self.disarmings += 1
-            self.armed = False
-        elif leaf.kind == "config" and leaf.body["what"] == "paused" and self.pausing is not None:
-            self.paused = (self.now, self.pausing)
+                self.fail("loss", what)
+        elif leaf.kind == "config":
+            self._config(leaf.body["what"], leaf.body["detail"])
+
+    def _config(self, what: str, detail: Any) -> None:
+        self.counts[f"config {what}"] += 1
+        match what:
+            case "kernel programs":
+                self.armed = True
+                self.session_since = self.session_since if self.session_since >= 0 else self.now
+            case "disarmed":
+                self.disarmings += 1
+                self.armed = False
+            case "paused" if self.pausing is not None:
+                self.paused, self.pausing = (self.now, self.pausing), None
+            case "escalated":
+                self.called[detail["run"]] = None
+                if detail["run"] in self.answered:  # before it was on disk
+                    return
+                self.waiting[detail["run"]] = (self.now, detail["code"])
+                while len(self.waiting) > WAITING_MAX:
+                    del self.waiting[next(iter(self.waiting))]
 
     def _acted(self, leaf: Leaf) -> None:
         name = leaf.body["action"]
@@ -409,9 +553,8 @@ class Auditor:
                 self.fail("receipt", f"{leaf.kind} of run {leaf.run} after its receipt")
         if name in HARMLESS:
             return
-        if leaf.kind == "outcome" and not self.intents[key] and self.orphans[key]:
-            self.orphans[key] -= 1  # a later start has found it after all
-            return
+        if leaf.kind == "intent" and leaf.run is not None:
+            self.intended.add((leaf.run, name, leaf.body["target"]))
         self.intents[key] += 1 if leaf.kind == "intent" else -1
         if self.intents[key] < 0:
             self.fail("outcome", f"{key} has an outcome and no intent")
@@ -424,9 +567,14 @@ class Auditor:
         self.receipts.add(run)
         self.decided.pop(run, None)
         receipt = leaf.body["receipt"]
-        acted = [a for a in receipt.actions if a.outcome not in ("refused", "monitored")]
+        acted = [a for a in receipt.actions if a.outcome not in ("refused", "monitored") or a.intent is not None]
         if receipt.run.mode == "monitor" and acted:
             self.fail("monitor", f"run {run} acted")
+        wrong = [a for a in acted if a.outcome in ("failed", "unconfirmed") and a.action not in HARMLESS]
+        if wrong and run not in self.called:
+            self.fail(
+                "called", f"run {run}: {wrong[0].action} {wrong[0].target} is {wrong[0].outcome}, nobody was called"
+            )
         told = self.of_run.pop(run, [])
         outcomes = sorted((x.body["action"], x.body["target"], x.body["outcome"]) for x in told if x.kind == "outcome")
         wanted = sorted((a.action, a.target, a.outcome) for a in acted)
@@ -447,10 +595,8 @@ class Auditor:
     def restarted(self) -> None:
         """An executor has started: what the last one left open must be closed, what it acknowledged must be there."""
         for key in [key for key, count in self.intents.items() if count]:
-            far = len(self.machine.disk.entries) > RECONCILED
-            what = f"after a restart an intent has no outcome: {key}"
-            self.fail("outcome", what, finding="reconcile-window" if far else "")
-            self.orphans[key] += self.intents.pop(key)
+            self.fail("outcome", f"after a restart an intent has no outcome: {key}")
+        self.intents.clear()
         self.of_run.clear()
         entries = self.machine.disk.entries
         for index, leaf in self.acknowledged:
@@ -469,8 +615,6 @@ class Auditor:
             self.fail("receipt", f"runs without one: {list(self.decided)[:3]}")
         if busy:
             self.fail("ends", f"the guard still holds {list(busy)[:3]}")
-        lost = self.lost_gone + self.machine.kernel.lost()
-        if self.lost_reported != lost and not self.machine.crashes:
-            late = self.lost_reported >= self.lost_long_ago
-            what = f"{lost} events were lost, the log says {self.lost_reported}"
-            self.fail("loss", what, finding="loss-uncounted" if late else "")
+        lost = self.lost_gone + self.machine.kernel.lost(seen=True)
+        if self.lost_reported != lost and not (self.machine.scenario.pin and self.cut_off):
+            self.fail("loss", f"{lost} events were lost, the log says {self.lost_reported}")

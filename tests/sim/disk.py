@@ -7,8 +7,10 @@ is not yet synced, commits that a crash tears off. The real journal on real and 
 from __future__ import annotations
 
 import collections
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from pointcall_executor.journal import JournalError, StorageError
@@ -26,7 +28,9 @@ class Leaf:
     run: str | None
     body: dict[str, Any]
     epoch: str
+    at: datetime = datetime(2026, 11, 23, tzinfo=UTC)
     index: int = -1
+    closed: bool = False
 
 
 @dataclass(slots=True)
@@ -64,6 +68,10 @@ class Journal:
     @property
     def failed(self) -> bool:
         return self._failed is not None
+
+    def require(self) -> None:
+        if self._failed is not None:
+            raise self._stopped()
 
     # ---- writing ---------------------------------------------------------------------------------------------------
 
@@ -138,11 +146,11 @@ class Journal:
         self._new.append(leaf)
         return leaf.index
 
-    def submit(self, leaf: Leaf) -> Future:
+    def submit(self, leaf: Leaf, _opening: object = None) -> Future:
         self.on_submit(leaf)
         return self._queue(lambda: self._insert(leaf))
 
-    def append(self, leaf: Leaf) -> int:
+    def append(self, leaf: Leaf, _opening: object = None) -> int:
         index: int = self.submit(leaf).result()
         return index
 
@@ -190,6 +198,10 @@ class Journal:
             leaf for leaf in chosen if leaf.index >= start and kind in (None, leaf.kind) and run in (None, leaf.run)
         ]
         return found[:limit]
+
+    def latest(self, kind: str, limit: int) -> list[Leaf]:
+        found = itertools.islice((leaf for leaf in reversed(self._disk.entries) if leaf.kind == kind), limit)
+        return list(found)[::-1]
 
     def highest_sequence(self, name: str) -> int | None:
         known = self._disk.sequences.get(name)

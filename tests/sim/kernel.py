@@ -7,8 +7,9 @@ through the attached breakers; what they meet decides the circuit.
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from pointcall_attest.admission import Admitted
@@ -16,12 +17,14 @@ from pointcall_executor.arming import destinations_of
 from pointcall_executor.core import breaker
 from pointcall_executor.core.event import CircuitEvent, Destination, Kind, ProcessEvent, encode
 from pointcall_executor.core.guard import Rules
-from pointcall_executor.node import _never
-from pointcall_executor.services.process import ServiceError
+from pointcall_executor.kernel.errors import CircuitError, KernelError
+from pointcall_executor.sensors import _never
+from pointcall_executor.services.managed import ServiceError
 from pointcall_runbook.vocabulary import Address
-from tests.sim.scheduler import Process, Scheduler
+from tests.sim.scheduler import MINUTE, Process, Scheduler
 from tests.sim.threads import Descriptors
 
+LEASE_MAX_NS = 60 * MINUTE
 _KINDS = {
     breaker.Effect.OPENED: Kind.CIRCUIT_OPENED,
     breaker.Effect.REOPENED: Kind.CIRCUIT_REOPENED,
@@ -40,9 +43,8 @@ class Ring:
     produced: int = 0
     lost: int = 0
     drained: int = 0
-    losses: list[int] = field(default_factory=list)  # when
-    told: int = 0  # of those lost, what the auditor has settled
-    armed: bool = False  # somebody asked what it lost: before that nobody promised to count
+    left: int = 0  # what was lost when nobody was there to count any more
+    armed: bool = False  # of a session that was armed: before that nobody promised to count
 
 
 @dataclass(slots=True)
@@ -67,16 +69,24 @@ class Kernel:
         self.lifecycles: list[LifecycleRing] = []
         self.ring_size = 64
         self.tampered = False
+        self.sensors: list[Sensors] = []
+        self.pinned_isolations: dict[int, int] = {}  # cgroup id -> until when
+        self.pinned_lost = 0  # what the record beside the pins says
 
-    def lost(self) -> int:
-        """Events that the rings which are there could not take."""
-        return sum(held.ring.lost - held.ring.told for held in (*self.breakers, *self.lifecycles) if held.ring.armed)
+    def isolated(self, cgroup_id: int) -> bool:
+        """Whether its traffic is refused now."""
+        held = [s.isolations.get(cgroup_id, 0) for s in self.sensors if s.isolations is not None]
+        return max([*held, self.pinned_isolations.get(cgroup_id, 0)]) > self.scheduler.now
+
+    def lost(self, *, seen: bool = False) -> int:
+        """Events that the rings which are there could not take; `seen`: while an executor was there to count."""
+        rings = [(held.ring, bool(held.holders) or not seen) for held in (*self.breakers, *self.lifecycles)]
+        return sum(ring.lost if whole else ring.left for ring, whole in rings if ring.armed)
 
     def emit(self, ring: Ring, holders: set[int], record: bytes) -> None:
         ring.produced += 1
         if len(ring.records) >= ring.size:
             ring.lost += 1
-            ring.losses.append(self.scheduler.now)
             return
         ring.records.append(record)
         for fd in holders:
@@ -138,8 +148,17 @@ class LifecycleRing:
 class Sensors:
     """What node.KernelSensors is on a real kernel."""
 
-    def __init__(self, machine: Any, process: Process, admitted: Admitted, rules: Rules, *, pin: bool) -> None:
-        self.machine, self.process, self.admitted = machine, process, admitted
+    def __init__(
+        self,
+        machine: Any,
+        process: Process,
+        admitted: Admitted,
+        rules: Rules,
+        succeed: Callable[[Sensors], Sensors | None],
+        *,
+        pin: bool,
+    ) -> None:
+        self.machine, self.process, self.admitted, self._succeed = machine, process, admitted, succeed
         self.kernel: Kernel = machine.kernel
         self.scheduler: Scheduler = machine.scheduler
         self.scheduler.alive()
@@ -149,21 +168,34 @@ class Sensors:
         self.places = {(str(d.address), d.port): d for d in self.destinations}
         self.breaker: Breaker | None = None
         self.lifecycle: LifecycleRing | None = None
+        self.isolations: dict[int, int] | None = None
+        self._connections = False
+        self._lost_before: int | None = None
+        self._taken_up = False
         self.fd = self.kernel.descriptors.open()
         self.gone = False
         for sensor in admitted.manifest.sensors:
-            if sensor.name == "breaker":
-                self._load_breaker(machine.params)
-            else:
-                self.lifecycle = LifecycleRing(Ring(self.kernel.ring_size))
-                self.lifecycle.holders.add(self.fd)
-                self.kernel.lifecycles.append(self.lifecycle)
+            match sensor.name:
+                case "breaker":
+                    self._load_breaker(machine.params)
+                case "lifecycle":
+                    self.lifecycle = LifecycleRing(Ring(self.kernel.ring_size))
+                    self.lifecycle.holders.add(self.fd)
+                    self.kernel.lifecycles.append(self.lifecycle)
+                case "isolate":
+                    self.isolations = {}
+                    pinned, now = self.kernel.pinned_isolations, self.scheduler.now
+                    self.kernel.pinned_isolations = {c: until for c, until in pinned.items() if until > now}
+                case "connections":
+                    self._connections = True
         machine.sensors.append(self)
+        self.kernel.sensors.append(self)
 
     def _load_breaker(self, params: breaker.Params) -> None:
         kernel = self.kernel
         if self._pin and kernel.pinned is not None:
             self.breaker = kernel.pinned
+            self._taken_up = bool(kernel.pinned.ring.produced)
             for destination in self.destinations:
                 self.breaker.circuits.setdefault(destination, breaker.Circuit())
         else:
@@ -192,15 +224,20 @@ class Sensors:
         return found
 
     def lost(self) -> Mapping[str, int]:
-        for ring in self._rings().values():
-            ring.armed = True
-        return {name: ring.lost for name, ring in self._rings().items()}
+        found = {name: ring.lost for name, ring in self._rings().items()}
+        if self._pin and "breaker" in found:
+            if self._lost_before is None:
+                self._lost_before = self.kernel.pinned_lost if self._taken_up else 0
+            self.kernel.pinned_lost = max(self.kernel.pinned_lost, found["breaker"])
+            found["breaker"] -= self._lost_before
+        return found
 
     def programs(self) -> tuple[tuple[str, int, str], ...]:
         return tuple((name, 1, "tag") for name in self._rings())
 
     def states(self) -> tuple[Any, ...]:
-        return ()
+        circuits = self.breaker.circuits if self.breaker is not None else {}
+        return tuple(SimpleNamespace(destination=d, word=c.word) for d, c in circuits.items())
 
     def watch(self, cgroup_id: int) -> None:
         self.scheduler.alive()
@@ -211,6 +248,8 @@ class Sensors:
         self.scheduler.alive()
         if self.lifecycle is not None:
             self.lifecycle.watched.discard(cgroup_id)
+        if self.isolations is not None:
+            self.isolations = {c: until for c, until in self.isolations.items() if until > self.scheduler.now}
 
     def changed(self) -> list[str]:
         return ["breaker: another program"] if self.kernel.tampered and not self.gone else []
@@ -229,8 +268,55 @@ class Sensors:
 
     def force(self, address: Address, port: int, until_ns: int) -> None:
         destination = self._known(address, port)
+        self._within_the_hour(until_ns)
+        if self.machine.contrary():  # somebody else has closed it
+            return
         self._change(destination, breaker.Force(until_ns // 1000))
         self.machine.auditor.forced(self.breaker, destination, until_ns)
+
+    def _within_the_hour(self, until_ns: int) -> None:
+        self.machine.auditor.asks_for(until_ns)
+        if not 0 < until_ns - self.scheduler.now <= LEASE_MAX_NS:
+            raise CircuitError("a lease must end within the hour", id="kernel.circuit.lease", got=str(until_ns))
+
+    def forced_until(self, address: Address, port: int) -> int:
+        destination = self.places.get((str(address), port))
+        if destination is None or self.breaker is None:
+            return 0
+        word = self.breaker.circuits[destination].word
+        return word.time_us * 1000 if word.state is breaker.State.FORCED else 0
+
+    def kill_connections(self, address: Address, port: int) -> int:
+        self.scheduler.alive()
+        if not self._connections or self.gone:
+            raise KernelError("no kernel object for it", id="kernel.undeclared", got="kill_connections")
+        return 1 if self.machine.contrary() else 0
+
+    def _isolator(self) -> dict[int, int]:
+        self.scheduler.preempt()
+        if self.isolations is None or self.gone:
+            raise KernelError("no kernel object for it", id="kernel.undeclared", got="isolate")
+        return self.isolations
+
+    def isolate(self, cgroup_id: int, until_ns: int) -> None:
+        isolations = self._isolator()
+        self._within_the_hour(until_ns)
+        if cgroup_id not in self.machine.services:
+            raise KernelError("there is no such cgroup", id="kernel.cgroup.gone", got=str(cgroup_id))
+        until_ns = max(until_ns, isolations.get(cgroup_id, 0))
+        if self.machine.contrary():
+            return
+        isolations[cgroup_id] = until_ns
+        if self._pin:
+            self.kernel.pinned_isolations[cgroup_id] = until_ns
+
+    def isolated_until(self, cgroup_id: int) -> int:
+        until_ns = self.isolations.get(cgroup_id, 0) if self.isolations is not None else 0
+        return until_ns if until_ns > self.scheduler.now else 0
+
+    def end_isolation(self, cgroup_id: int) -> None:
+        self._isolator().pop(cgroup_id, None)
+        self.kernel.pinned_isolations.pop(cgroup_id, None)
 
     def close_circuit(self, address: Address, port: int) -> None:
         destination = self._known(address, port)
@@ -247,6 +333,11 @@ class Sensors:
 
     def keep(self) -> None:
         self.scheduler.alive()
+        before = self._succeed(self)
+        if before is not None:
+            self._take_over(before)
+        for ring in self._rings().values():
+            ring.armed = True
         if self._pin and self.breaker is not None:
             for destination in list(self.breaker.circuits):
                 if destination not in self.destinations:
@@ -255,6 +346,19 @@ class Sensors:
                 self.kernel.pinned.pinned = False
                 self._forget(self.kernel.pinned)
             self.kernel.pinned, self.breaker.pinned, self._kept = self.breaker, True, True
+            if not self._taken_up:
+                self.kernel.pinned_lost = 0
+
+    def _take_over(self, before: Sensors) -> None:
+        mine, theirs = self.breaker, before.breaker
+        if mine is not None and theirs is not None and mine is not theirs:
+            for destination in [d for d in theirs.circuits if d in mine.circuits]:
+                mine.circuits[destination] = theirs.circuits[destination]
+            self.machine.auditor.taken_over(theirs, mine)
+        if self.isolations is not None and before.isolations is not None:
+            for cgroup_id, until_ns in before.isolations.items():
+                if until_ns > self.scheduler.now and cgroup_id in self.machine.services:
+                    self.isolations[cgroup_id] = until_ns
 
     def _forget(self, held: Breaker) -> None:
         """A breaker that neither a pin nor a process holds is gone."""
@@ -269,10 +373,11 @@ class Sensors:
             return
         self.gone = True
         self.machine.sensors.remove(self)
+        self.kernel.sensors.remove(self)
+        self.isolations = None
         if self.breaker is not None:
             self.breaker.holders.discard(self.fd)
-            if not self.breaker.pinned:
-                self.machine.auditor.settle(self.breaker.ring)
+            self.breaker.ring.left = self.breaker.ring.lost
             self._forget(self.breaker)
         if self.lifecycle is not None:
             self.lifecycle.holders.discard(self.fd)
@@ -285,5 +390,7 @@ class Sensors:
         self.scheduler.alive()
         if self._kept and self.kernel.pinned is self.breaker and self.breaker is not None:
             self.kernel.pinned, self.breaker.pinned = None, False
+            self.kernel.pinned_lost = 0
+            self.kernel.pinned_isolations.clear()
         self._kept = False
         self.leave()

@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,13 +19,14 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from pointcall_attest import entry
-from pointcall_attest.errors import RefusedError
+from pointcall_attest.errors import RefusedError, VerifyError
 from pointcall_attest.receipt import Receipt
 from pointcall_attest.verdict import Check, Verdict
 from pointcall_executor import daemon, recorder, run, session
 from pointcall_executor.config import Config
 from pointcall_executor.core import breaker
 from pointcall_executor.core.event import Destination, Kind
+from pointcall_executor.halt import Halt
 from pointcall_executor.journal import JournalError
 from pointcall_executor.node import OnMoved
 from pointcall_runbook.decision import Trap
@@ -42,6 +43,10 @@ from tests.sim.scheduler import MILLISECOND, MINUTE, SECOND, Process, Scheduler,
 EPOCH = datetime(2026, 11, 23, tzinfo=UTC)
 CALM_NS = 20 * MINUTE  # after the last event: everything that was begun must end in this time
 HASH = "0" * 64
+OPERATIONS = {  # what operators do, and how often
+    "arm": 6, "older": 2, "disarm": 2, "pause": 3, "resume": 4, "trip": 4, "release": 4, "reload": 1, "roll": 2,
+    "checkpoint": 1, "stop": 1, "halt": 2, "clear": 1, "approve": 8, "acknowledge": 3,
+}  # fmt: skip
 DOORS: list[ModuleType] = [daemon, recorder, run, session]  # modules that must not see the real clock or threads
 
 
@@ -59,6 +64,8 @@ class Scenario:
     pin: bool = False
     bursts: bool = True
     preempt_one_in: int = 0
+    contrary_one_in: int = 0  # what was done does not hold
+    monitor: bool = False  # the mode of the node
     mischief: float = 0.0
 
     @classmethod
@@ -75,6 +82,8 @@ class Scenario:
             pin=chance.random() < 0.4,
             bursts=chance.random() < 0.6,
             preempt_one_in=chance.choice((0, 0, 3, 10, 50)),
+            contrary_one_in=chance.choice((0, 3, 20, 100)),
+            monitor=chance.random() < 0.08,
             mischief=chance.choice((0.0, 0.01, 0.05)),
         )
 
@@ -108,8 +117,8 @@ class Keys:
 class SimulatedReceipt(Receipt):
     """A real receipt, checked field by field, that is not turned into bytes."""
 
-    def payload(self) -> Any:
-        return Leaf("receipt", self.run.id, {"receipt": self}, "")
+    def sealed(self, salt: bytes) -> Any:
+        return Leaf("receipt", self.run.id, {"receipt": self}, ""), None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +155,13 @@ class Signature(bytes):
     spec: Spec
 
 
+class Approved(bytes):
+    """Stands for the signature bundle of an approval."""
+
+    body: Any
+    manifest: str
+
+
 def bundle(chosen: Spec) -> session.Bundle:
     signature = Signature(chosen.manifest.payload)
     signature.spec = chosen
@@ -157,9 +173,14 @@ class Node:
 
     def __init__(self, machine: Machine, process: Process, *, pin: bool) -> None:
         self._machine, self._process, self._pin = machine, process, pin
+        self._kept: kernels.Sensors | None = None
 
     def sensors(self, admitted: Any, rules: Any) -> Any:
-        return kernels.Sensors(self._machine, self._process, admitted, rules, pin=self._pin)
+        return kernels.Sensors(self._machine, self._process, admitted, rules, self._succeed, pin=self._pin)
+
+    def _succeed(self, kept: kernels.Sensors) -> kernels.Sensors | None:
+        before, self._kept = self._kept, kept
+        return before
 
     def services(self, admitted: Any, before: Any, on_moved: OnMoved) -> Any:
         return servers.Services(self._machine, self._process, admitted, before, on_moved)
@@ -202,13 +223,16 @@ class Machine:
         self._by_digest: dict[str, Spec] = {}
         self.services: dict[int, servers.Running] = {}  # what runs, by cgroup
         self.cgroups = itertools.count(1)
-        self.leftover_of: dict[int, Process] = {}
+        self.halt: Halt | None = None
+        self.halted_ns = 0  # since when, if it is
+        self.looked_from: tuple[daemon.Executor | None, int] = (None, 0)  # from which turn of its loop it must see that
+        self.jumped_ns = -1  # when the clock jumped last
         self.sensors: list[kernels.Sensors] = []
         self.held: list[servers.Services] = []  # of every session of this process
         self.process = Process("nobody")
         self.process.dead = True
         self.executor: daemon.Executor | None = None
-        self.closing: daemon.Executor | None = None
+        self.closing: daemon.Executor | None = None  # somebody has asked it to stop
         self.journal: Journal | None = None
         self.events = self.crashes = self.starts = 0
         self.calm = False
@@ -225,6 +249,10 @@ class Machine:
 
     def spec_of(self, sha256: str) -> Spec:
         return self._by_digest[sha256]
+
+    def mode_of(self, book: Any) -> str:
+        """In which mode a runbook of a manifest is here."""
+        return "monitor" if self.scenario.monitor else str(book.mode)
 
     def armed_manifest(self) -> Any:
         admitted = self.executor.admitted if self.executor is not None else None
@@ -260,15 +288,37 @@ class Machine:
     def stopped(self, held: servers.Running) -> None:
         held.up = False
         if held.cgroup_id:
-            self.leftover_of.pop(held.cgroup_id, None)
             self.services.pop(held.cgroup_id, None)
-            held.cgroup_id = 0
+            held.cgroup_id, held.frozen_until_ns = 0, 0
 
-    def destroy_leftovers(self, process: Process) -> None:
-        """What an executor that is gone has left running."""
-        for cgroup, held in list(self.services.items()):
-            if self.leftover_of[cgroup] is not process:
+    def left_over(self, wanted: servers.Running) -> servers.Running | None:
+        """What an earlier executor left of this service, if it can be proven to be what is wanted; else it ends."""
+        for held in [h for h in self.services.values() if h.number == wanted.number]:
+            if held.up and held.declaration == wanted.declaration and self.chance.random() < 0.8:
+                held.frozen_until_ns = 0
+                return held
+            self.stopped(held)
+        return None
+
+    def sweep(self, declared: Container[int]) -> None:
+        """What is left of services that are not declared any more ends."""
+        for held in list(self.services.values()):
+            if held.number not in declared:
                 self.stopped(held)
+
+    def contrary(self) -> bool:
+        """Whether what was just done does not hold, or the service does not answer."""
+        one_in = self.scenario.contrary_one_in
+        return bool(one_in) and not self.calm and self.chance.random() * one_in < 1
+
+    def held_services(self) -> set[int]:
+        """Services that are frozen or isolated now."""
+        now, kernel = self.scheduler.now, self.kernel
+        return {h.number for c, h in self.services.items() if h.frozen_until_ns > now or kernel.isolated(c)}
+
+    def dies(self, held: servers.Running, cgroup: int) -> None:
+        """The main process of a service gets a signal that ends it."""
+        self._die(held, cgroup)
 
     def _die(self, held: servers.Running, cgroup: int) -> None:
         if held.cgroup_id != cgroup or not held.up:
@@ -326,7 +376,15 @@ class Machine:
         self._every(self._gap(scenario.death_ns), self._somebody_dies)
         self._every(self._gap(scenario.operator_ns), self._command)
         self._every(self._gap(scenario.fault_ns), self._trouble)
+        self._watch()
         self._start()
+
+    def _watch(self) -> None:
+        if not self.calm:
+            executor = self.executor
+            if executor is not None and executor.failure is None and self.closing is not executor:
+                self.auditor.are_called_again()
+            self.scheduler.after(MINUTE, self._watch)
 
     def _connect(self, destination: Destination) -> None:
         asking = self.kernel.attempt(destination)
@@ -346,6 +404,8 @@ class Machine:
     def _answers(self, destination: Destination) -> bool:
         place = (str(destination.address), destination.port)
         for held in self.services.values():
+            if held.frozen_until_ns > self.scheduler.now or self.kernel.isolated(held.cgroup_id):
+                continue
             if held.up and place in self.town.listens[held.name]:
                 return self.chance.random() < 0.98
         return False
@@ -385,7 +445,7 @@ class Machine:
     def _main(self, process: Process) -> None:
         pin = self.scenario.pin
         config = Config(
-            node="sim", tee="emulated", pin=pin,
+            node="sim", tee="emulated", pin=pin, mode="monitor" if self.scenario.monitor else "enforce",
             checkpoint_seconds=self.chance.choice((1, 10, 60)), epoch_minutes=self.chance.choice((1, 15)),
         )  # fmt: skip
         try:
@@ -439,6 +499,8 @@ class Machine:
         for sensors in list(self.sensors):
             if sensors.process is process:
                 sensors.leave()
+        for held in self.services.values():  # the spawner keeps no freeze longer than its executor
+            held.frozen_until_ns = 0
         for command in self._commands:
             command.done = command.done or process.dead
 
@@ -462,10 +524,7 @@ class Machine:
         self._commands.append(self.scheduler.spawn(process, "operator", lambda: self._operate(executor, process)))
 
     def _operate(self, executor: daemon.Executor, process: Process) -> None:
-        kind = self.chance.choices(
-            ("arm", "older", "disarm", "pause", "resume", "trip", "release", "reload", "roll", "checkpoint", "stop"),
-            (6, 2, 2, 3, 4, 4, 4, 1, 2, 1, 1),
-        )[0]
+        kind = self.chance.choices(list(OPERATIONS), list(OPERATIONS.values()))[0]
         self.auditor.counts[f"operator {kind}"] += 1
         try:
             self._do(executor, process, kind)
@@ -484,8 +543,17 @@ class Machine:
             case "pause":
                 self._pause(executor)
             case "resume":
-                self.auditor.paused = self.auditor.pausing = None
+                self.auditor.resuming += 1
                 executor.resume("go on")
+                self.auditor.resuming -= 1
+            case "halt":
+                self._halt()
+            case "clear":
+                self.halt = None
+            case "approve":
+                self._approve(executor)
+            case "acknowledge":
+                self._acknowledge(executor)
             case "trip":
                 executor.trip(address, port, self.chance.choice((1, SECOND, MINUTE, 60 * MINUTE)), "by hand")
             case "release":
@@ -508,10 +576,59 @@ class Machine:
         executor.pause("the operator looks", seconds)
 
     def _arm(self, executor: daemon.Executor, chosen: Spec) -> None:
+        held = self.halt
         try:
             executor.arm(bundle(chosen))
         except PointcallError as refusal:
             self.auditor.counts[f"refused {refusal.id}"] += 1
+        else:
+            if held is not None and self.halt is held:
+                self.auditor.fail("halted", "a manifest was armed")
+
+    def _halt(self) -> None:
+        if self.halt is None:
+            held = self.halt = Halt("the operator says so", "")
+            self.halted_ns, self.looked_from = self.scheduler.now, (None, 0)
+            self.scheduler.after(300 * MILLISECOND, lambda: self._must_look(held))
+            self.scheduler.after(self.chance.choice((SECOND, 10 * SECOND, 10 * MINUTE)), lambda: self._clear(held))
+
+    def _must_look(self, held: Halt) -> None:
+        if self.halt is held and self.executor is not None:
+            self.looked_from = self.executor, self.executor.beats
+
+    def _clear(self, held: Halt) -> None:
+        if self.halt is held:
+            self.halt = None
+
+    def _approve(self, executor: daemon.Executor) -> None:
+        """A second person looks at what waits and says yes: in time, late, twice, or to something else."""
+        chance, asked, manifest = self.chance, executor.asked(), self.armed_manifest()
+        if not asked or manifest is None:
+            return
+        one = chance.choice(asked)
+        call, issued = one.run.acts[one.index].call, self.wall
+        other = chance.choice(("", "", "", "", "run", "args", "manifest"))
+        body = SimpleNamespace(
+            run=f"{one.run.id[:-1]}0" if other == "run" else one.run.id,
+            index=one.index,
+            action=call.action,
+            args=("7",) if other == "args" else tuple(map(str, call.args)),
+            issued=issued,
+            expires=issued + timedelta(seconds=chance.choice((1, 60, 3600))),
+        )
+        approval = Approved(b"approval")
+        approval.body, approval.manifest = body, HASH if other == "manifest" else manifest.sha256
+        self.scheduler.sleep(chance.choice((0, 0, 0, 2 * SECOND, 2 * MINUTE)))
+        self.auditor.counts[f"approves {other or 'it'}"] += 1
+        for _ in range(chance.choice((1, 1, 2))):
+            executor.approve(approval)
+            if other:
+                self.auditor.fail("approved", f"an approval of another {other} was taken")
+
+    def _acknowledge(self, executor: daemon.Executor) -> None:
+        waiting = executor.escalations()
+        if waiting:
+            executor.acknowledge(self.chance.choice(waiting).run, "seen")
 
     # ---- troubles --------------------------------------------------------------------------------------------------
 
@@ -539,6 +656,7 @@ class Machine:
         elif kind == "slow":
             disk.slow_one_in = chance.choice((0, 0, 20, 100))
         elif kind == "clock" and scenario.clock_jumps:
+            self.jumped_ns = self.scheduler.now
             self.wall_offset_ns += chance.choice((-1, 1)) * chance.choice((SECOND, MINUTE, 1440 * MINUTE))
         elif kind == "tamper" and chance.random() < 0.2:
             self.kernel.tampered = True
@@ -556,6 +674,7 @@ class Machine:
         """No more events and no more faults: what was begun ends, then the executor closes."""
         self.calm = True
         self.disk.full = self.kernel.tampered = False
+        self.halt = None
         self.disk.fail_one_in = self.disk.slow_one_in = 0
         until = self.scheduler.now + CALM_NS
         closing: Task | None = None
@@ -636,26 +755,38 @@ def _check_manifest(machine: Machine) -> Callable[..., Any]:
     return check_spec
 
 
-def _observed_registry(machine: Machine, real: Mapping[str, Any]) -> Mapping[str, Any]:
-    def observed(perform: Callable[..., Any]) -> Callable[..., Any]:
-        def act(action: Any, world: Any) -> Any:
-            machine.scheduler.alive()
-            machine.auditor.begins(action)
-            try:
-                return perform(action, world)
-            finally:
-                machine.auditor.ended(action)
+def _verify_approval(machine: Machine) -> Callable[..., Any]:
+    def verify(bundle: Approved, *, manifest: str, at: datetime, **_: Any) -> Any:
+        machine.scheduler.preempt()
+        if bundle.manifest != manifest:
+            raise VerifyError("the approval is for something else", id="approval.other")
+        if not bundle.body.issued - timedelta(minutes=5) <= at < bundle.body.expires:
+            raise VerifyError("the approval does not hold now", id="approval.time")
+        by = SimpleNamespace(identity="anna", issuer="lab")
+        return SimpleNamespace(body=bundle.body, by=by, sha256=HASH)
 
-        return act
+    return verify
 
-    return {name: observed(perform) for name, perform in real.items()}
+
+def _observed_performed(machine: Machine, real: Callable[..., Any]) -> Callable[..., Any]:
+    def performed(verb: Any, action: Any, world: Any) -> Any:
+        machine.scheduler.alive()
+        machine.auditor.begins(action)
+        try:
+            done = real(verb, action, world)
+        finally:
+            machine.auditor.ended(action)
+        machine.auditor.performed(action, done)
+        return done
+
+    return performed
 
 
 def _observed_apply(machine: Machine, real: Callable[..., Any]) -> Callable[..., Any]:
     def apply(self: Any, run: Any, act: Any, action: Any) -> Any:
         task = machine.scheduler.current
         assert task is not None
-        mode = machine.spec_of(run.epoch.manifest).manifest.runbook(run.runbook.name).mode
+        mode = machine.mode_of(machine.spec_of(run.epoch.manifest).manifest.runbook(run.runbook.name))
         task.local["run"] = (run.id, act.index, mode)
         try:
             return real(self, run, act, action)
@@ -704,15 +835,19 @@ class _Runners:
         return HASH
 
 
-def _payload(body: entry.Body, *, at: datetime, ktime_ns: int, epoch: str, run: str | None = None) -> Leaf:
-    kinds = {cls: kind for kind, cls in entry.BODIES.items()}
-    return Leaf(kinds[type(body)], run, dict(body.__dict__), epoch)
+KIND_OF = {cls: kind for kind, cls in entry.BODIES.items()}
+
+
+def _sealed(
+    body: entry.Body, *, at: datetime, ktime_ns: int, epoch: str, run: str | None = None, salt: bytes
+) -> tuple[Leaf, None]:
+    return Leaf(KIND_OF[type(body)], run, dict(body.__dict__), epoch, at), None
 
 
 class _Entry:
-    """The module `entry`, where a payload is not turned into bytes."""
+    """The module `entry`, where an entry is not turned into bytes."""
 
-    payload = staticmethod(_payload)
+    sealed = staticmethod(_sealed)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(entry, name)
@@ -733,15 +868,22 @@ def installed(machine: Machine) -> Iterator[None]:
     verdict = Verdict((), "emulated")
     evidence = SimpleNamespace(encode=lambda: b"evidence", platform="snp", sha256=HASH)
     trust = SimpleNamespace(
-        policy=SimpleNamespace(raw=b"policy", sha256=HASH), trusted_root=b"root", trusted_root_sha256=HASH, roots=None
+        policy=SimpleNamespace(raw=b"policy", sha256=HASH, may_approve=True),
+        trusted_root=b"root",
+        trusted_root_sha256=HASH,
+        roots=None,
     )
 
     def open_journal(path: Path, *, origin: str) -> Journal:
         scheduler.alive()
         assert scheduler.current is not None
         machine.journal = Journal(machine.disk, scheduler, scheduler.current.process, machine.auditor.durable)
-        machine.journal.on_submit = machine.mischief
+        machine.journal.on_submit = submitted
         return machine.journal
+
+    def submitted(leaf: Leaf) -> None:
+        machine.auditor.submitted(leaf)
+        machine.mischief(leaf)
 
     def attest(*_: Any, **__: Any) -> Any:
         scheduler.preempt()
@@ -762,7 +904,7 @@ def installed(machine: Machine) -> Iterator[None]:
         for name, stand_in in simulated.items()
         if isinstance(vars(module).get(name), ModuleType)
     ]
-    clock = SimpleNamespace(now=lambda _zone: machine.wall)
+    clock = SimpleNamespace(now=lambda _zone: machine.wall, fromisoformat=datetime.fromisoformat)
     changes += [
         *((module, "datetime", clock) for module in (daemon, recorder)),
         (daemon, "Future", lambda: threads.Future(scheduler)),
@@ -775,7 +917,12 @@ def installed(machine: Machine) -> Iterator[None]:
         (daemon, "attest", attest),
         (daemon, "opening", opening),
         (daemon, "wasm", _Runners(machine)),
-        (daemon, "REGISTRY", _observed_registry(machine, daemon.REGISTRY)),
+        (daemon, "halted", lambda _folder: machine.halt),
+        (daemon, "read_notices", lambda _folder: ()),
+        (daemon, "verify_notices", lambda *_, **__: ()),
+        (daemon, "verify_approval", _verify_approval(machine)),
+        (daemon, "probes", SimpleNamespace(pending=lambda _folder: [], taken=lambda _folder: None)),
+        (daemon, "_performed", _observed_performed(machine, daemon._performed)),
         (daemon, "step", _observed_step(machine, daemon.step)),
         (daemon.Executor, "_apply", _observed_apply(machine, daemon.Executor._apply)),
         (recorder, "entry", _Entry()),

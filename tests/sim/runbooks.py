@@ -174,7 +174,7 @@ class Runner:
             case "again":
                 return (chance.choice((0, 10**6, 10**9, 60 * 10**9)), chance.randrange(3))
             case "kill":
-                return (number, 9)
+                return (number, chance.choice((9, 15, 1)))
             case _:
                 return (number,)
 
@@ -216,6 +216,7 @@ def spec(chance: random.Random, where: Town, sequence: int, number: int, at: dat
     """A random manifest over the town."""
     pool = list(chance.sample(modules(), min(len(modules()), chance.randint(1, 3))))
     pool += [random_module(chance, number * 10 + i) for i in range(chance.randint(0, 2))]
+    sensors = ["breaker", *(n for n in ("lifecycle", "connections", "isolate") if chance.random() < 0.95)]
     declared = {n: hashlib.sha256(f"{n}{chance.randrange(2)}".encode()).hexdigest() for n in where.listens}
     body = {
         "format": "pointcall-manifest/v1",
@@ -226,11 +227,7 @@ def spec(chance: random.Random, where: Town, sequence: int, number: int, at: dat
         "expires": _instant(at + timedelta(seconds=chance.choice((60, 600, 86_400, 86_400, 864_000)))),
         "vocabulary": vocabulary_digest(),
         "runbooks": [_runbook(chance, where, m) for m in pool],
-        "sensors": [
-            {"name": n, "blob": f"{n}.blob"}
-            for n in ("breaker", "lifecycle")
-            if n == "breaker" or chance.random() < 0.9
-        ],
+        "sensors": [{"name": n, "blob": f"{n}.blob"} for n in sensors],
         "services": [
             {
                 "name": n,
@@ -241,12 +238,12 @@ def spec(chance: random.Random, where: Town, sequence: int, number: int, at: dat
             }
             for n, places in where.listens.items()
         ],
-        "channels": [{"name": n, "kind": "log"} for n in CHANNELS],
+        "channels": [_channel(chance, n) for n in CHANNELS],
         "guard": _guard(chance, where),
     }
     predicate = Predicate.model_validate_json(_json(body))
     digest = hashlib.sha256(f"{number}{chance.random()}".encode()).hexdigest()
-    subjects = {f"{m.name}.wasm": m.sha256 for m in pool} | {f"{s}.blob": "0" * 64 for s in ("breaker", "lifecycle")}
+    subjects = {f"{m.name}.wasm": m.sha256 for m in pool} | {f"{s}.blob": "0" * 64 for s in sensors}
     refused = "manifest.signer" if chance.random() < 0.05 else ""
     return Spec(
         Manifest(b"payload %d" % number, digest, subjects, predicate),
@@ -286,9 +283,20 @@ def _runbook(chance: random.Random, where: Town, module: Module) -> dict[str, An
             "per_minute": chance.choice((1, 6, 60, 600)),
             "burst": chance.choice((1, 3, 10, 100)),
             "hold_off_seconds": chance.choice((0, 0, 0, 1, 30)),
+            "approval": _approval(chance, module),
         },
         "mode": "monitor" if chance.random() < 0.2 else "enforce",
     }
+
+
+def _channel(chance: random.Random, name: str) -> dict[str, str]:
+    kind, address = chance.choice((("log", ""), ("unix", f"/run/{name}"), ("webhook", f"https://{name}.example/")))
+    return {"name": name, "kind": kind, "address": address}
+
+
+def _approval(chance: random.Random, module: Module) -> list[str]:
+    able = sorted(module.info.capabilities)
+    return chance.sample(able, chance.randint(1, len(able))) if able and chance.random() < 0.3 else []
 
 
 def _guard(chance: random.Random, where: Town) -> dict[str, Any]:
@@ -305,6 +313,6 @@ def _guard(chance: random.Random, where: Town) -> dict[str, Any]:
         "max_circuits_at_once": chance.choice((1, 2, 64)),
         "storm_events_per_minute": chance.choice((20, 600, 100_000)),
         "storm_cooldown_seconds": chance.choice((0, 5, 300)),
-        "healthy_delay_seconds": chance.choice((0, 5, 60)),
+        "healthy_delay_seconds": chance.choice((0, 5, 60, 7200)),
         "never_touch": never,
     }

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pointcall_attest.admission import Admitted
+from pointcall_executor.channels import ChannelError
 from pointcall_executor.core.event import Kind, ProcessEvent
 from pointcall_executor.node import OnMoved
-from pointcall_executor.services.process import ServiceError, Started
+from pointcall_executor.services.managed import ServiceError, Started, not_running
 from pointcall_runbook.vocabulary import Level, channel, service
 from tests.sim.scheduler import MILLISECOND, SECOND, Process, Scheduler
 
@@ -40,6 +41,7 @@ class Running:
     cgroup_id: int = 0
     up: bool = False
     since_ns: int = 0
+    frozen_until_ns: int = 0
     temper: Temper = field(default_factory=Temper)
 
 
@@ -100,9 +102,8 @@ class Services:
         auditor.touch(number, undoing=self._undoing)
         try:
             if held.cgroup_id:
-                raise ServiceError("it runs already", id="service.running")
+                self.machine.stopped(held)
             held.cgroup_id = next(self.machine.cgroups)
-            self.machine.leftover_of[held.cgroup_id] = self.process
             self._on_moved(number, held.cgroup_id)
             temper = held.temper
             if chance.random() * temper.hang_one_in < 1:
@@ -120,23 +121,62 @@ class Services:
 
     def _make_room(self, number: int, held: Running) -> None:
         old = self._before.own.get(number) if self._before is not None else None
-        if old is not None and old is not held and old.cgroup_id:
+        if old is not None and old is not held and old.cgroup_id and old.up:
             self._stopped.append(number)
             assert self._before is not None
             self._before.destroy(number, 0)
 
+    def signal(self, number: int, sig: int) -> None:
+        held = self._running(number)
+        if sig in (9, 15):
+            self.machine.dies(held, held.cgroup_id)
+
+    def _running(self, number: int) -> Running:
+        held = self._of(number)
+        if not held.cgroup_id or not held.up:
+            raise not_running(held.name)
+        return held
+
+    def freeze(self, number: int, until_ns: int) -> None:
+        held = self._running(number)
+        self.scheduler.preempt()
+        self.machine.auditor.asks_for(until_ns)
+        held.frozen_until_ns = until_ns
+
+    def thaw(self, number: int) -> None:
+        held = self._of(number)
+        self.scheduler.preempt()
+        held.frozen_until_ns = 0
+
+    def cgroup(self, number: int) -> int:
+        held = self._of(number)
+        if not held.cgroup_id:
+            raise not_running(held.name)
+        return held.cgroup_id
+
+    def healthy(self, number: int) -> str:
+        held = self._of(number)
+        self.scheduler.preempt()
+        if not held.cgroup_id or not held.up:
+            return "its main process does not run"
+        if held.frozen_until_ns > self.scheduler.now:
+            return "it is frozen"
+        return "it does not answer" if self.machine.contrary() else ""
+
     def adopt(self) -> list[int]:
         missing = []
-        for number, held in self.own.items():
-            if held.cgroup_id:
+        for number, held in list(self.own.items()):
+            old = self._before.own.get(number) if self._before is not None else None
+            if old is None:
+                left = self.machine.left_over(held)
+                held = self.own[number] = left or held
+            if held.cgroup_id and held.up:
                 self._on_moved(number, held.cgroup_id)
             else:
                 missing.append(number)
-        if self._before is None:
-            self.machine.destroy_leftovers(self.process)
         return missing
 
-    def undo(self) -> None:
+    def undo(self) -> tuple[str, ...]:
         self.scheduler.alive()
         before, started, stopped = self._before, self._started, self._stopped
         self._before, self._final, self._started, self._stopped = None, True, [], []
@@ -150,14 +190,19 @@ class Services:
                 before.start(number)
             finally:
                 before._undoing = False
+        return tuple(self.own[number].name for number in dict.fromkeys([*started, *stopped]))
 
-    def commit(self) -> None:
+    def commit(self) -> tuple[str, ...]:
         self.scheduler.alive()
-        before = self._before
+        before, ended = self._before, []
         self._before, self._final, self._started, self._stopped = None, True, [], []
+        if before is None:
+            self.machine.sweep(self.own)
         for number, held in (before.own if before is not None else {}).items():
             if self.own.get(number) is not held:
                 self._destroy(held, 0)
+                ended.append(held.name)
+        return tuple(ended)
 
     def stop_all(self) -> None:
         for number in self.own:
@@ -165,19 +210,27 @@ class Services:
 
 
 class Channels:
-    """Channels of the machine: some calls fail."""
+    """Channels of the machine: some calls fail, and those that go through somebody else take their time."""
 
     def __init__(self, machine: Any, admitted: Admitted) -> None:
         self.machine = machine
-        self._names = {channel(c.name).number: c.name for c in admitted.manifest.channels}
+        self._channels = {channel(c.name).number: c for c in admitted.manifest.channels}
+
+    def waits(self, number: int) -> bool:
+        return number in self._channels and self._channels[number].kind != "log"
 
     def send(self, number: int, level: Level, code: int) -> str:
-        self.machine.scheduler.preempt()
-        if number not in self._names:
-            raise ServiceError("no such channel is declared", id="channel.unknown", got=str(number))
-        if self.machine.scheduler.random.random() < 0.05:
-            raise OSError(32, "Broken pipe")
-        return self._names[number]
+        machine = self.machine
+        machine.scheduler.preempt()
+        machine.auditor.told(number, code, waits=self.waits(number))
+        if number not in self._channels:
+            raise ChannelError("no such channel is declared", id="channel.unknown", got=str(number))
+        if self.waits(number):
+            slow = machine.scheduler.random.random() < 0.05
+            machine.scheduler.sleep(machine.scheduler.random.randrange(5 * SECOND if slow else 20 * MILLISECOND))
+        if machine.scheduler.random.random() < 0.05:
+            raise ChannelError("it could not be told", id="channel.unreachable")
+        return str(self._channels[number].name)
 
 
 def exit_of(held: Running, now_ns: int, kind: Kind = Kind.PROCESS_EXIT) -> ProcessEvent:

@@ -12,11 +12,11 @@ import pytest
 
 from pointcall_attest import entry
 from pointcall_executor import daemon, run
-from pointcall_executor.actions.world import Done, World
+from pointcall_executor.actions.world import Done, Verb, World
 from pointcall_executor.core import guard, step
 from pointcall_executor.core.guard import Refusal
 from pointcall_executor.daemon import Executor
-from pointcall_executor.recorder import Recorder
+from pointcall_executor.recorder import Left, Recorder
 from pointcall_runbook.vocabulary import Outcome, capability
 from tests.sim.auditor import INVARIANTS, BrokenError
 from tests.sim.disk import Journal
@@ -43,8 +43,8 @@ def without(*rules: str) -> Callable[[Patch], None]:
 def never_monitor(patch: Patch) -> None:
     real = daemon.armed_of
 
-    def armed_of(admitted: Any) -> step.Armed:
-        armed = real(admitted)
+    def armed_of(*about: Any) -> step.Armed:
+        armed = real(*about)
         return dataclasses.replace(
             armed, runbooks=tuple(dataclasses.replace(b, mode="enforce") for b in armed.runbooks)
         )
@@ -62,7 +62,14 @@ def act_before_the_intent(patch: Patch) -> None:
 
 
 def never_reconcile(patch: Patch) -> None:
-    patch.setattr(Recorder, "reconcile", lambda _self: 0)
+    real = Recorder.reconcile
+
+    def reconcile(self: Recorder) -> Left:
+        with pytest.MonkeyPatch.context() as silent:
+            silent.setattr(Recorder, "record", lambda *_: 0)
+            return real(self)
+
+    patch.setattr(Recorder, "reconcile", reconcile)
 
 
 def outcome_twice(patch: Patch) -> None:
@@ -114,7 +121,7 @@ def ask_again_after_a_trap(patch: Patch) -> None:
     def quarantine(self: Any, *how: Any) -> None:
         armed = self.state.armed
         real(self, *how)
-        self.state = dataclasses.replace(self.state, armed=armed)
+        self.state = self.state._replace(armed=armed)
 
     patch.setattr(Executor, "_quarantine", quarantine)
 
@@ -122,7 +129,7 @@ def ask_again_after_a_trap(patch: Patch) -> None:
 def tell_too_early(patch: Patch) -> None:
     real = Journal.submit
 
-    def submit(self: Journal, leaf: Any) -> Any:
+    def submit(self: Journal, leaf: Any, _opening: object = None) -> Any:
         future = real(self, leaf)
         if leaf.kind != "receipt":
             return future
@@ -144,7 +151,7 @@ def change_epochs_at_any_time(patch: Patch) -> None:
 
 
 def count_no_loss(patch: Patch) -> None:
-    patch.setattr(Executor, "_count_lost", lambda self: self._session and self._session.sensors.lost())
+    patch.setattr(Executor, "_count_lost", lambda *_: None)
 
 
 def count_loss_twice(patch: Patch) -> None:
@@ -183,7 +190,7 @@ def hold_for_a_day(patch: Patch) -> None:
         world.circuits.force(action.address, action.port, world.now_ns + 24 * 3600 * 10**9)
         return Done(Outcome.APPLIED, f"{action.address}:{action.port}", undo="close_circuit")
 
-    patch.setattr(daemon, "REGISTRY", dict(daemon.REGISTRY) | {"open_circuit": perform})
+    patch.setattr(daemon, "REGISTRY", dict(daemon.REGISTRY) | {"open_circuit": Verb(perform)})
 
 
 def forget_who_is_busy(patch: Patch) -> None:
@@ -217,9 +224,61 @@ def flap_only_once(patch: Patch) -> None:
     patch.setattr(guard, "TOO_MUCH", kept)
 
 
+def never_look_at_the_halt(patch: Patch) -> None:
+    patch.setattr(Executor, "_check_armed", lambda *_: None)
+
+
+def keep_approvals(patch: Patch) -> None:
+    patch.setattr(guard, "_spent", lambda approvals, _request: approvals)
+
+
+def forget_pauses(patch: Patch) -> None:
+    real = Recorder.reconcile
+
+    def reconcile(self: Recorder) -> Left:
+        left = real(self)
+        left.paused = None
+        return left
+
+    patch.setattr(Recorder, "reconcile", reconcile)
+
+
+def forget_who_was_called(patch: Patch) -> None:
+    real = Recorder.reconcile
+
+    def reconcile(self: Recorder) -> Left:
+        left = real(self)
+        left.escalations.clear()
+        return left
+
+    patch.setattr(Recorder, "reconcile", reconcile)
+
+
+def hold_what_was_rolled_back(patch: Patch) -> None:
+    real = guard.settled
+
+    def settled(*about: Any, rolled_back: bool) -> Any:
+        return real(*about, rolled_back=False)
+
+    patch.setattr(guard, "settled", settled)
+
+
+def hold_nothing(patch: Patch) -> None:
+    patch.setattr(guard, "settled", lambda state, *_, **__: state)
+
+
+def tell_on_the_loop(patch: Patch) -> None:
+    def send(self: Any, run: Any, act: Any, action: Any) -> None:
+        self._apply(run, act, action)
+        self._ended(run, act)
+
+    patch.setattr(Executor, "_send", send)
+
+
 MUTATIONS: dict[str, tuple[str, Callable[[Patch], None]]] = {
     "no rule of one at a time": ("target", forget_who_is_busy),
     "no blast radius": ("radius", without("_blast_radius")),
+    "leases hold nothing": ("radius", hold_nothing),
     "no token bucket": ("rate", without("_rate")),
     "no limit of the node": ("rate", without("_node_rate")),
     "no hold-off": ("rate", without("_hold_off")),
@@ -240,6 +299,15 @@ MUTATIONS: dict[str, tuple[str, Callable[[Patch], None]]] = {
     "no receipt of a refused run": ("receipt", no_receipt_of_refused_runs),
     "disarms in words only": ("disarmed", disarm_only_in_words),
     "pauses in words only": ("paused", pause_only_in_words),
+    "a pause ends with the executor": ("paused", forget_pauses),
+    "never looks whether it is halted": ("halted", never_look_at_the_halt),
+    "no approval": ("approved", without("_approval")),
+    "an approval without an end": ("approved", keep_approvals),
+    "calls nobody": ("called", lambda patch: patch.setattr(Executor, "_escalate", lambda *_: None)),
+    "calls only once": ("called", lambda patch: patch.setattr(Executor, "_call_again", lambda *_: None)),
+    "calls end with the executor": ("called", forget_who_was_called),
+    "holds what was rolled back": ("rollback", hold_what_was_rolled_back),
+    "tells slow channels on the loop": ("loop", tell_on_the_loop),
     "asks again after a trap": ("quarantine", ask_again_after_a_trap),
     "tells before it is durable": ("acknowledged", tell_too_early),
     "changes epochs with runs in flight": ("epoch", change_epochs_at_any_time),

@@ -208,8 +208,10 @@ class Pool:
             for task in self._waiters:
                 self._scheduler.wake(task)
 
-    def shutdown(self, wait: bool = True) -> None:
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self._ended = True
+        if cancel_futures:
+            self._jobs.clear()
         while wait and self._busy:
             assert self._scheduler.current is not None
             self._waiters.append(self._scheduler.current)

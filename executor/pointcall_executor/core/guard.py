@@ -23,6 +23,7 @@ from pointcall_runbook.vocabulary import (
     Mode,
     Network,
     OpenCircuit,
+    Outcome,
     Recreate,
     Thaw,
     capability,
@@ -361,6 +362,7 @@ def judge(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
 
 def permitted(state: GuardState, request: Request, rules: Rules) -> GuardState:
     """The state after an action was let through: a token is spent, the target is held."""
+    state = state._replace(approvals=_spent(state.approvals, request))
     if capability(type(request.action)) in HARMLESS:
         return state
     now, target = request.now_ns, target_of(request.action)
@@ -376,8 +378,6 @@ def permitted(state: GuardState, request: Request, rules: Rules) -> GuardState:
     return state._replace(
         busy={**state.busy, target: request.run},
         buckets=buckets,
-        leases=_leased(state.leases, request.action, now),
-        approvals=_spent(state.approvals, request),
         recreated=recreated,
         history=history,
     )
@@ -386,17 +386,6 @@ def permitted(state: GuardState, request: Request, rules: Rules) -> GuardState:
 def _spent(approvals: Mapping[tuple[str, Action], int], request: Request) -> Mapping[tuple[str, Action], int]:
     key = (request.runbook, request.action)
     return {k: until for k, until in approvals.items() if k != key} if key in approvals else approvals
-
-
-def _leased(leases: Mapping[Target, int], action: Action, now_ns: int) -> Mapping[Target, int]:
-    """What is held after this action."""
-    target, ends = target_of(action), ENDS.get(type(action))
-    if ends:
-        gone = {(name, *target) for name in ends}
-        return {held: until for held, until in leases.items() if held not in gone and until > now_ns}
-    if isinstance(action, Lease):
-        return {**leases, (capability(type(action)), *target): now_ns + action.hold}
-    return leases
 
 
 def approved(state: GuardState, runbook: str, action: Action, until_ns: int) -> GuardState:
@@ -412,10 +401,21 @@ def circuits_held(state: GuardState, forced: Iterable[tuple[Address, int, int]])
     return state._replace(leases={**kept, **held})
 
 
-def undone(state: GuardState, action: Action) -> GuardState:
-    """The state after an action was rolled back: what it held is free again."""
-    held = (capability(type(action)), *target_of(action))
-    return state._replace(leases={k: until for k, until in state.leases.items() if k != held})
+def settled(state: GuardState, action: Action, outcome: Outcome, now_ns: int, *, rolled_back: bool) -> GuardState:
+    """The state with what an action that has ended holds from now on, and without what it has ended.
+
+    While it was in flight its target was busy. What may hold counts as held; what failed has changed nothing.
+    """
+    target, ends = target_of(action), ENDS.get(type(action), frozenset())
+    own = (capability(type(action)), *target)
+    leases = {held: until for held, until in state.leases.items() if until > now_ns}
+    if rolled_back:
+        leases.pop(own, None)
+    elif isinstance(action, Lease) and outcome in (Outcome.APPLIED, Outcome.UNCONFIRMED):
+        leases[own] = max(now_ns + action.hold, leases.get(own, 0))
+    elif outcome is Outcome.APPLIED:
+        leases = {held: until for held, until in leases.items() if held[1:] != target or held[0] not in ends}
+    return state._replace(leases=leases)
 
 
 def recalled(state: GuardState, acted: Sequence[tuple[str, str, int]], now_ns: int) -> GuardState:
@@ -427,7 +427,7 @@ def recalled(state: GuardState, acted: Sequence[tuple[str, str, int]], now_ns: i
         at = now_ns - age_ns
         if at < 0:
             continue
-        history = state.history.noted(("actions",), at)
+        history = state.history.noted(("actions",), at, keep=len(acted))
         if action == capability(Recreate):
             number = service(target).number
             history = history.noted(("restart", number), at)

