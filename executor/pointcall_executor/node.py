@@ -84,7 +84,8 @@ class KernelNode:
         """Start the spawner now: it keeps the privileges that this process has at this moment. And drop old pins, which
         may need them too."""
         self._forget_pins()
-        self._spawning()
+        if self._spawner is None:
+            self._spawner = Spawner(self._config.cgroup)
 
     def sensors(self, admitted: Admitted, rules: Rules) -> KernelSensors:
         gate = find_root() / self._config.gate
@@ -110,7 +111,7 @@ class KernelNode:
     def _spawning(self) -> Spawner:
         if self._spawner is None:
             self._spawner = Spawner(self._config.cgroup)
-        return self._spawner
+        return self._spawner.watch()
 
     def _kinds(self) -> Kinds:
         config = self._config

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from pointcall_runbook.vocabulary import CircuitOpened as CircuitOpened
     from pointcall_runbook.vocabulary import CircuitStuck as CircuitStuck
     from pointcall_runbook.vocabulary import CloseCircuit as CloseCircuit
+    from pointcall_runbook.vocabulary import ConnectionsReset as ConnectionsReset
     from pointcall_runbook.vocabulary import ConnectSlow as ConnectSlow
     from pointcall_runbook.vocabulary import DiskError as DiskError
     from pointcall_runbook.vocabulary import Escalate as Escalate
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from pointcall_runbook.vocabulary import Recreate as Recreate
     from pointcall_runbook.vocabulary import Remember as Remember
     from pointcall_runbook.vocabulary import Resource as Resource
+    from pointcall_runbook.vocabulary import RetransmitStorm as RetransmitStorm
     from pointcall_runbook.vocabulary import Service as Service
     from pointcall_runbook.vocabulary import SyscallUnusual as SyscallUnusual
     from pointcall_runbook.vocabulary import Thaw as Thaw

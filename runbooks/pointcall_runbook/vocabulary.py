@@ -275,6 +275,30 @@ class ConnectSlow(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ConnectionsReset(Event):
+    """Established connections to a destination were reset by the other side, within one window."""
+
+    at: Instant
+    address: Address
+    port: Port
+    resets: Count
+    service: Service
+    restarts: Count
+
+
+@dataclass(frozen=True, slots=True)
+class RetransmitStorm(Event):
+    """Segments to a destination had to be sent again, within one window: the path or the peer loses packets."""
+
+    at: Instant
+    address: Address
+    port: Port
+    segments: Count
+    service: Service
+    restarts: Count
+
+
+@dataclass(frozen=True, slots=True)
 class OomKilled(Event):
     """The kernel's out-of-memory killer chose a process of a declared service."""
 
@@ -528,6 +552,8 @@ _EVENTS: Final[tuple[type[Event], ...]] = (
     CircuitClosed,
     CircuitStuck,
     ConnectSlow,
+    ConnectionsReset,
+    RetransmitStorm,
     OomKilled,
     ProcessExited,
     FilesystemSlow,

@@ -25,7 +25,7 @@ ANSWER = b"HTTP/1.1 200 OK\r\n\r\n"
 @pytest.fixture
 def spawner(network: None, group: Cgroup) -> Iterator[Spawner]:
     """Below the gate's own cgroup: what it connects is judged like everything else there."""
-    made = Spawner(f"{group.path.relative_to(find_root())}/inner")
+    made = Spawner(f"{group.path.relative_to(find_root())}/inner").watch()
     wait_for(lambda: str(made.pid) in (find_root() / made.cgroup / "cgroup.procs").read_text().split())
     yield made
     made.close()

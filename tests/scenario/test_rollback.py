@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator
 from datetime import timedelta
@@ -12,11 +13,13 @@ import pytest
 
 from pointcall_attest.manifest import Manifest
 from pointcall_attest.manifest_diff import differences
+from pointcall_executor.cli import main
 from pointcall_executor.daemon import Executor
 from pointcall_executor.journal import JournalReader
 from pointcall_executor.journal_reader import DamagedError, JournalError
 from pointcall_executor.recorded import RecordedNode
 from pointcall_executor.rollback import RollbackError, armed_before, last_good, restore, successor
+from pointcall_keys.assemble import Assembled
 from tests.lab import Lab, now
 from tests.scenario.test_loop_story import declare, spec
 
@@ -96,3 +99,24 @@ def test_what_was_revoked_since_stays_revoked(lab: Lab, executor: Executor, tmp_
     with JournalReader.open(lab.state / "journal.db") as reader:
         made = successor(reader, good.sha256, revoking, not_before=now() - timedelta(hours=1), expires=now())
     assert Manifest.parse(made.statement).predicate.revoked == ("a" * 64,)
+
+
+def test_the_verb_writes_what_is_to_be_signed(
+    lab: Lab, executor: Executor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state, out = ["--state-dir", str(lab.state)], str(tmp_path / "out")
+    assert main(["manifest", "restore", "--out", out, *state]) == 1
+    assert "rollback.none" in capsys.readouterr().err
+    good = arm(lab, executor, 1, COLOUR="green")
+    bad = arm(lab, executor, 5, COLOUR="red")
+    assert main(["manifest", "restore", "--list", "--json", *state]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["sha256"], row["sequence"]) for row in rows] == [(good.sha256, 1), (bad.sha256, 5)]
+    assert main(["manifest", "restore", *state]) == 2
+    assert main(["manifest", "restore", "0" * 64, "--out", out, *state]) == 1
+    capsys.readouterr()
+    assert main(["manifest", "restore", "--out", out, "--json", *state]) == 0
+    assert json.loads(capsys.readouterr().out)["restores"] == good.sha256
+    files = {str(p.relative_to(f"{out}/files")): p.read_bytes() for p in Path(out, "files").rglob("*") if p.is_file()}
+    again = executor.arm(lab.sign(Assembled(Path(out, "manifest.json").read_bytes(), files))).manifest
+    assert (again.sequence, again.subjects) == (6, good.subjects)

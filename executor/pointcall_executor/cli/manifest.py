@@ -1,5 +1,5 @@
 """`pointcall manifest`: `diff` says what an update grants, revokes or changes; verify, show; push, pull, pack, unpack;
-point, revoke and accept for notices."""
+point, revoke and accept for notices; restore for what was armed before."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pointcall_executor.cli import manifest_notice, manifest_verify
+from pointcall_executor.cli import manifest_notice, manifest_restore, manifest_verify
 
 if TYPE_CHECKING:
     from pointcall_attest.declaration import ServiceDeclaration
@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     unpack.add_argument("archive", metavar="FILE", type=Path)
     for one in (pull, pack, unpack):
         one.add_argument("--out", metavar="PATH", type=Path, required=True)
-    own = manifest_verify.parsers(what) + manifest_notice.parsers(what)
+    own = manifest_verify.parsers(what) + manifest_notice.parsers(what) + manifest_restore.parsers(what)
     for one in (diff, show, push, pull, pack, unpack, *own):
         one.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="machine-readable output")
         one.add_argument("--state-dir", metavar="DIR", default=argparse.SUPPRESS, help="where all state lies")
@@ -47,7 +47,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     verbs = {"diff": _diff, "show": _show, "push": _push, "pull": _pull, "pack": _pack, "unpack": _unpack}
     notices = {"point": manifest_notice.point, "revoke": manifest_notice.revoke, "accept": manifest_notice.accept}
-    return (verbs | notices | {"verify": manifest_verify.verify})[args.what](args)
+    own = {"verify": manifest_verify.verify, "restore": manifest_restore.restore}
+    return (verbs | notices | own)[args.what](args)
 
 
 def _show(args: argparse.Namespace) -> int:

@@ -28,6 +28,7 @@ from pointcall_runbook.vocabulary import (
     CircuitClosed,
     CircuitOpened,
     CircuitStuck,
+    ConnectionsReset,
     ConnectSlow,
     DiskError,
     Event,
@@ -35,6 +36,7 @@ from pointcall_runbook.vocabulary import (
     OomKilled,
     PressureHigh,
     ProcessExited,
+    RetransmitStorm,
     Service,
     SyscallUnusual,
     Unusual,
@@ -119,15 +121,18 @@ def _stuck(record: StuckEvent, topology: Topology, history: History) -> Noticed:
 
 
 def _transport(record: TransportEvent, topology: Topology, history: History) -> Noticed:
-    """Resets and retransmissions have no event of the vocabulary: they are counted, and start nothing."""
     where, number = record.destination, topology.listening(record.destination)
-    if record.kind is not Kind.CONNECT_SLOW:
-        return Noticed(None, str(where), "transport")
-    restarts = history.count(("restart", number), record.at_ns)
-    slow = ConnectSlow(
-        record.at_ns, where.address, where.port, record.count, record.attempts, Service(number), restarts
-    )
-    return Noticed(slow, str(where), "transport")
+    at, address, port, service = record.at_ns, where.address, where.port, Service(number)
+    restarts = history.count(("restart", number), at)
+    event: Event
+    match record.kind:
+        case Kind.RESETS:
+            event = ConnectionsReset(at, address, port, record.count, service, restarts)
+        case Kind.RETRANSMITS:
+            event = RetransmitStorm(at, address, port, record.count, service, restarts)
+        case _:
+            event = ConnectSlow(at, address, port, record.count, record.attempts, service, restarts)
+    return Noticed(event, str(where), "transport")
 
 
 def _storage(record: StorageEvent, topology: Topology, history: History) -> Noticed:

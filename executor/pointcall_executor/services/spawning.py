@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from pointcall_executor.kernel.cgroup import Cgroup, find_root
 from pointcall_executor.services.birth import HEARD
@@ -138,8 +138,16 @@ class Spawner:
         self._cgroup = Cgroup.create(f"{parent}-spawner.{time.monotonic_ns()}")
         self._leases: dict[Path, tuple[Freezer, int]] = {}
         self._process = _Process(self._cgroup)
-        self._closed = False
-        threading.Thread(target=self._watch, name="spawner", daemon=True).start()
+        self._closed = self._watched = False
+
+    def watch(self) -> Self:
+        """Have the process replaced as soon as it dies, from now on. Not while privileges are still to be dropped: a
+        thread that exists already would keep them."""
+        with self._lock:
+            first, self._watched = not self._watched, True
+        if first:
+            threading.Thread(target=self._watch, name="spawner", daemon=True).start()
+        return self
 
     @property
     def cgroup_id(self) -> int:

@@ -27,14 +27,17 @@ from pointcall_runbook.vocabulary import (
     CircuitClosed,
     CircuitOpened,
     CircuitStuck,
+    ConnectionsReset,
     ConnectSlow,
     DiskError,
+    Event,
     FilesystemSlow,
     OomKilled,
     Operation,
     PressureHigh,
     ProcessExited,
     Resource,
+    RetransmitStorm,
     SyscallUnusual,
     Unusual,
     service,
@@ -148,9 +151,16 @@ def test_each_detection_becomes_its_event_with_the_facts_of_its_service() -> Non
         assert slots(event)
 
 
-@pytest.mark.parametrize("kind", [Kind.RESETS, Kind.RETRANSMITS])
-def test_resets_and_retransmissions_start_nothing(kind: Kind) -> None:
-    assert notice(TransportEvent(kind, AT, HERE, 4, 6), TOPOLOGY, History())[1].event is None
+@pytest.mark.parametrize(
+    ("kind", "event"),
+    [
+        (Kind.RESETS, ConnectionsReset(AT, HERE.address, HERE.port, 4, API, 1)),
+        (Kind.RETRANSMITS, RetransmitStorm(AT, HERE.address, HERE.port, 4, API, 1)),
+    ],
+)
+def test_resets_and_retransmissions_are_about_who_listens_there(kind: Kind, event: Event) -> None:
+    noticed = notice(TransportEvent(kind, AT, HERE, 4, 6), TOPOLOGY, RESTARTED)[1]
+    assert (noticed.event, noticed.subject, noticed.sensor) == (event, str(HERE), "transport")
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from pointcall_attest.declaration import ServiceDeclaration
 from pointcall_executor.services.process import Process
 from pointcall_executor.services.spawning import Spawner
 parent, folder, declaration, frozen = sys.argv[1:]
-spawner = Spawner(parent)
+spawner = Spawner(parent).watch()
 one = Process(ServiceDeclaration.parse(Path(declaration).read_bytes()), parent, Path(folder), spawner)
 one.start()
 if frozen == "frozen": one.freeze(time.monotonic_ns() + 600_000_000_000)
@@ -55,7 +55,7 @@ class Stage:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port()
-        self.spawner = Spawner(PARENT)
+        self.spawner = Spawner(PARENT).watch()
         self.made: list[Process] = []
 
     def declaration(self, source: str = LISTEN, **over: Any) -> ServiceDeclaration:

@@ -44,7 +44,7 @@ class Stage:
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     with PodmanService(tmp_path_factory.mktemp("p")) as podman:
-        spawner = Spawner(PARENT)
+        spawner = Spawner(PARENT).watch()
         yield Stage(podman, spawner)
         spawner.close()
     remove_empty(PARENT)

@@ -59,7 +59,7 @@ def port() -> int:
 
 @pytest.fixture(scope="module")
 def spawner() -> Iterator[Spawner]:
-    made = Spawner(PARENT)
+    made = Spawner(PARENT).watch()
     yield made
     made.close()
     remove_empty(PARENT)
@@ -318,7 +318,7 @@ def test_a_frozen_service_ends_politely_too(make: Callable[..., Process], port: 
 
 def test_a_freeze_ends_when_the_executor_is_gone(make: Callable[..., Process], port: int, spawner: Spawner) -> None:
     process = serving(make, port)
-    process.spawner = Spawner(PARENT)
+    process.spawner = Spawner(PARENT).watch()
     process.start()
     process.freeze(time.monotonic_ns() + 60_000_000_000)
     wait_for(lambda: frozen(process))
@@ -513,7 +513,7 @@ def test_the_cgroup_of_a_spawner_that_was_killed_is_removed_by_a_later_one() -> 
     old, new = (find_root() / f"{PARENT}-x-spawner.{n}" for n in (1, time.monotonic_ns()))
     for folder in (old, new):
         folder.mkdir()
-    made = Spawner(f"{PARENT}-x")
+    made = Spawner(f"{PARENT}-x").watch()
     assert (old.exists(), new.exists()) == (False, True)
     made.close()
     remove_spawners(f"{PARENT}-x")

@@ -93,7 +93,7 @@ def test_every_part_is_asked_and_described(tmp_path: Path) -> None:
 
 @needs_cgroups
 def test_the_connect_is_made_from_the_spawners_own_cgroup() -> None:
-    spawner = Spawner(PARENT)
+    spawner = Spawner(PARENT).watch()
     try:
         folder = find_root() / spawner.cgroup
         assert folder.stat().st_ino == spawner.cgroup_id

@@ -48,7 +48,7 @@ class Stage:
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     with Manager(tmp_path_factory.mktemp("m") / "d") as manager:
-        spawner = Spawner(PARENT)
+        spawner = Spawner(PARENT).watch()
         stage = Stage(manager, spawner)
         yield stage
         stage.units.close()

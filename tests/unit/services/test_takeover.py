@@ -62,7 +62,7 @@ class Stage:
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
-    spawner = Spawner(PARENT)
+    spawner = Spawner(PARENT).watch()
     stage = Stage(tmp_path, spawner)
     yield stage
     for services in stage.made:
