@@ -396,10 +396,7 @@ class Executor:
         return admit(candidate, attested.verdict), attested
 
     def _arm(self, bundle: Bundle) -> Admitted:
-        held = halted(self.state_dir)
-        if held is not None:
-            hint = "pointcall halt --clear"
-            raise ArmingError("the node is halted", id="executor.halted", got=held.reason, hint=hint)
+        self._require_no_halt()
         generation, trust = self._generation, self.trust
         admitted, attested = self._admit(bundle, trust)
         armed = armed_of(admitted, trust.policy, self.config.mode)
@@ -425,6 +422,12 @@ class Executor:
         self._record_services("services ended: not declared any more", session.services.commit())
         return admitted
 
+    def _require_no_halt(self) -> None:
+        held = halted(self.state_dir)
+        if held is not None:
+            hint = "pointcall halt --clear"
+            raise ArmingError("the node is halted", id="executor.halted", got=held.reason, hint=hint)
+
     def _start_services(self, session: Session, put_back: contextlib.ExitStack) -> None:
         """Start what the manifest declares and what does not run yet, each start recorded like an action."""
         before = self._session or self._stopped
@@ -449,6 +452,7 @@ class Executor:
         """On the loop thread, with no run in flight: first what can fail, then the assignment."""
         if self._generation != generation:
             raise ArmingError("it was disarmed meanwhile", id="arm.interrupted", hint="arm again if that is meant")
+        self._require_no_halt()  # arming takes its time, and it does not wait for the next tick
         manifest, old = session.admitted.manifest, self._session
         detail: dict[str, JsonValue] = {name: f"{number} {tag}" for name, number, tag in session.sensors.programs()}
         self.journal.raise_sequence(ARMED, manifest.sequence, manifest.sha256)

@@ -148,9 +148,13 @@ class KernelSensors:
         make = functools.partial(_breaker, blob, self._gate, params, self._rules.never_touch_networks)
         if self._pins is None:
             return make(None)
-        breaker = self._pins.adopt(make)
-        self._taken_up = bool(breaker.sent() or breaker.lost())
-        return breaker
+
+        def adopted(pinned: Pinned | None) -> BreakerSensor:
+            breaker = make(pinned)
+            self._taken_up = pinned is not None
+            return breaker
+
+        return self._pins.adopt(adopted)
 
     def _attach(self) -> None:
         """First what is to be watched, then the links: nothing is seen half set up."""

@@ -389,6 +389,20 @@ def test_a_halted_node_lets_go_and_arms_nothing_until_a_person_clears_it(make_la
         assert executor.admitted is not None
 
 
+def test_a_halt_wins_over_the_arming_that_it_meets(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    adopt = RecordedServices.adopt
+
+    def halted_meanwhile(self: RecordedServices) -> list[int]:
+        halt.halt(watched.lab.state, "stop", now())
+        return adopt(self)
+
+    monkeypatch.setattr(RecordedServices, "adopt", halted_meanwhile)
+    with pytest.raises(ArmingError) as refused:
+        watched.arm()
+    assert refused.value.id == "executor.halted"
+    assert watched.executor.admitted is None
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"reason": 1}'])
 def test_a_kill_switch_that_cannot_be_understood_is_on(tmp_path: Path, content: bytes) -> None:
     (tmp_path / halt.FILE).write_bytes(content)

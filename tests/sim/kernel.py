@@ -195,7 +195,7 @@ class Sensors:
         kernel = self.kernel
         if self._pin and kernel.pinned is not None:
             self.breaker = kernel.pinned
-            self._taken_up = bool(kernel.pinned.ring.produced)
+            self._taken_up = True
             for destination in self.destinations:
                 self.breaker.circuits.setdefault(destination, breaker.Circuit())
         else:

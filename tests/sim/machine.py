@@ -609,7 +609,7 @@ class Machine:
         call, issued = one.run.acts[one.index].call, self.wall
         other = chance.choice(("", "", "", "", "run", "args", "manifest"))
         body = SimpleNamespace(
-            run=f"{one.run.id[:-1]}0" if other == "run" else one.run.id,
+            run=one.run.id[:-1] + ("1" if one.run.id[-1] == "0" else "0") if other == "run" else one.run.id,
             index=one.index,
             action=call.action,
             args=("7",) if other == "args" else tuple(map(str, call.args)),
