@@ -8,8 +8,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 from tests.fault.executor import story
@@ -24,7 +25,7 @@ GRANTS = {
 }
 
 
-def manifest(declaration: str) -> dict[str, Any]:
+def manifest(declaration: str, guard: Mapping[str, int]) -> dict[str, Any]:
     limits = {"perMinute": 600, "burst": 100}
     return {
         "runbooks": [{"name": "fix", "source": "fix", "grants": GRANTS, "limits": limits}],
@@ -33,15 +34,23 @@ def manifest(declaration: str) -> dict[str, Any]:
             {"name": "api", "declaration": declaration, "listen": [{"address": "127.0.0.1", "port": story.PORT}]}
         ],
         "channels": [{"name": "ops", "kind": "log"}],
+        "guard": dict(guard),
     }
 
 
-def prepare(lab: Lab, *, program: list[str] | None = None, blobs: Path | None = None, **process: Any) -> Path:
+def prepare(
+    lab: Lab,
+    *,
+    program: list[str] | None = None,
+    blobs: Path | None = None,
+    guard: Mapping[str, int] = MappingProxyType({}),
+    **process: Any,
+) -> Path:
     """Two signed manifests in the lab's state folder, sequence 1 and 3; the folder."""
     argv = program or [str(Path("/bin/true").resolve())]
     files = [{"path": p, "sha256": hashlib.sha256(Path(p).read_bytes()).hexdigest()} for p in argv if p.startswith("/")]
     lab.runbook("fix", story.RUNBOOK)
-    body = manifest(lab.declare("api", {"argv": argv, "files": files} | process))
+    body = manifest(lab.declare("api", {"argv": argv, "files": files} | process), guard)
     for sequence in (1, 3):
         assembled = lab.assemble(body, sequence, blobs=blobs)
         folder = lab.state / f"manifest-{sequence}"

@@ -45,6 +45,7 @@ ROOT = Path(__file__).parents[3]
 DISK_BYTES = 96 << 20
 MS_REC_PRIVATE = 1 << 14 | 1 << 18
 CLONE_NEWNS, MNT_DETACH = 0x20000, 2
+HEALTHY_S = 5
 FULL_EVERY_S, JUMP_EVERY_S, MIRROR_EVERY_S = 90, 45, 60
 
 
@@ -347,8 +348,14 @@ def installation(folder: Path) -> Iterator[Soak]:
         program = [str(Path(sys.executable).resolve()), "-I", "-S", str(script), str(story.PORT)]
         ready = {"tcp": f"127.0.0.1:{story.PORT}", "timeout_ms": 10_000}
         lab = Lab(disk / "state", sigstore, folder / "tee")
+        guard = {"healthyDelaySeconds": HEALTHY_S, "maxActionsPerMinute": 6000}  # else killing it is flapping
         state = setting.prepare(
-            lab, program=program, blobs=BLOBS, ready=ready, stop={"signal": "TERM", "grace_ms": 200}
+            lab,
+            program=program,
+            blobs=BLOBS,
+            guard=guard,
+            ready=ready,
+            stop={"signal": "TERM", "grace_ms": 200},
         )
     Cgroup.create(f"{group}/clients/keep")
     with private_network():
