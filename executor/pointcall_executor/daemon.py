@@ -73,6 +73,7 @@ from pointcall_executor.epoch import NOTHING, Attested, Trust, attest, opening
 from pointcall_executor.halt import halted
 from pointcall_executor.journal import Journal
 from pointcall_executor.kernel.breaker import CircuitState
+from pointcall_executor.memory import forget_code
 from pointcall_executor.node import Node, Sensors
 from pointcall_executor.notices import FOLDER, read_notices
 from pointcall_executor.recorder import Recorder
@@ -403,6 +404,7 @@ class Executor:
         runners = {
             b.name: wasm.Runner(admitted.module(b.name), admitted.modules[b.name]) for b in admitted.manifest.runbooks
         }
+        forget_code()  # what verifying and compiling ran; all that follows brings back what running needs
         for name, runner in runners.items():
             _warm(runner, admitted.modules[name])
         for content in (*admitted.files.values(), admitted.manifest.payload):

@@ -20,8 +20,9 @@ from pointcall_executor.kernel.drill import Fault, Observed
 from pointcall_executor.learning import Learned
 from pointcall_executor.pins import Pins
 from pointcall_executor.sensors import KernelSensors
-from pointcall_executor.services.declared import DeclaredServices, Kinds, OnMoved, Reach
+from pointcall_executor.services.declared import DeclaredServices, Kinds, OnMoved
 from pointcall_executor.services.groups import remove_empty
+from pointcall_executor.services.reach import Reach
 from pointcall_executor.services.spawning import Spawner
 
 __all__ = ["KernelNode", "KernelSensors", "Node", "OnMoved", "Pins", "RunningServices", "Sensors"]

@@ -31,6 +31,7 @@ from pointcall_executor.daemon import Executor
 from pointcall_executor.halt import announce
 from pointcall_executor.handover import delegate, hand_over, inside, remove_place
 from pointcall_executor.kernel.probe import probe
+from pointcall_executor.memory import give_back
 from pointcall_executor.node import KernelNode
 from pointcall_executor.privileges import drop, limit
 from pointcall_executor.pulse import Pulse
@@ -38,7 +39,6 @@ from pointcall_executor.service_manager import ServiceManager
 from pointcall_executor.session import Bundle
 from pointcall_executor.shipping import Shipping
 from pointcall_executor.tee.emulated import EmulatedPlatform
-from pointcall_executor.tee.hardware import open_hardware
 from pointcall_executor.tee.platform import Platform, PlatformError
 from pointcall_executor.telemetry.station import Station
 from pointcall_runbook.errors import PointcallError
@@ -63,6 +63,8 @@ def platform_of(config: Config, state: Path) -> Platform:
         platform = EmulatedPlatform.open(state / "tee", clock=_clock)
         say("EMULATED TEE: no confidentiality or integrity claim")
         return platform
+    from pointcall_executor.tee.hardware import open_hardware
+
     try:
         return open_hardware(HARDWARE[config.tee])
     except PlatformError as error:
@@ -152,6 +154,7 @@ class Serving:
         config = load(self._config_path, environ)
         self._manager = ServiceManager.of(environ)
         check_kernel()
+        give_back()  # the kernel's types were read whole
         announce(self._state)
         mtls, platform = _mtls(config), platform_of(config, self._state)
         node = KernelNode(config, self._state)
@@ -199,6 +202,7 @@ class Serving:
             return
         finally:
             self._tell(executor)
+            give_back()  # what verifying and compiling needed
         manifest = admitted.manifest
         say("armed", manifest=manifest.name, sequence=manifest.sequence, tier=admitted.verdict.tier)
 

@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from pydantic import JsonValue
 
@@ -26,11 +26,12 @@ from pointcall_attest.log.witness import WitnessPolicy
 from pointcall_executor.config import Config
 from pointcall_executor.journal import Journal
 from pointcall_executor.journal_reader import JournalError, JournalReader
-from pointcall_executor.mirror import Mirror, connect, ship
 from pointcall_executor.recorder import Recorder
 from pointcall_executor.retention import first_within
-from pointcall_executor.witnessing import Asked, cosigned
 from pointcall_runbook.errors import PointcallError
+
+if TYPE_CHECKING:
+    from pointcall_executor.witnessing import Asked
 
 ROUND_S: Final = 1.0  # checkpoints come once a second
 MAX_WAIT_S: Final = 60.0  # between two tries of what does not answer
@@ -184,6 +185,8 @@ class Shipping:
 
     def _witness(self, policy_file: str, note: Checkpoint) -> int:
         """Ask all witnesses; how many entries a quorum has signed."""
+        from pointcall_executor.witnessing import cosigned
+
         try:
             policy = WitnessPolicy.parse(Path(policy_file).read_bytes())
         except OSError as error:
@@ -207,6 +210,8 @@ class Shipping:
         return self._cosigned
 
     def _mirror(self, address: str, reader: JournalReader) -> int:
+        from pointcall_executor.mirror import Mirror, connect, ship
+
         with connect(address) as db:
             return ship(reader, Mirror(db)).covered
 

@@ -23,10 +23,10 @@ from pointcall_attest.declaration import Container, ServiceDeclaration
 from pointcall_executor.kernel.cgroup import Cgroup
 from pointcall_executor.services.groups import Freezer, group_of, v1_group_of
 from pointcall_executor.services.managed import ABILITIES, OnCgroup, ServiceError, Started, nobody, not_running
+from pointcall_executor.services.reach import PODMAN_SOCKET
 from pointcall_executor.services.ready import await_ready, described, unready
 from pointcall_executor.services.spawning import Spawner, readable
 
-SOCKET: Final = "/run/podman/podman.sock"
 ANSWER_SECONDS: Final = 60.0
 MAX_ANSWER_BYTES: Final = 1 << 20
 MAX_LOG_BYTES: Final = 1 << 20
@@ -55,7 +55,7 @@ class _Connection(http.client.HTTPConnection):
 class Podman:
     """Podman's API behind a Unix socket: one connection for each request, so that requests may be made at once."""
 
-    def __init__(self, path: str = SOCKET) -> None:
+    def __init__(self, path: str = PODMAN_SOCKET) -> None:
         self._path = path
 
     def ask(self, method: str, path: str, body: dict[str, Any] | None = None, **query: Any) -> dict[str, Any] | None:

@@ -5,61 +5,82 @@ Not here: how a service of one kind is started or frozen (process.py and its nei
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from pointcall_attest.admission import Admitted
 from pointcall_attest.declaration import ServiceDeclaration
-from pointcall_executor.services.cluster import Cluster
-from pointcall_executor.services.container import SOCKET, ContainerService, Podman
 from pointcall_executor.services.groups import destroy_leftovers
-from pointcall_executor.services.kubernetes import KubernetesService
 from pointcall_executor.services.managed import Managed, ServiceError, Started, cannot, not_running
 from pointcall_executor.services.process import Process
+from pointcall_executor.services.reach import Reach
 from pointcall_executor.services.spawning import Spawner
-from pointcall_executor.services.systemd import SYSTEM_BUS, SystemdService, Units
 from pointcall_runbook.vocabulary import service
+
+if TYPE_CHECKING:
+    from pointcall_executor.services.cluster import Cluster
+    from pointcall_executor.services.container import Podman
+    from pointcall_executor.services.systemd import Units
 
 OnMoved = Callable[[int, int], None]  # service number, its new cgroup id (0: none)
 
 
 class Kinds:
-    """Makes a service of the kind that is declared. `parent` is the cgroup, `folder` where the state of services is."""
+    """Makes a service of the kind that is declared. `parent` is the cgroup, `folder` where the state of services is.
+
+    A kind and its manager's client are imported when a service of it is declared, never while an action is done.
+    """
 
     def __init__(self, parent: str, folder: Path, spawner: Spawner, reach: Reach | None = None) -> None:
         self.parent, self.folder, self.spawner = parent, folder, spawner
-        reach = reach or Reach()
-        self._units = Units(reach.systemd_bus)
-        self._podman = Podman(reach.podman_socket)
-        self._cluster = Cluster(Path(reach.kubeconfig) if reach.kubeconfig else None)
+        self._reach = reach or Reach()
+        self._closing: list[Callable[[], None]] = []
+
+    @functools.cached_property
+    def _units(self) -> Units:
+        from pointcall_executor.services.systemd import Units
+
+        made = Units(self._reach.systemd_bus)
+        self._closing.append(made.close)
+        return made
+
+    @functools.cached_property
+    def _podman(self) -> Podman:
+        from pointcall_executor.services.container import Podman
+
+        return Podman(self._reach.podman_socket)
+
+    @functools.cached_property
+    def _cluster(self) -> Cluster:
+        from pointcall_executor.services.cluster import Cluster
+
+        return Cluster(Path(self._reach.kubeconfig) if self._reach.kubeconfig else None)
 
     def make(self, declaration: ServiceDeclaration) -> Managed:
         match declaration.kind:
             case "process":
                 return Process(declaration, self.parent, self.folder, self.spawner)
             case "systemd":
+                from pointcall_executor.services.systemd import SystemdService
+
                 return SystemdService(declaration, self._units, self.spawner)
             case "container":
+                from pointcall_executor.services.container import ContainerService
+
                 return ContainerService(declaration, self._podman, self.spawner)
             case "kubernetes":
+                from pointcall_executor.services.kubernetes import KubernetesService
+
                 return KubernetesService(declaration, self._cluster)
             case _:
                 assert_never(declaration.kind)
 
     def close(self) -> None:
         """Let go of connections. Services go on."""
-        self._units.close()
-
-
-@dataclass(frozen=True, slots=True)
-class Reach:
-    """Where the managers of services are, from the executor's settings."""
-
-    systemd_bus: str = SYSTEM_BUS
-    podman_socket: str = SOCKET
-    kubeconfig: str = ""
+        for close in self._closing:
+            close()
 
 
 class DeclaredServices:

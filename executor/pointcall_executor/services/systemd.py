@@ -25,10 +25,10 @@ from pointcall_executor.kernel.cgroup import Cgroup
 from pointcall_executor.services.files import verify
 from pointcall_executor.services.groups import Freezer, group_of
 from pointcall_executor.services.managed import ABILITIES, OnCgroup, ServiceError, Started, nobody, not_running
+from pointcall_executor.services.reach import SYSTEM_BUS
 from pointcall_executor.services.ready import await_ready, described, unready
 from pointcall_executor.services.spawning import Spawner
 
-SYSTEM_BUS: Final = "unix:path=/run/dbus/system_bus_socket"
 ANSWER_SECONDS: Final = 30.0
 LOOK_SECONDS: Final = 0.002  # between two looks at what became of a job
 KILLED_SECONDS: Final = 5.0

@@ -184,14 +184,20 @@ from pointcall_executor.config import Config
 from pointcall_executor.telemetry.station import Station
 from tests.unit.live.night import QUIET
 from tests.unit.report.sample_log import SampleLog
-executor = SimpleNamespace(journal=SampleLog(), on_receipt=lambda r: None, on_record=lambda r: None)
+executor = SimpleNamespace(
+    journal=SampleLog(), on_receipt=lambda r: None, on_record=lambda r: None, beats=0, failure=None
+)
 station = Station(executor, SimpleNamespace(status=lambda: QUIET), Config())
+station.stop()
+unread = station.metrics is None and "prometheus_client" not in sys.modules
+ready = SimpleNamespace(status=lambda: QUIET, ready=lambda: True)
+station = Station(executor, ready, Config(http="127.0.0.1:0"))
 station.metrics.text()
 station.stop()
-print([m for m in sys.modules if m.startswith("opentelemetry.sdk")], connected)
+print(unread, [m for m in sys.modules if m.startswith("opentelemetry.sdk")], connected)
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, env=environment, check=False
     )
-    assert done.stdout == "[] []\n", done.stdout + done.stderr
+    assert done.stdout == "True [] []\n", done.stdout + done.stderr
