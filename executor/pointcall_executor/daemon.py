@@ -480,6 +480,7 @@ class Executor:
     def _hand_over(self, session: Session, old: Session) -> list[bytes]:
         """Drop the old session's sensors; the records that only they have seen."""
         seen = [record for record in old.sensors.drain() if self._only_before(record, session)]
+        self.drills.disarmed(old)
         self._drop(old.sensors, leave=True)
         return seen
 
@@ -528,6 +529,7 @@ class Executor:
         self.state = self.state._replace(armed=None)
         self._timers = []
         self._waiting.forget_asked()
+        self.drills.disarmed(self._session)
         self._drop(self._session.sensors, leave=leave)
         self._stopped, self._session = self._session, None
         self._recorder.record(entry.Config(what="disarmed", detail={"reason": reason}))
