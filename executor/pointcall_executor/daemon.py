@@ -114,7 +114,7 @@ QUIET_SECONDS: Final = 120.0  # how long arming waits for the runs in flight
 CLOSE_SECONDS: Final = 1500.0  # how long closing does: longer than any grace and readiness together
 MESSAGES_MAX: Final = 64  # notifications on their way; a slow channel must not hold up anything else
 OWN_CODE: Final = 0  # of an escalation by the executor itself: an action of the run did not do what it should
-APPROVAL_NS: Final = 60_000_000_000  # what a person approved is decided again at once; the guard may yet hold it back
+APPROVAL_NS: Final = 60_000_000_000  # what a person approved is decided again at once, and over after that
 TIMERS_MAX: Final = 1024  # pending `Again`s; a module that asks for more is refused
 ARMED: Final = "armed"  # the node has one sequence, whatever the manifest is called
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -397,7 +397,7 @@ class Executor:
         return admit(candidate, attested.verdict), attested
 
     def _arm(self, bundle: Bundle) -> Admitted:
-        self._require_no_halt()
+        self.require_not_halted()
         generation, trust = self._generation, self.trust
         admitted, attested = self._admit(bundle, trust)
         armed = armed_of(admitted, trust.policy, self.config.mode)
@@ -424,7 +424,8 @@ class Executor:
         self._record_services("services ended: not declared any more", session.services.commit())
         return admitted
 
-    def _require_no_halt(self) -> None:
+    def require_not_halted(self) -> None:
+        """ArmingError `executor.halted` while the kill switch is on."""
         held = halted(self.state_dir)
         if held is not None:
             hint = "pointcall halt --clear"
@@ -436,6 +437,7 @@ class Executor:
         session.services = self._node.services(session.admitted, before.services if before else None, session.moved)
         put_back.callback(lambda: self._record_services("services put back", session.services.undo()))
         for number in session.services.adopt():
+            self.require_not_halted()  # somebody may have said stop since arming began
             action = Recreate(Service(number))
             act = Act(0, Call.of(action), action, target=session.services.name(number))
             self._recorder.record(_intent(act, names_of(session.admitted.manifest), grant="manifest"))
@@ -454,7 +456,7 @@ class Executor:
         """On the loop thread, with no run in flight: first what can fail, then the assignment."""
         if self._generation != generation:
             raise ArmingError("it was disarmed meanwhile", id="arm.interrupted", hint="arm again if that is meant")
-        self._require_no_halt()  # arming takes its time, and it does not wait for the next tick
+        self.require_not_halted()
         manifest, old = session.admitted.manifest, self._session
         detail: dict[str, JsonValue] = {name: f"{number} {tag}" for name, number, tag in session.sensors.programs()}
         self.journal.raise_sequence(ARMED, manifest.sequence, manifest.sha256)
@@ -480,6 +482,7 @@ class Executor:
     def _hand_over(self, session: Session, old: Session) -> list[bytes]:
         """Drop the old session's sensors; the records that only they have seen."""
         seen = [record for record in old.sensors.drain() if self._only_before(record, session)]
+        self.drills.disarmed(old)
         self._drop(old.sensors, leave=True)
         return seen
 
@@ -529,6 +532,7 @@ class Executor:
         self.state = self.state._replace(armed=None, guard=self.state.guard._replace(approvals={}))
         self._timers = []
         self._waiting.forget_asked()
+        self.drills.disarmed(self._session)
         self._drop(self._session.sensors, leave=leave)
         self._stopped, self._session = self._session, None
         self._recorder.record(entry.Config(what="disarmed", detail={"reason": reason}))
@@ -579,7 +583,8 @@ class Executor:
     # ---- what an operator does by hand, and what others may look at ------------------------------------------------
 
     def trip(self, address: Address, port: int, hold_ns: int, reason: str) -> None:
-        """Force a circuit open for `hold_ns`. ServiceError `circuit.unknown` where none is armed."""
+        """Force a circuit open for `hold_ns`. ServiceError `circuit.unknown` where none is armed; ArmingError
+        `executor.halted`."""
         self._call(lambda: self._by_hand(OpenCircuit(address, port, hold_ns), reason))
 
     def release(self, address: Address, port: int, reason: str) -> None:
@@ -590,6 +595,8 @@ class Executor:
         session = self._session
         if session is None:
             raise StoppedError("nothing is armed", id="executor.disarmed", hint="pointcall arm")
+        if isinstance(action, OpenCircuit):
+            self.require_not_halted()
         act = Act(0, Call.of(action), action, target=self._target(session, action))
         self._recorder.record(_intent(act, {}, grant="operator"))
         act.outcome, act.detail = Outcome.FAILED, {"reason": reason}
@@ -608,7 +615,8 @@ class Executor:
     def approve(self, bundle: bytes) -> str:
         """Let the runbook decide again about the event of the approved run, and let this one call through, once.
 
-        VerifyError and MalformedError as of `verify_approval`; StoppedError where nothing is armed or asked for.
+        VerifyError and MalformedError as of `verify_approval`; StoppedError where nothing is armed or asked for;
+        ArmingError `executor.halted`. Where another rule holds the call back, the approval is over.
         """
         session = self._session
         if session is None:
@@ -622,8 +630,9 @@ class Executor:
             manifest_signers=frozenset(session.admitted.signed.signers),
             at=datetime.now(UTC),
         )
-        self.journal.put_blob(bundle)
-        with self._changing():  # it begins a run: not while another session or epoch waits for all runs to end
+        with self._changing():  # no run begins while another manifest or epoch takes over
+            self.require_not_halted()
+            self.journal.put_blob(bundle)
             self._call(lambda: self._approved(session, approval))
         return approval.body.run
 
@@ -650,7 +659,10 @@ class Executor:
         until_ns = now_ns + min(APPROVAL_NS, remaining)
         judged = guard.approved(self.state.guard, run.runbook.name, action, until_ns)
         self.state = self.state._replace(guard=judged)
-        self._advance(Happened(run.event, run.subject, now_ns, only=run.runbook.name), "approval", now_ns)
+        try:
+            self._advance(Happened(run.event, run.subject, now_ns, only=run.runbook.name), "approval", now_ns)
+        finally:  # it was for that run, and for no other of this runbook
+            self.state = self.state._replace(guard=self.state.guard._replace(approvals={}))
 
     def escalations(self) -> tuple[Escalation, ...]:
         """Whom nobody has answered yet."""
@@ -681,13 +693,24 @@ class Executor:
             self._tell(run.session, number, OWN_CODE)
 
     def _tell(self, session: Session, number: int, code: int) -> None:
-        """Tell a channel, without an outcome: it is told again as long as nobody answers."""
+        """Tell a channel, without an outcome: it is told again as long as nobody answers.
+
+        Not where too many notifications are on their way already: a channel that hangs would only pile them up.
+        """
+        if self._telling >= MESSAGES_MAX:
+            return
+
+        def told() -> None:
+            self._telling -= 1
 
         def tell() -> None:
             with contextlib.suppress(PointcallError, OSError):
                 session.channels.send(number, Level.CRITICAL, code)
+            self._post(told)
 
-        self._messenger.submit(tell)
+        with contextlib.suppress(RuntimeError):  # the messenger is closed: the executor ends
+            self._messenger.submit(tell)
+            self._telling += 1
 
     def _call_again(self, now_ns: int) -> None:
         session = self._session or self._stopped
@@ -1111,6 +1134,10 @@ class Executor:
         """What forbids that an action of this run begins now, though the guard has let it through."""
         if run.generation != self._generation or self.failure is not None:
             return guard.Refusal("guard.disarmed", "armed", "disarmed before it began", "arm a manifest")
+        if halted(self.state_dir) is not None:
+            return guard.Refusal(
+                "guard.disarmed", "armed", "halted before it began", "pointcall halt --clear, then arm"
+            )
         if self._held_back:
             return guard.Refusal("guard.paused", "not paused", f"paused: {self._held_back}", "pointcall resume")
         return None

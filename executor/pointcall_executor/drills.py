@@ -76,6 +76,7 @@ class Drills:
                 raise DrillError("nothing is armed", id="drill.undeclared", want="an armed manifest", got="none")
             if self._running is not None:
                 raise DrillError("another drill runs", id="drill.busy", want="one at a time", got=self._running.id)
+            self.executor.require_not_halted()
             _permitted(session, request)
             _target(session, request)
             id_ = f"{os.urandom(4).hex()}-{next(self._numbers)}"
@@ -102,21 +103,32 @@ class Drills:
             self._running = None
             running.timer.cancel()
             observed = Observed()
+            if running.slow is not None:
+                running.slow.end()
             if running.fault is not None:
                 with contextlib.suppress(KernelError):  # the session ended meanwhile, and the fault with it
                     observed = running.session.sensors.end_drill()
-            if running.slow is not None:
-                running.slow.end()
             report = self._report(running, observed, why)
             self.executor.record(entry.Config(what="drill ended", detail={"id": id_, **_told(report)}))
             self._reports = {id_: report}  # the last one
             return report
 
-    def close(self) -> None:
+    def close(self, why: str = "the executor stops") -> None:
         """End what runs. Twice without harm."""
         with self._lock:
             if self._running is not None:
-                self.end(self._running.id, "the executor stops")
+                self.end(self._running.id, why)
+
+    def disarmed(self, session: Session) -> None:
+        """What this session allowed ends with it. Called on the loop, which waits for no file and no process."""
+        running = self._running
+        if running is None or running.session is session:
+            threading.Thread(target=self._ended_with, args=(session,), name="drill", daemon=True).start()
+
+    def _ended_with(self, session: Session) -> None:
+        with self._lock, contextlib.suppress(PointcallError):
+            if self._running is not None and self._running.session is session:
+                self.end(self._running.id, "what allowed it is not armed any more")
 
     def _over(self, id_: str) -> None:
         with contextlib.suppress(PointcallError):
@@ -203,12 +215,17 @@ def _target(session: Session, request: DrillRequest) -> None:
 
 def _belongs(session: Session, request: DrillRequest) -> bool:
     declaration = session.admitted.declarations.get(request.service)
-    if declaration is None:
+    if declaration is None or declaration.kind != "process":
         return False
-    path = Path(os.path.normpath(request.slow_file))
+    path = Path(request.slow_file)
     folder = Path(declaration.process.directory)
-    listed = {Path(f.path) for f in declaration.process.files}
-    return path in listed or (folder != Path("/") and path.is_relative_to(folder) and not path.is_symlink())
+    if os.path.normpath(path) != request.slow_file:
+        return False
+    if path in {Path(f.path) for f in declaration.process.files}:
+        return True
+    # A link on the way, which the service itself may have made, would lead out of its directory.
+    inside = path.resolve().is_relative_to(folder.resolve()) and path.resolve().name == path.name
+    return folder != Path("/") and path.is_relative_to(folder) and inside and not path.is_symlink()
 
 
 def _no_target(want: str, got: str) -> DrillError:

@@ -13,7 +13,8 @@ def write_whole(path: Path, body: bytes, *, mode: int = 0o600) -> None:
     """
     path.parent.mkdir(mode=0o755 if mode & 0o077 else 0o700, parents=True, exist_ok=True)
     new = path.with_name(f"{path.name}.{os.getpid()}.new")
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    new.unlink(missing_ok=True)  # of a process that was killed; or a link, by somebody who may write here and we more
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     with os.fdopen(fd, "wb") as file:
         file.write(body)
         file.flush()

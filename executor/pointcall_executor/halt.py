@@ -43,7 +43,7 @@ def halted(state: Path) -> Halt | None:
     try:
         body = json.loads(raw)
         return Halt(str(body["reason"]), str(body["since"]))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return Halt(f"{FILE} cannot be understood", "")
 
 

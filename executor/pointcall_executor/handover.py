@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -17,8 +18,9 @@ from pointcall_executor.kernel.cgroup import Cgroup, find_root, own
 from pointcall_executor.privileges import PrivilegeError
 from pointcall_executor.services.groups import remove_empty
 
-READ: Final = ("trust", "manifest")  # folders that it reads and must not write
-OURS: Final = ("services", "proposals", "run")  # folders; with the journal and the record of pins all that is written
+READ: Final = ("trust", "manifest", "notices")  # folders that it reads and must not write
+OURS: Final = ("services", "proposals", "run")  # folders
+FILES: Final = ("journal.db*", "pins.*", "probes.jsonl")  # with these, all that is written
 STATE_MODE: Final = 0o1771
 SPAWNER: Final = "spawner"  # no service is called so: theirs have a number behind a dot
 
@@ -29,16 +31,57 @@ def hand_over(state: Path, user: str) -> None:
     os.chown(state, 0, account.pw_gid)
     state.chmod(STATE_MODE)
     for name in OURS:
-        (state / name).mkdir(mode=0o755, exist_ok=True)
-        for path in (state / name, *(state / name).rglob("*")):
-            os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
+        for fd in _below(state / name):
+            os.chown(fd, account.pw_uid, account.pw_gid)
     for name in READ:
-        for path in (state / name, *(state / name).rglob("*")) if (state / name).is_dir() else ():
-            if not path.is_symlink():
-                os.chown(path, 0, account.pw_gid)
-                path.chmod(path.stat().st_mode & 0o700 | (0o050 if path.is_dir() else 0o040))
-    for path in (*state.glob("journal.db*"), *state.glob("pins.json")):
-        os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
+        for fd in _below(state / name):
+            os.chown(fd, 0, account.pw_gid)
+            mode = os.fstat(fd).st_mode
+            os.fchmod(fd, mode & 0o700 | (0o050 if stat.S_ISDIR(mode) else 0o040))
+    for path in (path for pattern in FILES for path in sorted(state.glob(pattern))):
+        with _opened(path.name, None, path) as fd:
+            os.chown(fd, account.pw_uid, account.pw_gid)
+
+
+def _below(folder: Path) -> Iterator[int]:
+    """A descriptor of this folder, which is made where it is missing, and of every folder and regular file below.
+
+    The account may have made links in an earlier life, and root follows none: PrivilegeError where the folder is one,
+    or where a file has another name too, which may lie anywhere; below it links stay as they are.
+    """
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o755)
+    if not stat.S_ISDIR(folder.lstat().st_mode):
+        raise _not_ours(folder, "no folder")
+    for path, _folders, files, fd in os.fwalk(folder, follow_symlinks=False):
+        yield fd
+        for name in files:
+            if stat.S_ISREG(os.lstat(name, dir_fd=fd).st_mode):
+                with _opened(name, fd, Path(path, name)) as file:
+                    yield file
+
+
+@contextlib.contextmanager
+def _opened(name: str, folder: int | None, path: Path) -> Iterator[int]:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        fd = os.open(path if folder is None else name, flags, dir_fd=folder)
+    except OSError as error:
+        raise _not_ours(path, str(error.strerror)) from None
+    try:
+        about = os.fstat(fd)
+        if not stat.S_ISREG(about.st_mode) or about.st_nlink != 1:
+            raise _not_ours(path, f"{about.st_nlink} names")
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _not_ours(path: Path, got: str) -> PrivilegeError:
+    return PrivilegeError(
+        "the state folder holds what is not handed over", id="privilege.handover", want="folders and files of one name",
+        got=f"{path}: {got}"[:500], hint="find out who put it there, and remove it",
+    )  # fmt: skip
 
 
 def delegate(folder: str, user: str) -> None:

@@ -23,9 +23,15 @@ MAX_FILES: Final = 256  # 32 notices of eight signatures
 def read_notices(folder: Path) -> tuple[bytes, ...]:
     """The bundles in the folder, none if there is no folder.
 
-    What cannot be read, and what is beyond the number that a node takes, comes as an empty bundle: that verifies as
-    nothing, and admission refuses. A longer file is cut where it is too long for a bundle.
+    What cannot be read, the folder itself too, and what is beyond the number that a node takes, comes as an empty
+    bundle: that verifies as nothing, and admission refuses. A longer file is cut where it is too long for a bundle.
     """
+    try:
+        next(folder.iterdir(), None)  # glob says of a folder that it may not read that nothing is in it
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    except OSError:
+        return (b"",)
     paths = sorted(folder.glob(PATTERN))
     return tuple(_read(path) for path in paths[:MAX_FILES]) + (b"",) * (len(paths) > MAX_FILES)
 

@@ -19,7 +19,7 @@ MAX_PENDING: Final = 1000  # lines that the next executor takes over; more is so
 def note(state_dir: Path, body: dict[str, str]) -> None:
     """Leave a line for the next executor, on disk when this returns. OSError where the folder cannot be written."""
     state_dir.mkdir(parents=True, exist_ok=True)
-    fd = os.open(state_dir / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(state_dir / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         os.write(fd, (json.dumps(body) + "\n").encode())
         os.fsync(fd)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -75,6 +76,7 @@ class KernelSensors:
         self._learning: Learning | None = None
         self._pressure: PressureWatch | None = None
         self._lookout: Lookout | None = None
+        self._changing = threading.RLock()  # services move on other threads than the one that lets go
         self._stuck: Known = {}
         self._stuck_ns = 0
         self._taken_up = False  # the breaker is one that was pinned
@@ -226,6 +228,10 @@ class KernelSensors:
 
     def watch(self, cgroup_id: int) -> None:
         """A declared service runs in this cgroup now. KernelError where a pressure trigger is refused."""
+        with self._changing:
+            self._watch(cgroup_id)
+
+    def _watch(self, cgroup_id: int) -> None:
         for each in self._objects.values():
             if isinstance(each, LifecycleSensor):
                 each.watch(cgroup_id)
@@ -240,6 +246,10 @@ class KernelSensors:
         return name, self._services.get(name, "")
 
     def unwatch(self, cgroup_id: int) -> None:
+        with self._changing:
+            self._unwatch(cgroup_id)
+
+    def _unwatch(self, cgroup_id: int) -> None:
         for each in self._objects.values():
             if isinstance(each, LifecycleSensor):
                 each.unwatch(cgroup_id)
@@ -376,6 +386,10 @@ class KernelSensors:
 
     def leave(self) -> None:
         """This process lets go: what is pinned stays in the kernel, everything else is gone. Twice without harm."""
+        with self._changing:
+            self._let_go()
+
+    def _let_go(self) -> None:
         if self._lookout is not None:
             self._lookout.close()
             self._lookout = None

@@ -78,6 +78,7 @@ class Shipping:
         self._cosigned = 0
         self._state = {name: _Destination() for name in _DESTINATIONS}
         self._erase_due_s = 0.0
+        self._unforgotten = False  # erased, but a reader holds the old pages
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="shipping", daemon=True)
 
@@ -107,8 +108,8 @@ class Shipping:
         self._turn("witnesses", settings, head, now_s, lambda note: self._witness(settings.witnesses, note))
         self._turn("mirror", settings, head, now_s, lambda _: self._mirror(settings.mirror, reader))
         if now_s >= self._erase_due_s:
-            self._erase_due_s = now_s + ERASE_EVERY_S
             self._erase(reader, settings.clear_text_days)
+            self._erase_due_s = now_s + (MAX_WAIT_S if self._unforgotten else ERASE_EVERY_S)
 
     def _turn(
         self,
@@ -216,13 +217,24 @@ class Shipping:
             return ship(reader, Mirror(db)).covered
 
     def _erase(self, reader: JournalReader, days: int) -> None:
-        """Erase the clear texts of all entries that are older than the setting."""
+        """Erase the clear texts of all entries that are older than the setting; their bytes too, once nobody reads."""
         first = max(reader.erased, reader.minimum)
         inside = first_within(reader, days, datetime.now(UTC), start=first)
         below = reader.size if inside is None else inside.index
-        if first < below:
-            self._recorder.erase((), f"older than {days} days", below=below)
-            self._say("clear texts erased", below=below)
+        try:
+            if first < below:
+                self._recorder.erase((), f"older than {days} days", below=below)
+                self._say("clear texts erased", below=below)
+            elif self._unforgotten:
+                self._journal.forget()
+        except JournalError as held:
+            if held.id != "journal.readers":
+                raise
+            if not self._unforgotten:
+                self._say("clear texts erased, but a reader holds the old pages", below=below)
+            self._unforgotten = True
+        else:
+            self._unforgotten = False
 
 
 class WitnessAlarm(PointcallError):

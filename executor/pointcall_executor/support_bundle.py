@@ -33,7 +33,7 @@ MAX_FILE_BYTES: Final = 4 * 1024 * 1024
 FEED_ITEMS: Final = 1000
 LIBRARIES: Final = ("cryptography", "grpcio", "pydantic", "sigstore", "wasmtime", "textual", "prometheus-client")
 FOLDER: Final = "pointcall-support"
-_KEPT_SETTINGS_OUT: Final = frozenset({"mtls", "otlp"})  # paths of keys, addresses of other machines
+_KEPT_SETTINGS_OUT: Final = frozenset({"mtls", "otlp", "mirror"})  # paths of keys, addresses of other machines
 
 # What secrets and people look like.
 _NAMES: Final = "password|passwd|secret|token|api[_-]?key|authorization"

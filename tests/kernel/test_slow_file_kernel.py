@@ -45,6 +45,18 @@ def until_gone(path: Path, seconds: float = 5) -> None:
         time.sleep(0.01)
 
 
+def test_it_ends_with_who_asked_for_it(file: Path) -> None:
+    slow = SlowFile(file, 0.1, 30)
+    try:
+        assert is_mounted(file)
+        assert slow._process.stdin is not None
+        slow._process.stdin.close()  # as the kernel does when the executor is killed
+        until_gone(file)
+    finally:
+        slow._process.stdin = None
+        slow.end()
+
+
 def test_it_is_slow_and_the_same_until_it_ends(file: Path) -> None:
     slow = SlowFile(file, 0.1, 30)
     try:

@@ -143,6 +143,20 @@ def test_a_file_of_the_service_is_slow_and_only_such_a_one(tell: Tell, tmp_path:
         with pytest.raises(DrillError) as refused:
             story.executor.drills.begin(request(service="worker", slow_file=str(other), slow_ms=1))
         assert refused.value.id == "drill.target"
+        (tmp_path / "folder").symlink_to("/etc")
+        for way_out in (tmp_path / "folder" / "passwd", f"{tmp_path}/folder/../hostname", f"{tmp_path}/./worker.py"):
+            with pytest.raises(DrillError) as refused:
+                story.executor.drills.begin(request(service="worker", slow_file=str(way_out), slow_ms=1))
+            assert refused.value.id == "drill.target"
+        story.executor.drills.begin(wanted)
+        story.executor.disarm("enough")
+        deadline = time.monotonic() + 10
+        # Its threads too: with them this one could not go back to its mount namespace.
+        while str(script) in Path("/proc/self/mountinfo").read_text() or any(
+            t.name == "drill" or isinstance(t, threading.Timer) for t in threading.enumerate()
+        ):
+            assert time.monotonic() < deadline, "a drill ends when it is disarmed"
+            time.sleep(0.01)
 
 
 @pytest.mark.kernel

@@ -22,6 +22,7 @@ from pointcall_executor.channels import ChannelError, DeclaredChannels
 from pointcall_executor.daemon import StoppedError
 from pointcall_executor.recorded import RecordedNode, RecordedSensors, RecordedServices
 from pointcall_keys.signer import sign_statement
+from pointcall_runbook.errors import PointcallError
 from pointcall_runbook.vocabulary import Level, channel, service
 from tests.lab import IDENTITY, Lab, now
 from tests.scenario.test_loop_story import HERE, Watched, opened, spec
@@ -151,6 +152,43 @@ def test_an_approval_of_anything_else_lets_nothing_through(watched: Watched, ove
         watched.executor.approve(signed(watched, held, **over))
     assert refused.value.id == check
     assert [s for s in watched.executor.journal.entries(kind="receipt") if s.run != held.run.id] == []
+
+
+def test_an_approval_that_another_rule_held_back_is_over(watched: Watched) -> None:
+    watched.arm(careful(watched.lab))
+    held = watched.happen(opened())
+    watched.executor.pause("look first", 60)
+    watched.executor.approve(signed(watched, held))
+    assert watched.next_receipt().actions[0].guard.check == "guard.paused"
+    watched.executor.resume("looked")
+    assert watched.happen(opened()).actions[0].guard.check == "guard.approval"
+
+
+def test_an_approval_waits_while_another_manifest_takes_over(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that began meanwhile would be of the old manifest and recorded under the epoch of the new one."""
+    watched.arm(careful(watched.lab))
+    bundle = signed(watched, watched.happen(opened()))
+    make, told = watched.node.services, []
+    approving = threading.Thread(target=lambda: told.append(_refused(lambda: watched.executor.approve(bundle))))
+
+    def slow(*given: Any) -> RecordedServices:
+        approving.start()
+        time.sleep(1)
+        return make(*given)
+
+    monkeypatch.setattr(watched.node, "services", slow)
+    watched.arm(careful(watched.lab), 3)
+    approving.join(10)
+    assert told == ["approval.unknown"]
+    assert len(watched.executor.journal.entries(kind="receipt")) == 1
+
+
+def _refused(call: Callable[[], Any]) -> str:
+    try:
+        call()
+    except PointcallError as error:
+        return error.id
+    return ""
 
 
 def test_the_signer_of_the_manifest_is_no_second_person(watched: Watched) -> None:
@@ -401,6 +439,82 @@ def test_a_halt_wins_over_the_arming_that_it_meets(watched: Watched, monkeypatch
         watched.arm()
     assert refused.value.id == "executor.halted"
     assert watched.executor.admitted is None
+
+
+def test_a_halt_while_arming_starts_no_service_and_arms_nothing(
+    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab, node = make_lab(), RecordedNode()
+    make = node.services
+
+    def halting(*given: Any) -> RecordedServices:
+        halt.halt(lab.state, "stop", now())
+        return make(*given)
+
+    monkeypatch.setattr(node, "services", halting)
+    with lab.executor(node) as executor:
+        with pytest.raises(ArmingError) as refused:
+            Watched(lab, executor, node).arm()
+        assert refused.value.id == "executor.halted"
+        assert executor.admitted is None
+        assert node.current_services is not None
+        assert node.current_services.starts == []
+
+
+def test_nothing_begins_once_the_kill_switch_is_on(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even before the loop has looked."""
+    watched.arm(careful(watched.lab))
+    bundle = signed(watched, watched.happen(opened()))
+    monkeypatch.setattr(watched.executor, "_check_armed", lambda _now_ns: None)
+    halt.halt(watched.lab.state, "stop", now())
+    assert watched.executor.admitted is not None
+    assert _refused(lambda: watched.executor.approve(bundle)) == "executor.halted"
+    assert (
+        _refused(lambda: watched.executor.trip(HERE.address, HERE.port, 1_000_000_000, "by hand")) == "executor.halted"
+    )
+    watched.executor.release(HERE.address, HERE.port, "by hand")
+
+
+def test_an_action_that_waits_does_not_begin_once_the_kill_switch_is_on(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched.arm()
+    monkeypatch.setattr(watched.executor, "_check_armed", lambda _now_ns: None)
+    halt.halt(watched.lab.state, "stop", now())
+    act = watched.happen(opened()).actions[0]
+    assert (act.action, act.outcome, act.guard.check) == ("recreate", "refused", "guard.disarmed")
+
+
+def test_a_channel_that_hangs_does_not_pile_up_calls(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    release, told = threading.Event(), []
+
+    def hang(_self: Any, number: int, *_: Any) -> str:
+        told.append(number)
+        release.wait(10)
+        return "ops"
+
+    monkeypatch.setattr(daemon, "MESSAGES_MAX", 2)
+    monkeypatch.setattr(waiting, "TELL_AGAIN_NS", 1_000_000)
+    watched.arm(broad(watched.lab))
+    watched.happen(failures(9))
+    monkeypatch.setattr(DeclaredChannels, "send", hang)
+    eventually(lambda: len(told) == 1)
+    time.sleep(1.5)  # six turns that find it due
+    monkeypatch.setattr(waiting, "TELL_AGAIN_NS", 10**15)
+    time.sleep(0.5)
+    release.set()
+    eventually(lambda: len(told) == 2)
+    time.sleep(0.5)
+    assert len(told) == 2
+
+
+def test_a_call_that_is_due_while_the_executor_ends_does_not_make_it_fail(watched: Watched) -> None:
+    watched.arm(broad(watched.lab))
+    watched.happen(failures(9))
+    executor = watched.executor
+    executor._messenger.shutdown()
+    executor._call(lambda: executor._call_again(time.monotonic_ns() + 10**15))
+    assert executor.failure is None
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"reason": 1}'])

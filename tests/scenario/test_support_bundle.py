@@ -47,7 +47,8 @@ def bundle(lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> tupl
     (lab.state / "trust/extra.key").write_text(KEY)
     settings = tmp_path / "pointcall.toml"
     settings.write_text(
-        'node = "lab"\notlp = "http://PLANTED.example:4318"\n[mtls]\naddress = "0.0.0.0:1"\ncertificate = "/PLANTED"\n'
+        'node = "lab"\nmirror = "host=PLANTED.example password=\'PLANTED two\'"\n'
+        'otlp = "http://PLANTED.example:4318"\n[mtls]\naddress = "0.0.0.0:1"\ncertificate = "/PLANTED"\n'
         'key = "/PLANTED"\nclient_roots = "/PLANTED"\nroles = { "spiffe://PLANTED/a" = "auditor" }\n'
     )
     out = tmp_path / "support.tar.gz"
@@ -70,7 +71,7 @@ def test_planted_secrets_do_not_appear_and_what_is_needed_does(bundle: tuple[dic
     assert {"run", "config", "epoch"} <= {item["kind"] for item in feed}
     assert any("[person removed]" in item["text"] and "[secret removed]" in item["text"] for item in feed)
     settings = json.loads(found["pointcall-support/settings.json"])
-    assert (settings["node"], settings["otlp"], settings["mtls"]) == ("lab", "set", "set")
+    assert (settings["node"], settings["otlp"], settings["mtls"], settings["mirror"]) == ("lab", "set", "set", "set")
     listing = json.loads(found["pointcall-support/state-folder.json"])
     assert {"journal.db", "trust/policy.json", "services/api/output.log"} <= {row["name"] for row in listing}
     status = json.loads(found["pointcall-support/status.json"])

@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     from pointcall_executor.cli.output import Exit, print_json, state_dir
     from pointcall_executor.halt import clear, halt, now
 
-    state = state_dir(args)
+    state = state_dir(args).absolute()  # pins are named after it, as `pointcall run` sees it
     if args.clear:
         said = "the halt is over; arm a manifest" if clear(state) else "there was no halt"
     else:
@@ -39,6 +39,7 @@ def _let_go(state: Path) -> str:
     from pointcall_executor.node import Pins
 
     if _disarmed(state):
+        Pins(state).drop()  # of an earlier executor, where this one has armed nothing
         return "the executor has let go"
     done = kill_executor(state, within=KILL_SECONDS)
     Pins(state).drop()

@@ -2,10 +2,11 @@
 
     python -m pointcall_executor.kernel.slow_file FILE DELAY_MS SECONDS
 
-Two processes hold it, none of them the executor: a server, which answers from the original file after the delay, and a
-guardian, which ends the lease. Each takes the mount off as soon as the other is gone. Who has the file open then goes
-on with it, without the delay, until it is closed. What the kernel promises by itself: when the server is gone no
-request waits any longer. Spec: include/uapi/linux/fuse.h.
+Two processes hold it, none of them the executor: a server, which answers from the original file after the delay, and
+a guardian, which ends the lease: in time, or when its standard input ends, because the executor is gone. Each takes
+the mount off as soon as the other is gone. Who has the file open then goes on with it, without the delay, until it is
+closed. What the kernel promises by itself: when the server is gone no request waits any longer. Spec:
+include/uapi/linux/fuse.h.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class SlowFile:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         self.path = path
         self._process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             start_new_session=True, text=True,
         )  # fmt: skip
         assert self._process.stdout is not None
@@ -114,10 +115,10 @@ def _unmount(path: Path) -> None:
 
 
 def _wait(server: int, seconds: float) -> None:
-    """Until the time is over, SIGTERM comes, or the server is gone."""
+    """Until the time is over, SIGTERM comes, or the server or who asked for it is gone."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if signal.sigtimedwait({signal.SIGTERM, signal.SIGINT}, 0) or select.select([server], [], [], 0.02)[0]:
+        if signal.sigtimedwait({signal.SIGTERM, signal.SIGINT}, 0) or select.select([server, 0], [], [], 0.02)[0]:
             return
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -25,7 +26,7 @@ from pointcall_executor.config import Config
 from pointcall_executor.journal import Journal
 from pointcall_executor.journal_reader import JournalReader
 from pointcall_executor.recorder import Recorder
-from pointcall_executor.shipping import MAX_WAIT_S, Shipping
+from pointcall_executor.shipping import ERASE_EVERY_S, MAX_WAIT_S, Shipping
 from pointcall_executor.witness_server import Witness, keys_of_file, serve
 from tests.fault.log.postgres import free_port
 from tests.unit.log import world
@@ -240,6 +241,30 @@ def test_clear_texts_go_when_they_are_old_enough(
     assert ship.kinds().count("erase") == 1
     ship.round(5_000.0)
     assert ship.kinds().count("erase") == 1  # nothing is old any more
+
+
+def test_a_reader_that_stays_holds_up_neither_erasing_nor_shipping(
+    stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pointcall_executor.journal.FORGET_S", 0.05)
+    with monkeypatch.context() as patched:
+        patched.setattr(world, "NOW", world.NOW - timedelta(days=3))
+        ship = shipped(stack, tmp_path / "node", clear_text_days=2)
+        old = ship.node.append(entry.Config(what="old", detail={"text": "not to be found"}))
+    staying = stack.enter_context(closing(sqlite3.connect(ship.node.journal.path, isolation_level=None)))
+    staying.execute("begin")
+    staying.execute("select count(*) from sqlite_schema").fetchone()
+    ship.grow(0)
+    ship.round(5_000.0)
+    assert ship.node.journal.entry(old).closed
+    assert "a reader holds the old pages" in ship.said[-1]
+    ship.round(61.0)
+    assert ship.kinds().count("erase") == 1
+    staying.execute("commit")
+    ship.round(61.0)
+    for file in ship.node.journal.path.parent.glob("journal.db*"):
+        assert b"not to be found" not in file.read_bytes()
+    assert ship.shipping._erase_due_s == ship.now_s + ERASE_EVERY_S
 
 
 def test_the_thread_starts_ships_and_ends(stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

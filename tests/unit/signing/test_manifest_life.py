@@ -228,7 +228,10 @@ def test_words_of_notices_that_do_not_fit(site: Site) -> None:
     assert said["revoked"] == ["00" * 32]
 
 
-def test_the_folder_of_notices(tmp_path: Path) -> None:
+def test_the_folder_of_notices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(_folder: Path) -> list[str]:
+        raise PermissionError
+
     folder = tmp_path / "notices"
     assert read_notices(folder) == ()
     assert len(keep_notices(folder, [b"a", b"b", b"a"])) == 3
@@ -238,6 +241,9 @@ def test_the_folder_of_notices(tmp_path: Path) -> None:
     (folder / "a.sigstore.json").rmdir()
     (tmp_path / "file").write_bytes(b"")
     assert read_notices(tmp_path / "file") == ()  # a folder that is none holds nothing
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "listdir", denied)
+        assert read_notices(folder) == (b"",)  # one that may not be read may hold a revocation
     drop_notices(folder, [b"a", b"c"])
     assert read_notices(folder) == (b"b",)
     keep_notices(folder, [b"%d" % n for n in range(MAX_FILES)])
