@@ -100,9 +100,9 @@ def _connecting(host: str, port: int) -> int:
 
 def _pipe_of(pid: int) -> int:
     """The service may have put anything in the place of its output: nothing else is opened."""
-    path = f"/proc/{pid}/fd/1"
-    if not stat.S_ISFIFO(os.stat(path).st_mode) or not os.readlink(path).startswith("pipe:"):
-        raise OSError(errno.ESPIPE, "no pipe", path)
+    path = Path(f"/proc/{pid}/fd/1")
+    if not stat.S_ISFIFO(path.stat().st_mode) or not str(path.readlink()).startswith("pipe:"):
+        raise OSError(errno.ESPIPE, "no pipe", str(path))
     return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
