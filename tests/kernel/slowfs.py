@@ -23,6 +23,8 @@ import pytest
 
 from tests.kernel.lab import CLONE_NEWNS, unshare
 
+CLONE_FS = 0x200
+
 ROOT, DATA, DIRECT_IO = 1, 2, 1
 NOSUID_NODEV, DETACH = 6, 2
 SIZE = 64 << 20
@@ -180,13 +182,9 @@ def private_mounts() -> Iterator[None]:
         run("mount", "--make-rprivate", "/")
         yield
     finally:
-        # Refused while a thread that was started in here lives: it shares this thread's folder and root. One that lives
-        # as long as the process keeps the process here, where no mount reaches anybody else either.
-        deadline = time.monotonic() + 1
-        while _libc.setns(home, CLONE_NEWNS) and time.monotonic() < deadline:
-            if ctypes.get_errno() != errno.EINVAL:
-                raise OSError(ctypes.get_errno(), "setns")
-            time.sleep(0.01)
+        unshare(CLONE_FS)  # threads that were started in here share this thread's folder and root: then it is refused
+        if _libc.setns(home, CLONE_NEWNS):
+            raise OSError(ctypes.get_errno(), "setns")
         os.fchdir(folder)
         os.close(folder)
         os.close(home)

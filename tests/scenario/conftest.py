@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pointcall_executor.kernel.cgroup import Cgroup, find_root
+from pointcall_executor.services.groups import v1_mount
 from pointcall_keys.private_sigstore import PrivateSigstore
 from tests.lab import Lab, now
 
@@ -34,3 +37,12 @@ def make_lab(tmp_path: Path, sigstore: PrivateSigstore, tee_folder: Path) -> Cal
 @pytest.fixture
 def lab(make_lab: Callable[..., Lab]) -> Lab:
     return make_lab()
+
+
+@pytest.fixture(autouse=True)
+def no_survivors() -> Iterator[None]:
+    """Services and the spawner outlive an executor that is killed: here they end with the test."""
+    yield
+    group = f"pointcall-run-{os.getpid()}"
+    for root in filter(None, (find_root(), v1_mount("memory"))):
+        Cgroup(root / group).remove()

@@ -131,6 +131,7 @@ class Running:
         path = lab.state / "pointcall.toml"
         path.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in config.items()))
         words = ["run", "--config", str(path), "--state-dir", str(lab.state)]
+        # What outlives the executor holds the other end of its standard error: it is read by a thread, and never closed.
         self.process = subprocess.Popen([*COMMAND, *words], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
         self.said: list[str] = []
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -162,8 +163,6 @@ def running(lab: Lab, **settings: Any) -> Iterator[Running]:
     finally:
         started.process.kill()
         started.process.wait()
-        if started.process.stderr is not None:
-            started.process.stderr.close()
         remove_empty(f"{group}/services")
         if not settings.get("pin"):
             remove_empty(f"{group}/clients/keep")

@@ -17,7 +17,6 @@ import grp
 import os
 import pwd
 import signal
-import stat
 import threading
 import time
 from dataclasses import dataclass
@@ -262,11 +261,15 @@ class Process:
             pidfd = os.pidfd_open(record.pid)
         except OSError:
             return "its process is gone"
-        wrong = records.disproved(record, self.declaration, self._parent) or self._take(record, pidfd)
+        wrong = self._disproved(record) or self._take(record, pidfd)
         if wrong:
             self.pidfd, self.pid, self.cgroup_id, self._groups = -1, 0, 0, None
             os.close(pidfd)
         return wrong
+
+    def _disproved(self, record: RunRecord) -> str:
+        """The spawner opens the program: this process may have given up what it takes to look into another."""
+        return records.disproved(record, self.declaration, self._parent, self.spawner.program)
 
     def _take(self, record: RunRecord, pidfd: int) -> str:
         self._groups = ServiceGroups(record.cgroup)
@@ -283,10 +286,9 @@ class Process:
     def _read_on(self) -> None:
         """The spawner that kept its output is gone: ours reads on, by the service's own end of the pipe."""
         with contextlib.suppress(OSError):
-            pipe = os.open(f"/proc/{self.pid}/fd/1", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            pipe = self.spawner.output(self.pid)
             try:
-                if stat.S_ISFIFO(os.fstat(pipe).st_mode):
-                    self.spawner.read(pipe, self.folder)
+                self.spawner.read(pipe, self.folder)
             finally:
                 os.close(pipe)
 

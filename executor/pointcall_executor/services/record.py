@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -17,6 +18,7 @@ from pydantic import Field, ValidationError
 from pointcall_attest.declaration import ServiceDeclaration
 from pointcall_attest.model import Name, Sha256, Strict
 from pointcall_executor.kernel.cgroup import find_root
+from pointcall_executor.services.managed import ServiceError
 
 FILE: Final = "running.json"
 MAX_RECORD_BYTES: Final = 4096
@@ -77,10 +79,18 @@ def forget(folder: Path) -> None:
     (folder / FILE).unlink(missing_ok=True)
 
 
-def disproved(record: RunRecord, declaration: ServiceDeclaration, parent: str) -> str:
+def program_of(pid: int) -> int:
+    """A descriptor of the very file that a process executes. OSError, also where it has privileges that we lack."""
+    return os.open(f"/proc/{pid}/exe", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def disproved(
+    record: RunRecord, declaration: ServiceDeclaration, parent: str, program: Callable[[int], int] = program_of
+) -> str:
     """Empty if the process of the record runs and is the declared service; otherwise what speaks against it.
 
-    The caller holds a pidfd of `record.pid` that it opened before: the pid cannot be another's meanwhile.
+    The caller holds a pidfd of `record.pid` that it opened before, and sees afterwards that it still runs: so the pid
+    was not another's meanwhile. `program` opens what a pid executes.
     """
     process = declaration.process
     prefix, number = f"{parent}/{declaration.name}.", record.cgroup.rpartition(".")[2]
@@ -97,16 +107,16 @@ def disproved(record: RunRecord, declaration: ServiceDeclaration, parent: str) -
             return "its process is in another cgroup"
         if (find_root() / record.cgroup).stat().st_ino != record.cgroup_id:
             return "its cgroup is another one"
-        return _other_program(record, {f.path: f.sha256 for f in process.files}[process.argv[0]])
-    except OSError as error:
+        return _other_program(record, {f.path: f.sha256 for f in process.files}[process.argv[0]], program)
+    except (OSError, ServiceError) as error:
         return f"it cannot be looked at: {error}"
 
 
-def _other_program(record: RunRecord, sha256: str) -> str:
-    """The program that the kernel runs, by identity and by content; /proc/PID/exe opens that very file."""
-    with Path(f"/proc/{record.pid}/exe").open("rb") as program:
-        about = os.fstat(program.fileno())
+def _other_program(record: RunRecord, sha256: str, program: Callable[[int], int]) -> str:
+    """The program that the kernel runs, by identity and by content."""
+    with os.fdopen(program(record.pid), "rb") as file:
+        about = os.fstat(file.fileno())
         if (about.st_dev, about.st_ino) != (record.device, record.inode):
             return "it runs another program"
-        got = hashlib.file_digest(program, "sha256").hexdigest()
+        got = hashlib.file_digest(file, "sha256").hexdigest()
     return "" if got == sha256 else f"its program has the digest {got}"

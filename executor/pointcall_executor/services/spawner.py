@@ -9,6 +9,8 @@ one JSON datagram with descriptors attached, and each gets one answer:
   lease    files with what stops and what frees a cgroup        -> nothing; freed in time or when the executor dies
   free     the same files                                       -> nothing
   connect  nothing; `host`, `port`                              -> a socket that is connecting
+  program  nothing; `pid`                                       -> the file that it executes, to read
+  output   nothing; `pid`                                       -> the reading end of its standard output
 
 Services outlive the executor, and so does their output: the spawner ends when the executor's end of the socket is
 closed and no service that it started can write any more. In its own cgroup, so that stopping the executor's unit does
@@ -21,11 +23,13 @@ Imports nothing but the standard library.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import select
 import signal
 import socket
+import stat
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -92,6 +96,14 @@ def _connecting(host: str, port: int) -> int:
         channel.close()
         raise
     return channel.detach()
+
+
+def _pipe_of(pid: int) -> int:
+    """The service may have put anything in the place of its output: nothing else is opened."""
+    path = Path(f"/proc/{pid}/fd/1")
+    if not stat.S_ISFIFO(path.stat().st_mode) or not str(path.readlink()).startswith("pipe:"):
+        raise OSError(errno.ESPIPE, "no pipe", str(path))
+    return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _reap() -> None:
@@ -164,6 +176,10 @@ class Spawner:
                 self._leases.free(request["files"])
             case "connect":
                 return {}, [_connecting(request["host"], request["port"])]
+            case "program":
+                return {}, [os.open(f"/proc/{int(request['pid'])}/exe", os.O_RDONLY | os.O_CLOEXEC)]
+            case "output":
+                return {}, [_pipe_of(int(request["pid"]))]
         return {}, []
 
     def _read(self, pipe: int, folder: str) -> None:

@@ -182,7 +182,14 @@ class Spawner:
             self._process.ask({"do": "lease", "files": freezer.files, "until_ns": until_ns}, ())
 
     def _ask(self, request: dict[str, Any], descriptors: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
-        """With the lock held. One that died is replaced and asked again; nothing that it had begun goes on."""
+        """With the lock held. One that died is replaced and asked again; nothing that it had begun goes on.
+
+        It is watched from the first request on: before that there is no lease, and privileges are given up by a process
+        that has no second thread (privileges.py).
+        """
+        if not self._watched:
+            self._watched = True
+            threading.Thread(target=self._watch, name="spawner", daemon=True).start()
         try:
             if not self._process.alive:
                 self._replace()
@@ -207,6 +214,21 @@ class Spawner:
         """Keep what comes out of `pipe` in `folder`; the spawner gets its own descriptor."""
         with self._lock:
             self._ask({"do": "read", "folder": str(folder)}, (pipe,))
+
+    def program(self, pid: int) -> int:
+        """A descriptor of the very file that a process executes. OSError where there is none."""
+        return self._of_process("program", pid)
+
+    def output(self, pid: int) -> int:
+        """The reading end of the pipe that is a process's standard output. OSError where it is no pipe."""
+        return self._of_process("output", pid)
+
+    def _of_process(self, what: str, pid: int) -> int:
+        with self._lock:
+            answer, found = self._ask({"do": what, "pid": pid})
+        if len(found) != 1:
+            raise OSError(int(answer.get("errno", 0)), _failure(answer))
+        return found[0]
 
     def freeze(self, freezer: Freezer, until_ns: int) -> None:
         """Stop a cgroup until CLOCK_MONOTONIC `until_ns`, or until this process dies. ServiceError `service.freeze`."""

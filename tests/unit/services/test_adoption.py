@@ -39,6 +39,21 @@ if frozen == "frozen": one.freeze(time.monotonic_ns() + 600_000_000_000)
 print(one.pid, spawner.pid, flush=True)
 time.sleep(600)
 """
+# The next executor as `pointcall run` is: its spawner has all privileges, it has given up its own.
+WITHOUT = """
+import sys
+from pathlib import Path
+from pointcall_attest.declaration import ServiceDeclaration
+from pointcall_executor import privileges
+from pointcall_executor.services.process import Process
+from pointcall_executor.services.spawning import Spawner
+parent, folder, declaration = sys.argv[1:]
+spawner = Spawner(parent)
+privileges.drop("", [], [])
+one = Process(ServiceDeclaration.parse(Path(declaration).read_bytes()), parent, Path(folder), spawner)
+print(repr(one.adopt()), one.pid, flush=True)
+spawner.close()
+"""
 TALK = """
 import socket, sys, time
 listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
@@ -116,6 +131,21 @@ def test_a_service_goes_on_when_its_executor_is_killed_and_the_next_one_adopts_i
     one.signal(signal.SIGKILL)
     wait_for(lambda: not one.running)
     assert one.start().pid != pid
+
+
+def test_an_executor_without_privileges_adopts_what_runs_with_all_of_them(stage: Stage) -> None:
+    declaration, pid, spawner = killed(stage, TALK)
+    os.kill(spawner, signal.SIGKILL)  # so that its output has to be read on as well
+    log = stage.folder / "state/svc/output.log"
+    wait_for(lambda: not born(spawner))
+    command = [sys.executable, "-c", WITHOUT, PARENT, str(stage.folder / "state"), str(stage.folder / "declared.json")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    before = log.stat().st_size
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as executor:
+        assert executor.stdout is not None
+        assert executor.stdout.readline().split() == ["''", str(pid)]
+    wait_for(lambda: log.stat().st_size > before)
+    assert stage.next(declaration).adopt() == ""
 
 
 def test_a_freeze_ends_with_the_executor_that_asked_for_it(stage: Stage) -> None:
