@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import queue
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -131,25 +129,34 @@ class Running:
         path = lab.state / "pointcall.toml"
         path.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in config.items()))
         words = ["run", "--config", str(path), "--state-dir", str(lab.state)]
-        # What outlives the executor holds the other end of its standard error: it is read by a thread, and never closed.
-        self.process = subprocess.Popen([*COMMAND, *words], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+        # A file: what outlives the executor would hold the other end of a pipe.
+        self._log = lab.state / "run.err"
+        with self._log.open("a") as log:
+            self._at = log.tell()
+            self.process = subprocess.Popen([*COMMAND, *words], stderr=log, env=ENVIRONMENT)
         self.said: list[str] = []
-        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-        threading.Thread(target=self._read, daemon=True).start()
 
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self._lines.put(line)
+    def _line(self) -> str:
+        """The next whole line, or nothing yet."""
+        with self._log.open() as log:
+            log.seek(self._at)
+            line = log.readline()
+            if not line.endswith("\n"):
+                return ""
+            self._at = log.tell()
+            return line
 
     def until(self, words: str) -> str:
         """The next line with these words in it."""
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
-            with contextlib.suppress(queue.Empty):
-                self.said.append(self._lines.get(timeout=0.2))
-                if words in self.said[-1]:
-                    return self.said[-1]
+            line = self._line()
+            if not line:
+                time.sleep(0.01)
+                continue
+            self.said.append(line)
+            if words in line:
+                return line
         raise AssertionError(f"not said: {words!r}; it said {self.said}")
 
 

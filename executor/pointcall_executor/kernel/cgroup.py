@@ -52,8 +52,8 @@ def by_id(cgroup_id: int) -> Cgroup:
     while todo:
         try:
             folders = [entry for entry in os.scandir(todo.pop()) if entry.is_dir(follow_symlinks=False)]
-        except (FileNotFoundError, NotADirectoryError):
-            continue  # removed meanwhile
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue  # removed meanwhile, or somebody else's
         for folder in folders:
             if folder.inode() == cgroup_id:
                 return Cgroup(Path(folder.path))

@@ -101,6 +101,8 @@ class PressureWatch:
 
     def watch(self, cgroup_id: int) -> None:
         """Set the triggers. KernelError where the cgroup is gone or the kernel refuses."""
+        if not self._stalls:
+            return
         path = by_id(cgroup_id).path
         for resource, stalled_ns in self._stalls.items():
             trigger = PressureTrigger(path, resource, stalled_ns=stalled_ns, window_ns=self._window_ns)
