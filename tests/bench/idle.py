@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from pointcall_executor.kernel.cgroup import find_root
 from tests.bench.figures import figure
 from tests.fault.executor.soak import Soak, figures_of, installation
 
@@ -137,6 +138,16 @@ def measure(soak: Soak, seconds: float, *, maps: bool) -> None:
                 figure("idle", f"resident of {Path(name).name}", kib / 1024, "MiB", 1)
 
 
+def remove(group: Path) -> None:
+    """What is left of the lab's cgroups: the spawner ends after its last service."""
+    deadline = time.monotonic() + 5
+    while group.exists() and time.monotonic() < deadline:
+        for folder in (*group.glob("*-spawner.*"), group):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        time.sleep(0.05)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=20)
@@ -145,8 +156,12 @@ def main() -> int:
     if os.getuid() != 0:
         raise SystemExit("the idle figures need root")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    with tempfile.TemporaryDirectory(prefix="pointcall-idle-") as folder, installation(Path(folder)) as soak:
-        measure(soak, args.seconds, maps=args.maps)
+    group = find_root() / f"pointcall-soak-{os.getpid()}"
+    try:
+        with tempfile.TemporaryDirectory(prefix="pointcall-idle-") as folder, installation(Path(folder)) as soak:
+            measure(soak, args.seconds, maps=args.maps)
+    finally:
+        remove(group)
     return 0
 
 
