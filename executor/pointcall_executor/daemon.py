@@ -79,7 +79,7 @@ from pointcall_executor.notices import FOLDER, read_notices
 from pointcall_executor.recorder import Recorder
 from pointcall_executor.run import Act, Epoch, Run, arguments, grant_of
 from pointcall_executor.session import Bundle, Session
-from pointcall_executor.tee.platform import Platform
+from pointcall_executor.tee.platform import Platform, PlatformError
 from pointcall_executor.waiting import Asked, Escalation, Waiting
 from pointcall_keys.node import EpochKeys
 from pointcall_runbook.decision import Trap
@@ -93,6 +93,7 @@ from pointcall_runbook.vocabulary import (
     Call,
     CloseCircuit,
     Escalate,
+    Freeze,
     Level,
     OpenCircuit,
     Outcome,
@@ -109,6 +110,7 @@ TICK_SECONDS: Final = 0.25
 WITHOUT_BLOB: Final = ("timer", "action", "approval")  # what starts a run besides sensors
 SWITCH_SECONDS: Final = 0.0002  # how long a thread that signs or writes may keep the loop from deciding
 ACTION_THREADS: Final = 4  # actions on different targets at once; more would only hide a storm
+RENEW_AGAIN_NS: Final = 30_000_000_000  # after a platform that gave no evidence
 RECHECK_NS: Final = 10_000_000_000  # between two looks at whether the kernel still runs what was armed
 QUIET_SECONDS: Final = 120.0  # how long arming waits for the runs in flight
 CLOSE_SECONDS: Final = 1500.0  # how long closing does: longer than any grace and readiness together
@@ -346,12 +348,24 @@ class Executor:
             try:
                 with contextlib.suppress(RefusedError, ArmingError, StoppedError), self._changing():
                     self._renew("lifetime")
+            except (PlatformError, OSError) as error:
+                self._post(lambda error=error: self._no_evidence(error))  # type: ignore[misc]
             except BaseException as error:
                 self._post(lambda error=error: self._fail(error))  # type: ignore[misc]
             finally:
                 self._renewing = False
 
         threading.Thread(target=renew, name="renewal", daemon=True).start()
+
+    def _no_evidence(self, error: PlatformError | OSError) -> None:
+        """On the loop: the platform gave no evidence now. Asked again soon; what is armed is not on old evidence."""
+        now_ns = time.monotonic_ns()
+        life_ns = self.config.epoch_minutes * 60_000_000_000
+        self._epoch_due_ns = now_ns + RENEW_AGAIN_NS
+        want, hint = "fresh evidence at the end of an epoch", "see what the platform offers: pointcall attest probe"
+        self._recorder.record(_refusal("tee.renewal", "the next epoch", want, str(error), hint))
+        if self._session is not None and now_ns - self.epoch_opened_ns > 2 * life_ns:
+            self._disarm_by_itself("tee.stale", "evidence of this epoch or the last", "older", hint)
 
     # ---- arming ----------------------------------------------------------------------------------------------------
 
@@ -533,9 +547,17 @@ class Executor:
         self._timers = []
         self._waiting.forget_asked()
         self.drills.disarmed(self._session)
+        self._thaw_all(self._session)
         self._drop(self._session.sensors, leave=leave)
         self._stopped, self._session = self._session, None
         self._recorder.record(entry.Config(what="disarmed", detail={"reason": reason}))
+
+    def _thaw_all(self, session: Session) -> None:
+        """Nobody who is not armed holds a service still."""
+        for action, *target in self.state.guard.leases:
+            if action == capability(Freeze):
+                with contextlib.suppress(PointcallError, OSError):
+                    session.services.thaw(int(target[1]))
 
     def _disarm_by_itself(self, check: str, want: str, got: str, hint: str) -> None:
         """On the loop thread: what is armed may not be any more."""
@@ -1096,7 +1118,8 @@ class Executor:
 
     @staticmethod
     def _world(session: Session) -> World:
-        return World(session.services, session.sensors, session.channels, time.monotonic_ns())
+        cgroups = session.topology.cgroups
+        return World(session.services, session.sensors, session.channels, time.monotonic_ns(), cgroups)
 
     def _apply(self, run: Run, act: Act, action: Action) -> None:
         """Do it, and keep what became of it. What the system refuses is an outcome, not an exception."""

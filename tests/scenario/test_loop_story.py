@@ -34,6 +34,7 @@ from pointcall_executor.journal import JournalReader
 from pointcall_executor.recorded import RecordedNode, RecordedSensors, RecordedServices
 from pointcall_executor.run import Run
 from pointcall_executor.services.process import ServiceError, Started
+from pointcall_executor.tee.platform import PlatformError
 from pointcall_runbook.vocabulary import Address
 from tests.lab import IDENTITY, Lab
 
@@ -721,3 +722,29 @@ def test_a_folder_with_more_than_a_manifest_could_name_is_not_read(
     with pytest.raises(MalformedError) as refusal:
         Bundle.read(tmp_path)
     assert refusal.value.id == "manifest.folder"
+
+
+def test_a_platform_without_evidence_is_asked_again_and_old_evidence_disarms(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched.arm()
+    executor = watched.executor
+
+    def nothing(*_: Any) -> Any:
+        raise PlatformError("the quote service is away")
+
+    def until(check: str) -> None:
+        executor._epoch_due_ns = 1
+        deadline = time.monotonic() + 10
+        while check not in watched.refusals():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    monkeypatch.setattr(type(executor._platform), "evidence", nothing)
+    until("tee.renewal")
+    assert executor.failure is None
+    assert executor.admitted is not None
+    executor.epoch_opened_ns -= 3 * 15 * 60_000_000_000
+    until("tee.stale")
+    assert executor.admitted is None
+    assert executor.failure is None

@@ -617,3 +617,14 @@ def test_a_slow_channel_does_not_hold_up_the_loop(watched: Watched, monkeypatch:
     assert watched.happen(failures(4)).actions[0].action == "freeze"
     release.set()
     assert watched.next_receipt().actions[0].action == "escalate"
+
+
+def test_what_is_frozen_is_thawed_when_nothing_is_armed_any_more(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thawed: list[int] = []
+    monkeypatch.setattr(RecordedServices, "thaw", lambda _self, number: thawed.append(number))
+    watched.arm(broad(watched.lab))
+    assert watched.happen(failures(4)).actions[0].action == "freeze"
+    watched.executor.disarm("enough")
+    assert thawed == [service("api").number]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
-from pointcall_executor.services.managed import Started
+from pointcall_executor.services.managed import Started, not_running
 from pointcall_runbook.vocabulary import Address, Level, Outcome
 
 
@@ -61,6 +62,14 @@ class World(NamedTuple):
     circuits: Circuits
     channels: Channels
     now_ns: int
+    cgroups: Mapping[int, int] = MappingProxyType({})  # cgroup id -> service that runs in it now
+
+    def cgroup_of(self, number: int) -> int:
+        """The cgroup of a service, without asking anybody who may be slow. ServiceError where none is known."""
+        for cgroup_id, owner in self.cgroups.items():
+            if owner == number:
+                return cgroup_id
+        raise not_running(self.services.name(number))
 
 
 @dataclass(frozen=True, slots=True)

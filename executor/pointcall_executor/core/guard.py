@@ -440,7 +440,8 @@ def counted(state: GuardState, now_ns: int, rules: Rules) -> GuardState:
     """The state after one more event. More of them in a minute than a node should see is a storm."""
     if now_ns - state.events_since_ns >= MINUTE_NS:
         leases = {held: until for held, until in state.leases.items() if until > now_ns}
-        return state._replace(events_since_ns=now_ns, events=1, leases=leases)
+        buckets = {key: bucket for key, bucket in state.buckets.items() if now_ns - bucket.at_ns < 2 * HOUR_NS}
+        return state._replace(events_since_ns=now_ns, events=1, leases=leases, buckets=buckets)
     until = state.storm_until_ns
     if state.events + 1 > rules.storm_events_per_minute:
         until = now_ns + rules.storm_cooldown_ns
