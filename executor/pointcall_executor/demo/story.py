@@ -40,7 +40,7 @@ from pointcall_executor.agent_api import patch
 from pointcall_executor.agent_api.inbox import Inbox
 from pointcall_executor.api.client import ApiError
 from pointcall_executor.api.client import Client as ApiClient
-from pointcall_executor.api.roles import Role
+from pointcall_executor.api.roles import METHODS, Role
 from pointcall_executor.api.server import serve
 from pointcall_executor.backend import ExecutorBackend
 from pointcall_executor.cli.output import EnvironmentRefusal
@@ -64,8 +64,10 @@ from pointcall_runbook.module import verify_module
 from pointcall_runbook.vocabulary import Address
 
 GROUP: Final = f"pointcall-demo-{os.getpid()}"
+NODE: Final = "demo"
+FIRST: Final = 2  # sequence of its manifest: room for an older one to be refused
 PATIENCE_SECONDS: Final = 10.0  # for any one thing to happen
-CONTROL: Final = tuple(f"Control/{m}" for m in ("Arm", "Disarm", "Pause", "Resume", "TripCircuit", "ReleaseCircuit"))
+CONTROL: Final = tuple(m.removeprefix("/pointcall.v1.") for m, row in METHODS.items() if row.mutating)
 FLIP_EVERY: Final = 61  # bytes: how densely the tamper chapter flips the receipt; a prime, so that no field is spared
 
 
@@ -171,7 +173,7 @@ class Story:
         self.policy = TrustPolicy.parse((trust / "policy.json").read_bytes())
         self.sources = setting.Sources.write(self.state / "build", self.port)
         self.blobs = BLOBS if self.real else setting.stand_ins(self.state / "blobs", BLOBS)
-        self.sequence = self._next_sequence()
+        self.sequence = FIRST
         begin = time.perf_counter_ns()
         self.assembled = self._assemble(self.sequence)
         took = time.perf_counter_ns() - begin
@@ -207,17 +209,10 @@ class Story:
             )
         self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
         mark.touch()
-
-    def _next_sequence(self) -> int:
-        """Above everything that was armed in this state folder before; room for one older manifest to be refused."""
-        path = self.state / "journal.db"
-        if not path.exists():
-            return 2
-        from pointcall_executor.daemon import ARMED
-        from pointcall_executor.journal import JournalReader
-
-        with JournalReader.open(path) as journal:
-            return (journal.highest_sequence(ARMED) or 0) + 2
+        for file in self.state.glob(
+            "journal.db*"
+        ):  # the executor remembers; this demo is not the last one
+            file.unlink()
 
     def _assemble(self, sequence: int) -> Assembled:
         now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
@@ -314,7 +309,7 @@ class Story:
 
     def _start_executor(self) -> None:
         gate = f"{GROUP}/clients" if self.real else ""
-        config = Config(node="demo", cgroup=f"{GROUP}/services", gate=gate, tee="emulated")
+        config = Config(node=NODE, cgroup=f"{GROUP}/services", gate=gate, tee="emulated")
         self.node = KernelNode(config, self.state, self.said.append) if self.real else RecordedNode()
         if self.real:
             group = Cgroup.create(GROUP)
