@@ -405,7 +405,7 @@ def eventually(true: Callable[[], bool]) -> None:
 
 
 def test_an_armed_manifest_that_expires_is_disarmed(watched: Watched) -> None:
-    watched.arm(days=2 / 86400)
+    watched.arm(days=5 / 86400)
     eventually(lambda: watched.executor.state.armed is None)
     assert watched.refusals() == ["manifest.expires"]
     assert watched.executor.admitted is None
