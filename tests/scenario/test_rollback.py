@@ -58,9 +58,9 @@ def test_what_was_armed_before_comes_back_as_a_newer_manifest(lab: Lab, executor
 
 def test_what_was_never_armed_cannot_be_restored(lab: Lab, executor: Executor) -> None:
     arm(lab, executor, 1)
-    executor.journal.put_blob(b"content that somebody put there")
+    planted = executor.journal.put_blob(b"content that somebody put there")
     with JournalReader.open(lab.state / "journal.db") as reader:
-        for digest in ("0" * 64, "not a digest", reader.blobs()[0]):
+        for digest in ("0" * 64, "not a digest", planted):
             with pytest.raises(RollbackError) as refusal:
                 restore(reader, digest)
             assert refusal.value.id == "rollback.unknown"
