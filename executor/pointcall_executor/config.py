@@ -19,7 +19,7 @@ from pointcall_runbook.errors import PointcallError
 
 RESTART: Final = (
     "node", "cgroup", "gate", "tee", "mode", "api", "groups", "http", "otlp", "mtls", "user", "capabilities",
-    "privileges", "seccomp", "memory_mb", "pin",
+    "privileges", "seccomp", "memory_mb", "systemd_bus", "podman_socket", "kubeconfig", "pin",
 )  # fmt: skip
 """Settings that cannot change while running."""
 

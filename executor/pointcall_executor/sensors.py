@@ -343,7 +343,8 @@ class KernelSensors:
 
     def end_drill(self) -> Observed:
         """End the fault, and say what it did. KernelError where these sensors have been let go."""
-        return self._injector.end()
+        with self._changing:
+            return self._injector.end()
 
     @property
     def _injector(self) -> DrillInjector:

@@ -15,7 +15,7 @@ from pointcall_executor.run import Run
 ASKED_MAX: Final = 64  # the oldest is forgotten first: its runbook will ask again
 ASKED_NS: Final = 3_600_000_000_000
 TELL_AGAIN_NS: Final = 300_000_000_000
-ESCALATIONS_MAX: Final = 64
+ESCALATIONS_MAX: Final = 1024  # the oldest is forgotten first: nobody has answered so many
 
 
 @dataclass(frozen=True, slots=True)

@@ -228,10 +228,6 @@ def never_look_at_the_halt(patch: Patch) -> None:
     patch.setattr(Executor, "_check_armed", lambda *_: None)
 
 
-def keep_approvals(patch: Patch) -> None:
-    patch.setattr(guard, "_spent", lambda approvals, _request: approvals)
-
-
 def forget_pauses(patch: Patch) -> None:
     real = Recorder.reconcile
 
@@ -302,7 +298,6 @@ MUTATIONS: dict[str, tuple[str, Callable[[Patch], None]]] = {
     "a pause ends with the executor": ("paused", forget_pauses),
     "never looks whether it is halted": ("halted", never_look_at_the_halt),
     "no approval": ("approved", without("_approval")),
-    "an approval without an end": ("approved", keep_approvals),
     "calls nobody": ("called", lambda patch: patch.setattr(Executor, "_escalate", lambda *_: None)),
     "calls only once": ("called", lambda patch: patch.setattr(Executor, "_call_again", lambda *_: None)),
     "calls end with the executor": ("called", forget_who_was_called),

@@ -209,9 +209,7 @@ class Story:
             )
         self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
         mark.touch()
-        for file in self.state.glob(
-            "journal.db*"
-        ):  # the executor remembers; this demo is not the last one
+        for file in self.state.glob("journal.db*"):  # the executor remembers; this demo is not the last one
             file.unlink()
 
     def _assemble(self, sequence: int) -> Assembled:

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 
 from pointcall_attest import entry
+from pointcall_executor.api.backend import NodeStatus
 from pointcall_executor.api.server import serve
 from pointcall_executor.backend import ExecutorBackend
 from pointcall_executor.cli import main
@@ -29,6 +31,7 @@ from pointcall_executor.journal_check import check_journal
 from pointcall_executor.journal_reader import JournalReader
 from pointcall_executor.offline import recording
 from pointcall_executor.recorder import Recorder
+from tests.unit.api.fake_backend import STATUS
 from tests.unit.log import world
 from tests.unit.log.test_log_privacy import ADDRESS, SECRET, with_secrets
 
@@ -156,6 +159,13 @@ def test_while_an_executor_runs_both_refuse(call: Any, state: Path, reader: Jour
     assert call("log", "erase", run)[0] == 0
 
 
+class Backend(ExecutorBackend):
+    """What the log's verbs need; the rest of the node is not here."""
+
+    def status(self) -> NodeStatus:
+        return STATUS
+
+
 def test_a_running_executor_does_both_over_its_socket(state: Path, call: Any, reader: JournalReader) -> None:
     """The verbs find its socket; its own setting of the retention counts."""
     run = str(reader.runs()[2].run)
@@ -163,8 +173,11 @@ def test_a_running_executor_does_both_over_its_socket(state: Path, call: Any, re
         recorder, keys = Recorder(journal), world.EpochKeys.generate()
         recorder._keys = keys
         settings = Config(retention_days=300)
-        executor: Any = SimpleNamespace(recorder=recorder, journal=journal, config=settings, record=recorder.record)
-        server = serve(ExecutorBackend(executor), state / "run")
+        executor: Any = SimpleNamespace(
+            recorder=recorder, journal=journal, config=settings, record=recorder.record,
+            now_ns=time.monotonic_ns, on_record=lambda _record: None, admitted=None, failure=None,
+        )  # fmt: skip
+        server = serve(Backend(executor), state / "run")
         try:
             code, (row,) = call("log", "prune", "--minimum", 4)
             assert (code, row) == (0, {"minimum": 4, "pruned": 4, "retention_days": 300, "index": 11})
