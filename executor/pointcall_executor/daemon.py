@@ -739,6 +739,9 @@ class Executor:
         if session is None:
             return
         for escalation in self._waiting.due(now_ns):
+            if self._telling >= MESSAGES_MAX:
+                return  # a channel is slow: whoever is left is called as soon as there is room
+            self._waiting.called_again(escalation.run, now_ns)
             for number in escalation.channels or session.channel_numbers:
                 self._tell(session, number, escalation.code)
 

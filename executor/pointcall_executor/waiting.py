@@ -73,11 +73,12 @@ class Waiting:
         return True
 
     def due(self, now_ns: int) -> tuple[Escalation, ...]:
-        """Who must be called again now; the next time is set."""
-        found = tuple(e for e in self._escalations.values() if e.due_ns <= now_ns)
-        for one in found:
-            self._escalations[one.run] = replace(one, due_ns=now_ns + TELL_AGAIN_NS)
-        return found
+        """Who must be called again now, the longest overdue first; `called_again` says that it was done."""
+        return tuple(sorted((e for e in self._escalations.values() if e.due_ns <= now_ns), key=lambda e: e.due_ns))
+
+    def called_again(self, run: str, now_ns: int) -> None:
+        """They were called for this run just now: the next time is set."""
+        self._escalations[run] = replace(self._escalations[run], due_ns=now_ns + TELL_AGAIN_NS)
 
     def acknowledge(self, run: str) -> bool:
         """A person has answered; False if nobody was called for this run."""
