@@ -17,7 +17,7 @@ from pydantic import Field, StringConstraints, model_validator
 from pointcall_attest import canonical
 from pointcall_attest.errors import MalformedError, VerifyError
 from pointcall_attest.manifest import STATEMENT_TYPE, Action
-from pointcall_attest.model import FileName, Instant, Name, Sha256, Strict, Text, validated
+from pointcall_attest.model import Instant, Name, Strict, Subject, Text, validated
 from pointcall_attest.policy import TrustPolicy
 from pointcall_attest.signature import CLOCK_SKEW, SignerIdentity, verify_bundles
 from pointcall_attest.statement import RunId
@@ -48,18 +48,9 @@ class ApprovalBody(Strict):
         return self
 
 
-class _Digest(Strict):
-    sha256: Sha256
-
-
-class _Subject(Strict):
-    name: FileName
-    digest: _Digest
-
-
 class _Statement(Strict):
     type: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
-    subject: Annotated[tuple[_Subject, ...], Field(min_length=1, max_length=1)]  # the armed manifest
+    subject: Annotated[tuple[Subject, ...], Field(min_length=1, max_length=1)]  # the armed manifest
     predicateType: Literal["https://pointcall.dev/approval/v1"]  # noqa: N815 - the name in the in-toto format
     predicate: ApprovalBody
 

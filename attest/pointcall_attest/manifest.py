@@ -28,6 +28,7 @@ from pointcall_attest.model import (
     Port,
     Sha256,
     Strict,
+    Subject,
     Text,
     Version,
     validated,
@@ -232,18 +233,9 @@ class Predicate(Strict):
         return self
 
 
-class _Digest(Strict):
-    sha256: Sha256
-
-
-class _Subject(Strict):
-    name: FileName
-    digest: _Digest
-
-
 class _Statement(Strict):
     type: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
-    subject: Annotated[tuple[_Subject, ...], Field(min_length=1, max_length=MAX_SUBJECTS)]
+    subject: Annotated[tuple[Subject, ...], Field(min_length=1, max_length=MAX_SUBJECTS)]
     predicateType: Literal["https://pointcall.dev/manifest/v1"]  # noqa: N815 - the name in the in-toto format
     predicate: Predicate
 

@@ -46,6 +46,20 @@ Text = Annotated[str, StringConstraints(pattern=r"^[\x20-\x7e]*$", max_length=10
 Version = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,4})(\.(0|[1-9][0-9]{0,4})){2}$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
+
+class Digest(Strict):
+    """The digest of an in-toto subject: SHA-256 in hex, and no other."""
+
+    sha256: Sha256
+
+
+class Subject(Strict):
+    """One subject of an in-toto Statement v1: a file's name and its digest."""
+
+    name: FileName
+    digest: Digest
+
+
 M = TypeVar("M", bound=BaseModel)
 
 

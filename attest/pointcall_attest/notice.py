@@ -23,7 +23,7 @@ from pointcall_attest import canonical
 from pointcall_attest.errors import AttestError, MalformedError
 from pointcall_attest.manifest import STATEMENT_TYPE
 from pointcall_attest.manifest import Sequence as SequenceNumber
-from pointcall_attest.model import FileName, Instant, Name, Sha256, Strict, Text, validated
+from pointcall_attest.model import Instant, Name, Sha256, Strict, Subject, Text, validated
 from pointcall_attest.policy import TrustPolicy
 from pointcall_attest.signature import CLOCK_SKEW, SignedStatement, unverified_payload, verify_bundles, verify_each
 
@@ -73,21 +73,12 @@ class RevocationBody(Strict):
         return self.revoked
 
 
-class _Digest(Strict):
-    sha256: Sha256
-
-
-class _Subject(Strict):
-    name: FileName
-    digest: _Digest
-
-
 B = TypeVar("B", PointerBody, RevocationBody)
 
 
 class _Statement(Strict, Generic[B]):
     type: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
-    subject: Annotated[tuple[_Subject, ...], Field(min_length=1, max_length=512)]
+    subject: Annotated[tuple[Subject, ...], Field(min_length=1, max_length=512)]
     predicateType: str  # noqa: N815 - the name in the in-toto format
     predicate: B
 

@@ -18,7 +18,7 @@ from pydantic import Field
 from pointcall_attest import canonical
 from pointcall_attest.errors import AttestError, MalformedError
 from pointcall_attest.manifest import Manifest, Runbook
-from pointcall_attest.model import FileName, Name, Sha256, Strict, Text, validated
+from pointcall_attest.model import Digest, Name, Strict, Subject, Text, validated
 from pointcall_attest.policy import TrustPolicy
 from pointcall_attest.signature import MAX_BUNDLE_BYTES, unverified_payload, verify_each
 from pointcall_attest.verdict import Check, Verdict
@@ -40,15 +40,6 @@ CHECKS: Final[Mapping[str, str]] = {
 }
 
 
-class _Digest(Strict):
-    sha256: Sha256
-
-
-class _Subject(Strict):
-    name: FileName
-    digest: _Digest
-
-
 class _GitCommit(Strict):
     gitCommit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}([0-9a-f]{24})?$")]  # noqa: N815 - the name in the format
 
@@ -56,7 +47,7 @@ class _GitCommit(Strict):
 class _Source(Strict):
     name: Text | None = None
     uri: Text | None = None
-    digest: _Digest | _GitCommit
+    digest: Digest | _GitCommit
 
 
 class _External(Strict):
@@ -99,14 +90,14 @@ TestName = Annotated[str, Field(min_length=1, max_length=1024)]
 
 class _TestResult(Strict):
     result: Literal["PASSED", "WARNED", "FAILED"]
-    configuration: Annotated[tuple[_Subject, ...], Field(min_length=1, max_length=256)]
+    configuration: Annotated[tuple[Subject, ...], Field(min_length=1, max_length=256)]
     passedTests: Annotated[tuple[TestName, ...], Field(max_length=4096)]  # noqa: N815
     failedTests: Annotated[tuple[TestName, ...], Field(max_length=4096)]  # noqa: N815
 
 
 class _Statement(Strict):
     type: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
-    subject: Annotated[tuple[_Subject], Field()]
+    subject: Annotated[tuple[Subject], Field()]
     predicateType: Literal["https://slsa.dev/provenance/v1", "https://in-toto.io/attestation/test-result/v0.1"]  # noqa: N815
     predicate: dict[str, Any]
 
@@ -202,7 +193,7 @@ def _unlike(
         if said is None or info is None:
             continue
         definition = said.buildDefinition
-        sources = [d.digest.sha256 for d in definition.resolvedDependencies if isinstance(d.digest, _Digest)]
+        sources = [d.digest.sha256 for d in definition.resolvedDependencies if isinstance(d.digest, Digest)]
         want = ([info.source_sha256] if info.source_sha256 else [], info.compiler, f"rb{info.abi}", name)
         external = definition.externalParameters
         if (sources, definition.internalParameters.compiler, external.abi, external.runbook) != want:

@@ -37,7 +37,7 @@ _KEPT_SETTINGS_OUT: Final = frozenset({"mtls", "otlp", "mirror"})  # paths of ke
 
 # What secrets and people look like.
 _NAMES: Final = "password|passwd|secret|token|api[_-]?key|authorization"
-_PRIVATE: Final = "[A-Z ]*PRIVATE KEY-----"
+_PRIVATE: Final = "[A-Z ]*PRIVATE[ ]KEY-----"
 _FORMS: Final = (
     ("private-key", re.compile(rf"-----BEGIN {_PRIVATE}.*?(?:-----END {_PRIVATE}|\Z)", re.DOTALL)),
     ("token", re.compile(r"(?i)\b(?:bearer|basic)\s+[A-Za-z0-9._~+/=-]{6,}")),

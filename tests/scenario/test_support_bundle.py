@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,8 +24,29 @@ from pointcall_executor.support_bundle import Content, archive, redacted
 from tests.lab import Lab
 from tests.scenario.test_loop_story import Watched, opened
 
-KEY = "-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMGByqGSM49PLANTED\n-----END PRIVATE KEY-----"
-PLANTED = ("PLANTED", "hunter2-planted", "jane.doe@example.com", "Jane Doe's page", "eyJhbGciOiJFUzI1NiJ9.planted.sig")
+
+def made_key(form: PrivateFormat) -> str:
+    """A private key that is made now and used for nothing."""
+    return ec.generate_private_key(ec.SECP256R1()).private_bytes(Encoding.PEM, form, NoEncryption()).decode()
+
+
+def body_of(key: str) -> list[str]:
+    """The lines of a key that must not be anywhere."""
+    return [line for line in key.splitlines() if line and not line.startswith("-----")]
+
+
+KEY = made_key(PrivateFormat.PKCS8)
+PLANTED = (
+    *body_of(KEY), "PLANTED", "hunter2-planted", "jane.doe@example.com", "Jane Doe's page",
+    "eyJhbGciOiJFUzI1NiJ9.planted.sig",
+)  # fmt: skip
+    *body_of(KEY),
+    "PLANTED",
+    "hunter2-planted",
+    "jane.doe@example.com",
+    "Jane Doe's page",
+    "eyJhbGciOiJFUzI1NiJ9.planted.sig",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -99,8 +122,6 @@ def test_the_same_contents_give_the_same_bytes_in_the_same_order() -> None:
 
 
 SECRETS = (
-    KEY,
-    "-----BEGIN EC PRIVATE KEY-----\ncut off here PLANTED",
     "Authorization: Bearer PLANTEDPLANTED",
     "ghp_PLANTEDPLANTEDPLANTED",
     "AKIAPLANTEDPLANTED00",
@@ -115,6 +136,15 @@ SECRETS = (
 @pytest.mark.parametrize("around", ["{}", "before {} after", 'reason="{}"'])
 def test_what_a_secret_looks_like_is_removed(secret: str, around: str) -> None:
     assert "PLANTED" not in redacted(around.format(secret))
+
+
+@pytest.mark.parametrize("form", [PrivateFormat.PKCS8, PrivateFormat.TraditionalOpenSSL])
+@pytest.mark.parametrize("cut_off", [False, True])
+def test_a_private_key_is_removed_also_where_its_end_is_missing(form: PrivateFormat, cut_off: bool) -> None:
+    key = made_key(form)
+    text = key[: key.index("-----END")] if cut_off else key
+    assert all(line in text for line in body_of(key))
+    assert [line for line in body_of(key) if line in redacted(f"before\n{text}")] == []
 
 
 @given(st.text())
