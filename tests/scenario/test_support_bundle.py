@@ -40,13 +40,6 @@ PLANTED = (
     *body_of(KEY), "PLANTED", "hunter2-planted", "jane.doe@example.com", "Jane Doe's page",
     "eyJhbGciOiJFUzI1NiJ9.planted.sig",
 )  # fmt: skip
-    *body_of(KEY),
-    "PLANTED",
-    "hunter2-planted",
-    "jane.doe@example.com",
-    "Jane Doe's page",
-    "eyJhbGciOiJFUzI1NiJ9.planted.sig",
-)
 
 
 @pytest.fixture(autouse=True)
