@@ -623,7 +623,7 @@ class Executor:
         self._recorder.record(_intent(act, {}, grant="operator"))
         act.outcome, act.detail = Outcome.FAILED, {"reason": reason}
         try:
-            done = _performed(REGISTRY[act.call.action], action, self._world(session))
+            done = _performed(act, action, self._world(session))
             act.outcome, act.detail = done.outcome, {**done.detail, "reason": reason}
         finally:
             self._recorder.record(_outcome(act))
@@ -951,12 +951,14 @@ class Executor:
         if session is None:  # a record before it disarmed the executor
             return
         record = decode(raw)
-        self.on_record(record)
         history, noticed = notice(record, session.topology, self.state.guard.history)
         self.state = self.state._replace(guard=self.state.guard._replace(history=history))
-        if noticed.event is not None:
-            happening = Happened(noticed.event, noticed.subject, received_ns)
-            self._advance(happening, noticed.sensor, received_ns)
+        try:
+            if noticed.event is not None:
+                happening = Happened(noticed.event, noticed.subject, received_ns)
+                self._advance(happening, noticed.sensor, received_ns)
+        finally:
+            self.on_record(record)  # people wait, actions do not
 
     def _advance(self, happening: Input, sensor: str, received_ns: int) -> None:
         self.state, effects = step(self.state, happening)
@@ -1129,7 +1131,7 @@ class Executor:
         act.started_ns = time.monotonic_ns()
         self.journal.require()
         try:
-            done = _performed(REGISTRY[act.call.action], action, self._world(run.session))
+            done = _performed(act, action, self._world(run.session))
         except (PointcallError, OSError) as error:
             detail = error.as_dict() if isinstance(error, PointcallError) else {"message": str(error)}
             done = Done(Outcome.FAILED, act.target, {"error": detail})
@@ -1268,9 +1270,11 @@ def _ages(acted: Iterable[tuple[str, str, datetime]], now: datetime) -> list[tup
     return [(action, target, max(0, age_ns)) for action, target, age_ns in found]
 
 
-def _performed(verb: Verb, action: Action, world: World) -> Done:
+def _performed(act: Act, action: Action, world: World) -> Done:
     """Do it and look whether it holds; where it does not, take it back."""
+    verb = REGISTRY[act.call.action]
     done = verb.perform(action, world)
+    act.applied_ns = time.monotonic_ns()
     found = verb.amiss(action, world) if done.outcome is Outcome.APPLIED and verb.amiss is not None else ""
     if not found:
         return done

@@ -83,6 +83,7 @@ class Act:
     intent: int | None = None
     intent_ns: int | None = None
     started_ns: int | None = None
+    applied_ns: int | None = None  # it is in force; whether its post-condition holds is looked at next
     ended_ns: int | None = None
 
 
@@ -156,7 +157,7 @@ class Run:
 
     def _timeline(self) -> Timeline:
         applied = [a for a in self.acts if a.outcome is Outcome.APPLIED and a.ended_ns is not None]
-        first = min((a.started_ns for a in applied if a.started_ns is not None), default=None)
+        first = min((a.applied_ns or a.started_ns for a in applied if a.started_ns is not None), default=None)
         return Timeline(
             event=self.event_ns,
             received=self.received_ns,

@@ -86,6 +86,7 @@ class KernelSensors:
             for sensor in admitted.manifest.sensors:
                 self._load(sensor, admitted.files)
             self._attach()
+            self._rings = tuple(each.ring for each in self._sensors().values())
             self._identities = {name: each.identity() for name, each in self._objects.items()}
             undo.pop_all()
 
@@ -205,7 +206,7 @@ class KernelSensors:
 
     def drain(self) -> list[bytes]:
         """Every finished record, 56 bytes each."""
-        found = [record for sensor in self._sensors().values() for record in sensor.ring.drain()]
+        found = [record for ring in self._rings for record in ring.drain()]
         return found + self._lookout.drain() if self._lookout is not None else found
 
     def lost(self) -> Mapping[str, int]:

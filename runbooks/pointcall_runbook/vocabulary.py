@@ -15,10 +15,11 @@ import functools
 import hashlib
 import ipaddress
 import json
+import operator
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal, Self, TypeVar
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeVar
 
 VERSION: Final = 1
 U16: Final = 2**16 - 1
@@ -542,9 +543,53 @@ def fields(cls: type) -> tuple[Field, ...]:
     return _FIELDS[cls.__name__]
 
 
+class _Slot(NamedTuple):
+    """One i64 of a type in a module. `make` is what its value becomes in the language, None: it stays an integer."""
+
+    name: str
+    half: bool  # of an address: any bit pattern, held unsigned in the language
+    lo: int
+    hi: int
+    make: Callable[[int], Any] | None
+
+
+class _Layout(NamedTuple):
+    """How a type lies in i64 slots, made once for each: every event and action of every run goes through it."""
+
+    read: Callable[[Any], tuple[int, ...]]  # the value of each slot, in order
+    slots: tuple[_Slot, ...]
+
+
+def _slot(field: Field) -> _Slot:
+    made = {Kind.SERVICE: Service, Kind.CHANNEL: Channel, Kind.BOOL: bool, Kind.ENUM: field.enum}
+    return _Slot(field.name, field.kind is Kind.ADDRESS, field.lo, field.hi, made.get(field.kind))
+
+
+_PARTS: Final[Mapping[Kind, tuple[str, ...]]] = {
+    Kind.ADDRESS: (".hi", ".lo"),
+    Kind.SERVICE: (".number",),
+    Kind.CHANNEL: (".number",),
+}
+
+
+_LAYOUTS: Final[dict[type, _Layout]] = {}
+
+
+def _layout(cls: type) -> _Layout:
+    found = _LAYOUTS.get(cls)
+    if found is None:
+        declared = fields(cls)
+        paths = [field.name + part for field in declared for part in _PARTS.get(field.kind, ("",))]
+        read: Callable[[Any], Any] = operator.attrgetter(*paths)
+        every: Callable[[Any], Any] = read if len(paths) > 1 else lambda value: (read(value),)
+        found = _Layout(every, tuple(_slot(field) for field in declared for _ in range(field.kind.slots)))
+        _LAYOUTS[cls] = found
+    return found
+
+
 def arity(cls: type) -> int:
     """How many i64 parameters the type takes in a module."""
-    return sum(f.kind.slots for f in fields(cls))
+    return len(_layout(cls).slots)
 
 
 _EVENTS: Final[tuple[type[Event], ...]] = (
@@ -591,44 +636,17 @@ _CAPABILITIES: Final[Mapping[type[Action], str]] = {
 ACTIONS: Final[Mapping[str, type[Action]]] = {capability(cls): cls for cls in _ACTIONS}
 
 
-def _signed(x: int) -> int:
-    return x - 2**64 if x >= 2**63 else x
-
-
-def _field_slots(field: Field, value: Any) -> Iterator[int]:
-    if field.kind is Kind.ADDRESS:
-        yield _signed(value.hi)
-        yield _signed(value.lo)
-        return
-    number = value.number if field.kind in (Kind.SERVICE, Kind.CHANNEL) else int(value)
-    if not field.lo <= number <= field.hi:
-        raise ValueError(f"{field.name} is {number}, outside {field.lo}..{field.hi}")
-    yield number
-
-
 def slots(value: Event | Action) -> tuple[int, ...]:
     """The i64 values of an event or action, in the order of the ABI. ValueError where one is out of range."""
-    return tuple(n for f in fields(type(value)) for n in _field_slots(f, getattr(value, f.name)))
-
-
-def _field_value(field: Field, raw: tuple[int, ...]) -> Any:
-    if field.kind is Kind.ADDRESS:
-        return Address(raw[0] % 2**64, raw[1] % 2**64)
-    (number,) = raw
-    if not field.lo <= number <= field.hi:
-        raise ValueError(f"{field.name} is {number}, outside {field.lo}..{field.hi}")
-    match field.kind:
-        case Kind.SERVICE:
-            return Service(number)
-        case Kind.CHANNEL:
-            return Channel(number)
-        case Kind.BOOL:
-            return bool(number)
-        case Kind.ENUM:
-            assert field.enum is not None
-            return field.enum(number)
-        case _:
-            return number
+    layout, out = _layout(type(value)), []
+    for number, (name, half, lo, hi, _) in zip(layout.read(value), layout.slots, strict=True):
+        if half:
+            out.append(number - 2**64 if number >= 2**63 else number)
+        elif lo <= number <= hi:
+            out.append(int(number))
+        else:
+            raise ValueError(f"{name} is {number}, outside {lo}..{hi}")
+    return tuple(out)
 
 
 _T = TypeVar("_T", bound=Event | Action)
@@ -636,12 +654,21 @@ _T = TypeVar("_T", bound=Event | Action)
 
 def from_slots(cls: type[_T], raw: tuple[int, ...]) -> _T:
     """The inverse of `slots`. ValueError where the number of values or one of them does not fit."""
-    if len(raw) != arity(cls):
-        raise ValueError(f"{cls.__name__} takes {arity(cls)} values, not {len(raw)}")
-    out, at = [], 0
-    for f in fields(cls):
-        out.append(_field_value(f, raw[at : at + f.kind.slots]))
-        at += f.kind.slots
+    places = _layout(cls).slots
+    if len(raw) != len(places):
+        raise ValueError(f"{cls.__name__} takes {len(places)} values, not {len(raw)}")
+    out: list[Any] = []
+    upper: int | None = None  # the half of an address that comes first
+    for number, (name, half, lo, hi, make) in zip(raw, places, strict=True):
+        if upper is not None:
+            out.append(Address(upper % 2**64, number % 2**64))
+            upper = None
+        elif half:
+            upper = number
+        elif lo <= number <= hi:
+            out.append(number if make is None else make(number))
+        else:
+            raise ValueError(f"{name} is {number}, outside {lo}..{hi}")
     return cls(*out)
 
 

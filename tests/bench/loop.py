@@ -181,7 +181,8 @@ def measure(
         runs += incidents(executor, client, closed, finished)
         for port in closed:
             node.kernel.close_circuit(LOOPBACK, port)
-    report(runs, "event_to_action", "ended_ns")
+    report(runs, "event_to_lease", "applied_ns")
+    report(runs, "event_to_confirmed_lease", "ended_ns")
     report(runs, "event_to_decision", "decided_ns")
     executor.arm(lab.sign(lab.assemble(spec(lab, closed, "recreate"), 3, blobs=BLOBS)))
     report(incidents(executor, client, closed, finished), "event_to_durable_action", "started_ns")

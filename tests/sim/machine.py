@@ -769,11 +769,11 @@ def _verify_approval(machine: Machine) -> Callable[..., Any]:
 
 
 def _observed_performed(machine: Machine, real: Callable[..., Any]) -> Callable[..., Any]:
-    def performed(verb: Any, action: Any, world: Any) -> Any:
+    def performed(act: Any, action: Any, world: Any) -> Any:
         machine.scheduler.alive()
         machine.auditor.begins(action)
         try:
-            done = real(verb, action, world)
+            done = real(act, action, world)
         finally:
             machine.auditor.ended(action)
         machine.auditor.performed(action, done)

@@ -6,6 +6,7 @@ The layout is bpf/event.h; a test compares the two. Spec: docs/spec/kernel-abi.m
 from __future__ import annotations
 
 import enum
+import functools
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -74,8 +75,8 @@ class Destination:
             raise ValueError("a destination has a 16-bit port, a 64-bit namespace cookie and protocol 6 or 17")
 
     def __str__(self) -> str:
-        host = f"[{self.address}]" if ":" in str(self.address) else str(self.address)
-        return f"{'tcp' if self.protocol == 6 else 'udp'}://{host}:{self.port}"
+        host = str(self.address)
+        return f"{'tcp' if self.protocol == 6 else 'udp'}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +234,7 @@ def _circuit(kind: Kind, at_ns: int, pid: int, cgroup: int, body: bytes) -> Circ
     return CircuitEvent(kind, at_ns, _destination(*to), failures, error, pid, cgroup)
 
 
+@functools.lru_cache(maxsize=4096)  # as many as can be armed; the executor hears of the same few over and over
 def _destination(address: bytes, netns: int, port: int, protocol: int, pad: int) -> Destination:
     if pad or protocol not in (6, 17):
         raise EventError("a record with an unknown protocol", want="6 or 17", got=f"{protocol}, pad {pad}")

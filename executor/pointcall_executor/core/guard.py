@@ -8,7 +8,7 @@ Words follow Node Healthcheck. Spec: DESIGN section 4, docs/spec/guard.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
@@ -88,8 +88,10 @@ class Rules:
 _NOTHING: Final[Mapping[Any, Any]] = MappingProxyType({})
 
 
-class Request(NamedTuple):
-    """One action that a decision asks for."""
+@dataclass(slots=True)
+class Request:
+    """One action that a decision asks for. What the rules ask of the action is looked up once, here; nothing changes
+    it afterwards (not frozen: that would take longer to make than to judge)."""
 
     runbook: str
     run: str
@@ -98,6 +100,16 @@ class Request(NamedTuple):
     grant: Grant
     limits: Limits
     now_ns: int
+    name: str = field(init=False)  # of the capability
+    target: Target = field(init=False)
+    address: Address | None = field(init=False)
+    service: int | None = field(init=False)  # its number, 0: none of the declared ones
+
+    def __post_init__(self) -> None:
+        action = self.action
+        self.name, self.target = capability(type(action)), target_of(action)
+        self.address = getattr(action, "address", None)
+        self.service = int(self.target[1]) if self.target[0] == "service" else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,24 +146,13 @@ class GuardState(NamedTuple):
 
 def target_of(action: Action) -> Target:
     """What an action acts on; two actions with the same target never run at once."""
-    match action:
-        case OpenCircuit(address, port) | CloseCircuit(address, port) | KillConnections(address, port):
-            return ("circuit", str(address), port)
-        case _ if hasattr(action, "service"):
-            return ("service", action.service.number)
-        case _ if hasattr(action, "channel"):
-            return ("channel", action.channel.number)
-        case _:
-            return ("runbook",)
-
-
-def _address(action: Action) -> Address | None:
-    return getattr(action, "address", None)
-
-
-def _service(action: Action) -> int | None:
-    service = getattr(action, "service", None)
-    return None if service is None else service.number
+    if isinstance(action, OpenCircuit | CloseCircuit | KillConnections):
+        return ("circuit", str(action.address), action.port)
+    about = getattr(action, "service", None)
+    if about is not None:
+        return ("service", about.number)
+    channel = getattr(action, "channel", None)
+    return ("runbook",) if channel is None else ("channel", channel.number)
 
 
 def _paused(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
@@ -161,15 +162,16 @@ def _paused(state: GuardState, request: Request, rules: Rules) -> Refusal | None
 
 
 def _action_granted(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
-    name = capability(type(request.action))
-    if name in request.grant.actions:
+    if request.name in request.grant.actions:
         return None
     granted = ", ".join(sorted(request.grant.actions)) or "nothing"
-    return Refusal("guard.grant-action", granted, name, "add the action to the runbook's grants in the manifest")
+    return Refusal(
+        "guard.grant-action", granted, request.name, "add the action to the runbook's grants in the manifest"
+    )
 
 
 def _service_granted(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
-    number = _service(request.action)
+    number = request.service
     if number is None or number in request.grant.services:
         return None
     got = "no service" if number == 0 else f"service {number}"
@@ -185,7 +187,7 @@ def _channel_granted(state: GuardState, request: Request, rules: Rules) -> Refus
 
 
 def _network_granted(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
-    address = _address(request.action)
+    address = request.address
     if address is None or any(address in net for net in request.grant.networks):
         return None
     nets = ", ".join(n.text for n in request.grant.networks) or "no network"
@@ -193,12 +195,12 @@ def _network_granted(state: GuardState, request: Request, rules: Rules) -> Refus
 
 
 def _never_touch(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
-    address, number = _address(request.action), _service(request.action)
+    address, number = request.address, request.service
     listed = number in rules.never_touch_services or (
         address is not None
         and (
             any(address in net for net in rules.never_touch_networks)
-            or target_of(request.action)[1:] in rules.never_touch_destinations
+            or request.target[1:] in rules.never_touch_destinations
         )
     )
     if not listed:
@@ -209,8 +211,7 @@ def _never_touch(state: GuardState, request: Request, rules: Rules) -> Refusal |
 
 def _approval(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
     """An approval is for exactly this action with these arguments, once, and ends."""
-    name = capability(type(request.action))
-    if name not in request.limits.approval or request.now_ns < _approved_until(state, request):
+    if request.name not in request.limits.approval or request.now_ns < _approved_until(state, request):
         return None
     got = "an approval that has ended" if _approved_until(state, request) else "none"
     return Refusal("guard.approval", "approval by a second person", got, f"pointcall approve {request.run}")
@@ -221,7 +222,7 @@ def _approved_until(state: GuardState, request: Request) -> int:
 
 
 def _one_at_a_time(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
-    holder = state.busy.get(target_of(request.action))
+    holder = state.busy.get(request.target)
     if holder is None:
         return None
     return Refusal("guard.busy", "no action in flight on the target", f"run {holder}", "it will end or expire")
@@ -230,7 +231,7 @@ def _one_at_a_time(state: GuardState, request: Request, rules: Rules) -> Refusal
 def _tokens(state: GuardState, request: Request) -> int:
     """Millionths of a token that the runbook has for this target now."""
     full = request.limits.burst * TOKEN_MICRO
-    bucket = state.buckets.get((request.runbook, target_of(request.action)))
+    bucket = state.buckets.get((request.runbook, request.target))
     if bucket is None:
         return full
     refill = (request.now_ns - bucket.at_ns) * request.limits.per_minute * TOKEN_MICRO // MINUTE_NS
@@ -253,8 +254,8 @@ def _node_rate(state: GuardState, request: Request, rules: Rules) -> Refusal | N
 
 
 def _hold_off(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
-    last = state.history.last(("target", request.runbook, *target_of(request.action)))
     wait = request.limits.hold_off_ns
+    last = state.history.last(("target", request.runbook, *request.target)) if wait else None
     if last is None or request.now_ns - last >= wait:
         return None
     age = (request.now_ns - last) // 1_000_000
@@ -270,7 +271,7 @@ def _storm(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
 
 def _touched(state: GuardState, request: Request) -> int:
     """How many targets of the same kind are touched besides this one: actions in flight, and leases that hold."""
-    target = target_of(request.action)
+    target = request.target
     touched = set(state.busy)
     if type(request.action) not in (CloseCircuit, Thaw):  # ending one is never held back by those that hold
         touched |= {held[1:] for held, until_ns in state.leases.items() if until_ns > request.now_ns}
@@ -286,7 +287,7 @@ def services_limit(rules: Rules) -> int:
 
 
 def _blast_radius(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
-    kind = str(target_of(request.action)[0])
+    kind = str(request.target[0])
     limit = {"service": services_limit(rules), "circuit": rules.circuits_at_once}.get(kind)
     if limit is None or len(state.busy) + len(state.leases) < limit:  # the quick answer to a dear question
         return None
@@ -352,21 +353,21 @@ TOO_MUCH: Final[tuple[Rule, ...]] = (
 
 def judge(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
     """The first objection of the table, or None."""
-    harmless = capability(type(request.action)) in HARMLESS
-    for rule in FORBIDDEN if harmless else FORBIDDEN + TOO_MUCH:
-        refusal = rule(state, request, rules)
-        if refusal is not None:
-            return refusal
+    for table in (FORBIDDEN,) if request.name in HARMLESS else (FORBIDDEN, TOO_MUCH):
+        for rule in table:
+            refusal = rule(state, request, rules)
+            if refusal is not None:
+                return refusal
     return None
 
 
 def permitted(state: GuardState, request: Request, rules: Rules) -> GuardState:
     """The state after an action was let through: a token is spent, the target is held."""
-    state = state._replace(approvals=_spent(state.approvals, request))
-    if capability(type(request.action)) in HARMLESS:
-        return state
-    now, target = request.now_ns, target_of(request.action)
-    history = state.history.noted(("actions",), now, keep=rules.actions_per_minute)
+    approvals = _spent(state.approvals, request)
+    if request.name in HARMLESS:
+        return state if approvals is state.approvals else state._replace(approvals=approvals)
+    now, target = request.now_ns, request.target
+    history = state.history.noted(("actions",), now, keep=rules.actions_per_minute, window_ns=MINUTE_NS)
     history = history.noted(("target", request.runbook, *target), now)
     recreated = state.recreated
     if isinstance(request.action, Recreate):
@@ -378,6 +379,7 @@ def permitted(state: GuardState, request: Request, rules: Rules) -> GuardState:
     return state._replace(
         busy={**state.busy, target: request.run},
         buckets=buckets,
+        approvals=approvals,
         recreated=recreated,
         history=history,
     )

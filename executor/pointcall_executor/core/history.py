@@ -34,12 +34,13 @@ class History:
         times = self.times.get(key)
         return times[-1] if times else None
 
-    def noted(self, key: Key, at_ns: int, *, keep: int = KEEP_MAX) -> History:
-        """This history with one more happening; at least the last `keep` times of the key are counted."""
+    def noted(self, key: Key, at_ns: int, *, keep: int = KEEP_MAX, window_ns: int = HOUR_NS) -> History:
+        """This history with one more happening; at least the last `keep` times of the key are counted, in a window
+        that nobody asks further back than."""
         kept = self.times.get(key, ())
         if kept and at_ns < kept[-1]:
             at_ns = kept[-1]  # two CPUs' clock readings may arrive out of order; the order of the record is kept
-        first = max(bisect_right(kept, at_ns - HOUR_NS), len(kept) - (max(keep, KEEP_MAX) - 1))
+        first = max(bisect_right(kept, at_ns - window_ns), len(kept) - (max(keep, KEEP_MAX) - 1))
         kept = kept[first:] if first > 0 else kept
         times = {**self.times, key: (*kept, at_ns)}
         if len(times) > KEYS_MAX:

@@ -154,9 +154,9 @@ def happened(state: State, happening: Happened) -> tuple[State, tuple[Effect, ..
     if state.armed is None:
         return state, ()
     name, armed = type(happening.event).__name__, state.armed
-    state = state._replace(guard=guard.counted(state.guard, happening.now_ns, armed.rules))
-    chosen = (r for r in armed.runbooks if name in r.events and happening.only in ("", r.name))
-    return state, tuple(_decide(state, r, happening.event, happening.subject) for r in chosen)
+    state = State(armed, guard.counted(state.guard, happening.now_ns, armed.rules), state.memory)
+    chosen = [r for r in armed.runbooks if name in r.events and happening.only in ("", r.name)]
+    return state, tuple([_decide(state, r, happening.event, happening.subject) for r in chosen])
 
 
 def _typed(call: Call) -> Action | Refusal:

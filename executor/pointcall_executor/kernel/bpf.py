@@ -70,6 +70,7 @@ PROG_SLEEPABLE: Final = 1 << 4
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
+_libc.syscall.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_long)
 
 
 def bpf(command: Command, attr: bytes) -> tuple[int, bytes]:
@@ -78,7 +79,7 @@ def bpf(command: Command, attr: bytes) -> tuple[int, bytes]:
     if number is None:
         raise OSError(38, f"bpf(2) on {platform.machine()} is not known here")
     buffer = ctypes.create_string_buffer(attr, len(attr))
-    result = _libc.syscall(ctypes.c_long(number), ctypes.c_long(command), buffer, ctypes.c_long(len(attr)))
+    result = _libc.syscall(number, command, buffer, len(attr))
     if result < 0:
         error = ctypes.get_errno()
         raise OSError(error, f"bpf {command.name}: {os.strerror(error)}")

@@ -60,6 +60,8 @@ class Ring:
         """All finished records, oldest first, at most `limit`. Never blocks."""
         start = self._consumer.value
         end = min(self._producer[0], start + limit * _SLOT.size)
+        if start == end:
+            return []
         at, records = start & self._mask, []
         for head, _page, payload in _SLOT.iter_unpack(self._data[at : at + (end - start)]):
             if head != RECORD_BYTES:

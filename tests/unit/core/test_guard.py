@@ -44,7 +44,7 @@ RULES = Rules(services=4, services_at_once=2, never_touch_networks=(Network("10.
 
 def request(action: Action = RECREATE, *, now_ns: int = 1000 * SECOND, **over: Any) -> Request:
     base = Request("fix", "run-1", action, "enforce", GRANT, Limits(per_minute=10, burst=10), now_ns)
-    return base._replace(**over)
+    return dataclasses.replace(base, **over)
 
 
 def objection(state: GuardState, asked: Request, rules: Rules = RULES) -> str | None:
@@ -134,7 +134,7 @@ def test_a_bucket_lets_a_burst_through_and_refills() -> None:
         state = guard.ended(guard.permitted(state, asked, RULES), "run-1", asked.action)
     third = request(OpenCircuit(HERE, 80, SECOND), limits=limits, now_ns=1001 * SECOND)
     assert objection(state, third) == "guard.rate"
-    assert objection(state, third._replace(now_ns=1011 * SECOND)) is None
+    assert objection(state, dataclasses.replace(third, now_ns=1011 * SECOND)) is None
     elsewhere = request(OpenCircuit(HERE, 81, SECOND), limits=limits, now_ns=1001 * SECOND)
     assert objection(state, elsewhere) is None
 
@@ -146,7 +146,7 @@ def test_the_node_as_a_whole_has_a_rate_too() -> None:
         state = guard.permitted(state, asked, rules)
     later = request(OpenCircuit(HERE, 99, SECOND), now_ns=1002 * SECOND)
     assert objection(state, later, rules) == "guard.node-rate"
-    assert objection(state, later._replace(now_ns=1061 * SECOND), rules) is None
+    assert objection(state, dataclasses.replace(later, now_ns=1061 * SECOND), rules) is None
 
 
 def test_more_events_in_a_minute_than_a_node_should_see_are_a_storm_until_its_cool_down_ends() -> None:
@@ -268,7 +268,7 @@ def test_a_service_that_is_held_counts_for_the_blast_radius_until_its_lease_ends
     state = held(GuardState(), Isolate(DB, 10 * SECOND), 1000 * SECOND)
     asked = request(grant=WIDE, now_ns=1005 * SECOND)
     assert objection(state, asked, rules) == "guard.blast-radius"
-    assert objection(state, asked._replace(now_ns=1010 * SECOND), rules) is None
+    assert objection(state, dataclasses.replace(asked, now_ns=1010 * SECOND), rules) is None
     own = request(Recreate(DB), grant=WIDE, now_ns=1005 * SECOND)
     assert objection(state, own, rules) is None
 
@@ -328,10 +328,10 @@ def test_an_approval_is_for_one_action_of_one_runbook_once_and_in_time() -> None
     state = guard.approved(GuardState(), "fix", RECREATE, asked.now_ns + 5)
     assert objection(state, asked) is None
     for other in (
-        asked._replace(runbook="another"),
-        asked._replace(action=Recreate(API, 1)),
-        asked._replace(action=Recreate(DB)),
-        asked._replace(now_ns=asked.now_ns + 5),
+        dataclasses.replace(asked, runbook="another"),
+        dataclasses.replace(asked, action=Recreate(API, 1)),
+        dataclasses.replace(asked, action=Recreate(DB)),
+        dataclasses.replace(asked, now_ns=asked.now_ns + 5),
     ):
         assert objection(state, other) == "guard.approval"
     spent = guard.ended(guard.permitted(state, asked, RULES), "run-1", RECREATE)
