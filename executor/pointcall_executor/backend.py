@@ -16,6 +16,7 @@ from pointcall_attest import entry
 from pointcall_attest.errors import RefusedError
 from pointcall_attest.manifest import Manifest
 from pointcall_attest.model import instant
+from pointcall_attest.printable import shown
 from pointcall_executor import VERSION, feed, retention
 from pointcall_executor.agent_api.inbox import Inbox
 from pointcall_executor.api.accesses import Access
@@ -29,6 +30,7 @@ from pointcall_executor.api.backend import (
     DrillRequest,
     Evidence,
     HeldBack,
+    LogCopy,
     NodeStatus,
     ServiceState,
     Waiting,
@@ -43,6 +45,7 @@ from pointcall_executor.journal import Journal
 from pointcall_executor.retention import Retained
 from pointcall_executor.services.listening import listening
 from pointcall_executor.session import Bundle
+from pointcall_executor.shipping import Gauge
 from pointcall_runbook.vocabulary import Address, service
 
 Heard = TypeVar("Heard")
@@ -66,6 +69,7 @@ class ExecutorBackend:
         self._begun_ns = executor.now_ns()
         self._changes = Changes(os.urandom(8).hex(), lambda ns: time.time_ns() - time.monotonic_ns() + ns)
         executor.on_record = both(executor.on_record, self._changes.noted)
+        self.shipped: Callable[[], Mapping[str, Gauge]] = dict  # set where the log leaves the node
 
     def reader(self) -> Journal:
         return self._executor.journal
@@ -123,6 +127,7 @@ class ExecutorBackend:
             checked_age_ms=self._age_ms(executor.checked_ns) if executor.checked_ns else 0,
             beats=executor.beats,
             uptime_ms=self._age_ms(self._begun_ns),
+            copies=tuple(_copy(name, gauge) for name, gauge in self.shipped().items() if gauge.configured),
         )
 
     def ready(self) -> bool:
@@ -326,3 +331,9 @@ def _params(manifest: Manifest) -> breaker.Params:
     known = breaker.Params.__dataclass_fields__
     values = {k: v for s in manifest.sensors if s.name == "breaker" for k, v in s.params.items() if k in known}
     return breaker.Params(**values)
+
+
+def _copy(name: str, gauge: Gauge) -> LogCopy:
+    return LogCopy(
+        name, gauge.covered, gauge.behind, int(gauge.behind_s * 1000), gauge.failures, shown(gauge.last_error, 200)
+    )

@@ -177,6 +177,7 @@ class Serving:
             self._arm(executor)
             shipping = Shipping(executor.journal, executor.recorder, lambda: executor.config, say)
             shipping.start()
+            backend.shipped = shipping.gauges
             ending.callback(shipping.stop)
             self._manager.ready(_line(executor))
             self._wait(executor)

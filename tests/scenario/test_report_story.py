@@ -15,6 +15,7 @@ from pointcall_executor.api.server import serve
 from pointcall_executor.backend import ExecutorBackend
 from pointcall_executor.cli import main
 from pointcall_executor.recorded import RecordedNode
+from pointcall_executor.shipping import Gauge
 from tests.lab import Lab
 from tests.scenario.test_loop_story import Watched, opened
 
@@ -109,9 +110,13 @@ def test_an_agent_over_a_real_executor(lab: Lab) -> None:
         watched = Watched(lab, executor, node)
         watched.arm()
         done = watched.happen(opened())
-        server = serve(ExecutorBackend(executor), lab.state.parent / "run")
+        backend = ExecutorBackend(executor)
+        backend.shipped = lambda: {"witnesses": Gauge(), "mirror": Gauge(True, 5, 2, 1.5, 3, "no route")}
+        server = serve(backend, lab.state.parent / "run")
         with Client(server.socket(Role.AGENT)) as agent:
-            assert agent.call("Status/GetStatus").state == "armed"
+            status = agent.call("Status/GetStatus")
+            assert status.state == "armed"
+            assert [(c.name, c.behind_ms, c.failures) for c in status.copies] == [("mirror", 1500, 3)]
             assert done.run.id in [r.id for r in agent.call("Runs/ListRuns").runs]
             made = agent.call(
                 "Proposals/SubmitProposal", name="always", rationale="Because.", source=PROPOSAL, author="agent-1"

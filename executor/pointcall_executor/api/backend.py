@@ -62,6 +62,19 @@ class CircuitState:
 
 
 @dataclass(frozen=True, slots=True)
+class LogCopy:
+    """How far the log has got to `name`, which is witnesses or mirror. `behind` entries are not there yet; `behind_ms`:
+    since when that is so; `failures` of tries since the start; `error` of the last one, empty if it did not fail."""
+
+    name: str
+    covered: int
+    behind: int
+    behind_ms: int = 0
+    failures: int = 0
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class NodeStatus:
     """What is armed and what happened, in one look. Times are milliseconds; ages count from the past until now."""
 
@@ -97,6 +110,7 @@ class NodeStatus:
     checked_age_ms: int = 0
     beats: int = 0
     uptime_ms: int = 0
+    copies: tuple[LogCopy, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,9 +81,18 @@ def facts(status: Any) -> list[tuple[str, str]]:
         ("epoch", f"{status.epoch[:16]}, opened {duration(status.epoch_age_ms / 1000)} ago"),
         ("kernel", _kernel(status)),
         ("log", _log(status)),
+        *((c.name, _copied(c)) for c in status.copies),
         ("lost", f"{status.lost_events} events"),
         ("executor", f"{status.executor}, up {duration(status.uptime_ms / 1000)}"),
     ]
+
+
+def _copied(copy: Any) -> str:
+    """How far witnesses or the mirror are."""
+    if not copy.behind:
+        return f"all {copy.covered} entries are there"
+    error = f": {copy.error}" if copy.error else ""
+    return f"{copy.behind} entries behind for {duration(copy.behind_ms / 1000)}{error}"
 
 
 def _held(status: Any) -> list[tuple[str, str]]:

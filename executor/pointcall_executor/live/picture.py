@@ -20,6 +20,7 @@ MARKS: Final = {"info": " ", "warning": "!", "alarm": "‼"}
 RECENT_S: Final = 900  # an alarm of the feed counts as wrong now for so long
 SOON_S: Final = 86_400  # before a manifest ends
 OLD_EVIDENCE_S: Final = 2 * 3600  # an epoch lives for minutes: older means that it cannot be renewed
+LATE_COPY_S: Final = 60  # the default of the setting lag_seconds
 UNSIGNED_MAX: Final = 1000  # entries after the newest checkpoint; one is made every second
 _LEVELS: Final = ("alarm", "warning", "info")
 
@@ -98,6 +99,7 @@ def _wrong(seen: Seen) -> Iterable[Line]:
     yield from _circuits(status.circuits)
     yield from _books(status)
     yield from _loss(status)
+    yield from _copies(status)
     yield from _alarms(seen.items, seen.now)
 
 
@@ -162,6 +164,13 @@ def _loss(status: Any) -> Iterable[Line]:
         yield Line("alarm", f"the evidence is {age} old: it cannot be renewed", "pointcall events --kind refusal")
     if status.signed_size and status.tree_size - status.signed_size > UNSIGNED_MAX:
         yield Line("warning", f"{status.tree_size - status.signed_size} entries wait for a checkpoint")
+
+
+def _copies(status: Any) -> Iterable[Line]:
+    for copy in status.copies:
+        if copy.behind_ms / 1000 > LATE_COPY_S:
+            since = duration(copy.behind_ms / 1000)
+            yield Line("warning", f"{copy.name}: {copy.behind} entries behind for {since}", copy.error)
 
 
 def _alarms(items: Sequence[Any], now: datetime) -> Iterable[Line]:

@@ -17,12 +17,13 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from pointcall_executor.api.backend import NodeStatus
+from pointcall_executor.api.backend import LogCopy, NodeStatus
 from pointcall_executor.run import Run
 from pointcall_executor.telemetry.table import BUCKETS, METRICS, Metric
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 STATES: Final = ("armed", "paused", "disarmed", "failed")
+COPIES: Final = ("witnesses", "mirror")
 FRESH_SECONDS: Final = 0.5  # one look at the status serves every reader in this time
 
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -140,6 +141,12 @@ class Metrics:
         read.put("pointcall_log_entries", status.tree_size)
         read.put("pointcall_log_unsigned_entries", max(0, status.tree_size - status.signed_size))
         read.put("pointcall_journal_bytes", status.journal_bytes)
+        for name in COPIES:  # every series is there from the start, so that an alarm can be about it
+            copy = next((c for c in status.copies if c.name == name), LogCopy(name, 0, 0))
+            read.put("pointcall_log_copy_entries", copy.covered, copy=name)
+            read.put("pointcall_log_copy_behind_entries", copy.behind, copy=name)
+            read.put("pointcall_log_copy_behind_seconds", copy.behind_ms / 1000, copy=name)
+            read.put("pointcall_log_copy_failures_total", copy.failures, copy=name)
         return read.found
 
 

@@ -68,6 +68,10 @@ METRICS: Final = (
     Metric("pointcall_log_entries", "gauge", (), "{entry}", "entries of the log"),
     Metric("pointcall_log_unsigned_entries", "gauge", (), "{entry}", "entries after the newest checkpoint"),
     Metric("pointcall_journal_bytes", "gauge", (), "By", "size of the journal on disk"),
+    Metric("pointcall_log_copy_entries", "gauge", ("copy",), "{entry}", "entries that witnesses or the mirror have"),
+    Metric("pointcall_log_copy_behind_entries", "gauge", ("copy",), "{entry}", "entries that they do not have yet"),
+    Metric("pointcall_log_copy_behind_seconds", "gauge", ("copy",), "s", "since when they do not have everything"),
+    Metric("pointcall_log_copy_failures_total", "counter", ("copy",), "{try}", "tries to reach them that failed"),
     # This page's own losses.
     Metric("pointcall_telemetry_dropped_total", "counter", ("what",), "{item}", "runs or records that no metric shows"),
 )  # fmt: skip

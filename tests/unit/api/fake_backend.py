@@ -39,6 +39,7 @@ STATUS = backend.NodeStatus(
     refusals=1,
     lost_events=0,
     ready=True,
+    copies=(backend.LogCopy("mirror", 7, 2, 61_000, 3, "no route"),),
 )
 
 

@@ -24,6 +24,7 @@ from tests.unit.report.sample_log import SampleLog
 ROOT = Path(__file__).resolve().parents[3]
 PAIRS: dict[str, tuple[Any, set[str]]] = {
     "NodeStatus": (backend.NodeStatus, set()),
+    "LogCopy": (backend.LogCopy, set()),
     "ArmedRunbook": (backend.ArmedRunbook, set()),
     "ServiceState": (backend.ServiceState, set()),
     "CircuitState": (backend.CircuitState, set()),
@@ -65,6 +66,7 @@ def test_nested_values_arrive_whole() -> None:
     made = message(STATUS, "NodeStatus")
     assert made.runbooks[0].capabilities == ["recreate"]
     assert made.circuits[0].refused == 17
+    assert (made.copies[0].name, made.copies[0].behind_ms) == ("mirror", 61_000)
     run = message(recorded.run(SampleLog().recover()), "Run")
     assert (run.decision[0].action, run.actions[0].outcome) == ("recreate", "applied")
 

@@ -166,6 +166,7 @@ def test_status_shows_everything_that_a_person_asks_for(
         "PAUSED I look; ends by itself in 9 min 30 s", "STORM no action for 1 min 1 s", "working on service db",
         "QUARANTINE refusing-dependency", "edge-recovery, sequence 3", "expires 2026-12-01T00:00:00Z", "mode 1 enforce",
         "snp, emulated, 2 min 5 s old", "opened 2 min 5 s ago", "9 programs as armed, compared 4 s ago",
+        "mirror 2 entries behind for 1 min 1 s: no route",
         "9 entries (2 after the last checkpoint)", "2.5 MB", "0 events", "up 2 h 5 min",
         "db process running 4711 accepting 2", "10.0.0.7:5432 db forced ends in 1 min 5 s 3 17",
         "recreate service/db: guard.rate", "EMULATED",

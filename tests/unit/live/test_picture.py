@@ -62,6 +62,11 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
         "runbook refusing-dependency trapped",
     ),
     "lost events": ({"lost_events": 7}, "warning", "7 events were lost"),
+    "a mirror that is late": (
+        {"copies": (backend.LogCopy("mirror", 7, 2, 61_000, 3, "no route"),)},
+        "warning",
+        "mirror: 2 entries behind for 1 min 1 s",
+    ),
     "old evidence": ({"epoch_age_ms": 3 * 3600 * 1000}, "alarm", "the evidence is 3 h old"),
     "no checkpoints": ({"signed_size": 1, "tree_size": 1500}, "warning", "1499 entries wait"),
 }

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from pointcall_executor.api import backend
 from pointcall_executor.core.event import CircuitEvent, Destination, Kind
 from pointcall_executor.core.guard import Refusal
 from pointcall_executor.telemetry import observer
@@ -69,7 +70,8 @@ pointcall_actions_total{action,outcome} pointcall_targets_in_flight{} pointcall_
 pointcall_circuits{state} pointcall_connects_refused_total{} pointcall_receive_seconds{}
 pointcall_decision_seconds{} pointcall_reaction_seconds{action} pointcall_action_seconds{action}
 pointcall_run_seconds{} pointcall_log_entries{} pointcall_log_unsigned_entries{} pointcall_journal_bytes{}
-pointcall_telemetry_dropped_total{what}
+pointcall_telemetry_dropped_total{what} pointcall_log_copy_entries{copy} pointcall_log_copy_behind_entries{copy}
+pointcall_log_copy_behind_seconds{copy} pointcall_log_copy_failures_total{copy}
 """
 
 
@@ -96,6 +98,16 @@ def test_the_status_is_read_as_it_is() -> None:
     assert one(got, "pointcall_epoch_age_seconds") == 240
     assert one(got, "pointcall_manifest_expires_timestamp_seconds") == 1_798_070_400
     assert one(got, "pointcall_evidence_info", platform="snp", tier="hardware") == 1
+
+
+def test_how_far_the_copies_of_the_log_are() -> None:
+    late = backend.LogCopy("mirror", covered=7, behind=2, behind_ms=61_000, failures=3, error="no route")
+    got = made(replace(QUIET, copies=(late,)))
+    assert one(got, "pointcall_log_copy_entries", copy="mirror") == 7
+    assert one(got, "pointcall_log_copy_behind_entries", copy="mirror") == 2
+    assert one(got, "pointcall_log_copy_behind_seconds", copy="mirror") == 61
+    assert one(got, "pointcall_log_copy_failures_total", copy="mirror") == 3
+    assert one(got, "pointcall_log_copy_behind_entries", copy="witnesses") == 0
 
 
 def test_one_look_at_the_status_serves_many_readers() -> None:
