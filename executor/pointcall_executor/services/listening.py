@@ -1,16 +1,20 @@
 """Does anybody accept on this address and port? Asked of the kernel (NETLINK_SOCK_DIAG), without a connect.
 
 A connect would be judged by the breaker's gate, would count as the half-open probe, and on loopback could meet its own
-socket (kernel.md, peers.md section 1). The kernel walks its listening sockets only, so a busy node costs nothing.
-Spec: linux/inet_diag.h, sock_diag(7). No root needed.
+socket (kernel.md, peers.md section 1). The kernel walks its listening sockets only, so a busy node costs nothing. Where
+it has no such dump (the module tcp_diag is missing), /proc/self/net says the same, and walks all sockets for it.
+Spec: linux/inet_diag.h, sock_diag(7), proc_net_tcp. No root needed.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import socket
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 from pointcall_runbook.vocabulary import Address
@@ -24,7 +28,11 @@ _TCP_LISTEN: Final = 10
 _HEADER: Final = struct.Struct("=IHHII")
 _REQUEST: Final = struct.Struct("=BBBxI")  # family, protocol, extensions, states; the socket id follows
 _SOCKET_ID_BYTES: Final = 48
-_ANY: Final = (bytes(4), bytes(16))
+_NO_DUMP: Final = (errno.ENOENT, errno.EPROTONOSUPPORT)  # of NETLINK_SOCK_DIAG, or of TCP in it
+_TABLES: Final[dict[int, str]] = {socket.AF_INET: "tcp", socket.AF_INET6: "tcp6"}
+_ROW: Final = re.compile(r" *\d+: ([0-9A-F]+):([0-9A-F]{4}) \S+ 0A ")  # 0A: TCP_LISTEN
+
+Bound = tuple[int, bytes, int]  # family, address in network order, port
 
 
 def _dump(family: int) -> Iterator[bytes]:
@@ -47,19 +55,47 @@ def _dump(family: int) -> Iterator[bytes]:
                 at += (length + 3) & ~3
 
 
-def _matches(answer: bytes, family: int, address: Address, port: int) -> bool:
-    # inet_diag_msg: family, state, timer, retrans, then the socket id: source port (network order), ...
-    if int.from_bytes(answer[4:6], "big") != port:
-        return False
+def _asked(family: int) -> Iterator[Bound]:
     width = 4 if family == socket.AF_INET else 16
-    bound = answer[8 : 8 + width]
-    return bound in _ANY or Address.from_bytes(bound) == address
+    for answer in _dump(family):
+        # inet_diag_msg: family, state, timer, retrans, then the socket id: source port (network order), ...
+        yield family, answer[8 : 8 + width], int.from_bytes(answer[4:6], "big")
+
+
+def _read(family: int, folder: Path) -> Iterator[Bound]:
+    """The same of the table of all sockets; addresses are there as words of 32 bits in the machine's order."""
+    try:
+        text = (folder / _TABLES[family]).read_text("ascii")
+    except FileNotFoundError:
+        return  # no IPv6
+    for line in text.splitlines()[1:]:
+        found = _ROW.match(line)
+        if found is not None:
+            words = (int(found[1][at : at + 8], 16) for at in range(0, len(found[1]), 8))
+            yield family, b"".join(struct.pack("=I", word) for word in words), int(found[2], 16)
+
+
+def bound(folder: Path = Path("/proc/self/net")) -> Iterator[Bound]:
+    """Every listening TCP socket of this network namespace. OSError where the kernel does not say."""
+    for family in _TABLES:
+        try:
+            yield from list(_asked(family))
+        except OSError as error:
+            if error.errno not in _NO_DUMP:
+                raise
+            yield from _read(family, folder)
+
+
+def accepts(socket_: Bound, address: Address, port: int) -> bool:
+    """Whether that socket takes connections to `address`:`port`. One that is bound to :: takes IPv4, too."""
+    family, where, at = socket_
+    if at != port:
+        return False
+    ipv4 = address.packed[:12] == bytes(10) + b"\xff\xff"
+    everywhere = not any(where) and (family == socket.AF_INET6 or ipv4)
+    return everywhere or Address.from_bytes(where) == address
 
 
 def listening(address: Address, port: int) -> bool:
     """True if a TCP socket in this network namespace accepts connections to `address`:`port`."""
-    return any(
-        _matches(answer, family, address, port)
-        for family in (socket.AF_INET, socket.AF_INET6)
-        for answer in _dump(family)
-    )
+    return any(accepts(each, address, port) for each in bound())
