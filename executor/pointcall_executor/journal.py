@@ -46,8 +46,9 @@ MAX_BATCH: Final = 128  # entries of one commit: above it latency grows and thro
 CHECKPOINT_INTERVAL_S: Final = 1.0
 FORGET_S: Final = 5.0  # how long an erasure waits for readers that still hold old pages
 FORGET_STEP_MS: Final = 20  # how long one try may keep others from writing
-WAL_BYTES: Final = 1000 * 4096  # SQLite moves 1000 pages at once out of the write-ahead log
-LENGTHEN_CACHE_PAGES: Final = 10
+PAGE_BYTES: Final = 4096
+WAL_BYTES: Final = 1000 * PAGE_BYTES  # after 1000 pages SQLite moves them into the journal
+LENGTHEN_CACHE_PAGES: Final = 10  # of what lengthens it some stay in the cache
 MAX_BLOB_BYTES: Final = 64 * 1024 * 1024  # a manifest's file; the largest real one is a BPF blob of 60 kB
 
 SignCheckpoint = Callable[[str, int, bytes], bytes]  # origin, size, root -> signed note
@@ -492,7 +493,7 @@ def _lengthen(db: sqlite3.Connection) -> None:
     try:
         with suppress(sqlite3.OperationalError):
             db.execute("savepoint long")
-            db.execute(f"create table long as select zeroblob({WAL_BYTES})")
+            db.execute(f"create table long as select zeroblob({WAL_BYTES + 4 * LENGTHEN_CACHE_PAGES * PAGE_BYTES})")
     finally:
         if db.in_transaction:
             db.execute("rollback")
