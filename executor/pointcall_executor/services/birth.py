@@ -189,7 +189,7 @@ def _child(plan: Plan, report: int, go: int) -> None:
 
 
 def _traced() -> bool:
-    """Whether the parent traces this process from now on. Yama, a seccomp filter or another tracer may be against it."""
+    """Whether the parent traces this process from now on. Yama, a seccomp filter or a tracer may be against it."""
     return not LIBC.ptrace(ctypes.c_long(_TRACEME), ctypes.c_long(0), ctypes.c_long(0), ctypes.c_long(0))
 
 
