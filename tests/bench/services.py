@@ -31,6 +31,7 @@ from pointcall_executor.config import Config
 from pointcall_executor.daemon import Executor
 from pointcall_executor.kernel.probe import BLOBS
 from pointcall_executor.node import KernelNode
+from pointcall_executor.run import Run
 from pointcall_keys.private_sigstore import PrivateSigstore
 from tests.bench.figures import figure, percentile
 from tests.lab import Lab, now
@@ -139,7 +140,13 @@ def systemd(folder: Path, program: Path, ports: Sequence[int]) -> Iterator[None]
 
 
 @contextlib.contextmanager
-def pointcall(folder: Path, program: Path, ports: Sequence[int], memory_bytes: int | None) -> Iterator[None]:
+def pointcall(
+    folder: Path,
+    program: Path,
+    ports: Sequence[int],
+    memory_bytes: int | None,
+    on_receipt: Callable[[Run], None] = lambda _run: None,
+) -> Iterator[None]:
     """One service for each round: the guard holds off a second recreate of the same one, as it should."""
     group = f"pointcall-bench-{os.getpid()}-{memory_bytes or 0}"
     settings: dict[str, Any] = {
@@ -174,6 +181,7 @@ def pointcall(folder: Path, program: Path, ports: Sequence[int], memory_bytes: i
         }
         node = KernelNode(Config(**settings), lab.state)
         executor = Executor(lab.state, Config(**settings), lab.platform, node)
+        executor.on_receipt = on_receipt
         try:
             executor.arm(lab.sign(lab.assemble(body, 1, blobs=BLOBS)))
             yield
