@@ -35,7 +35,9 @@ class Halt:
 def halted(state: Path) -> Halt | None:
     """The halt that is in force. A file that cannot be read holds the node still as well."""
     try:
-        raw = (state / FILE).read_bytes()[:MAX_BYTES]
+        fd = os.open(state / FILE, os.O_RDONLY | os.O_CLOEXEC)  # asked before each action: mostly there is none
+        with os.fdopen(fd, "rb") as file:
+            raw = file.read(MAX_BYTES)
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -75,10 +75,6 @@ class Recorder:
         assert self._keys is not None, "no epoch is open"
         return self._keys
 
-    def _queue(self, body: entry.Body, run: str | None) -> Future[int]:
-        with self._lock:
-            return self.journal.submit(*self._signed(body, run))
-
     def _salt(self) -> bytes:
         """32 random bytes, drawn in advance: a system call here would give up the interpreter lock at a bad time."""
         if len(self._salts) < SALT_BYTES:
@@ -88,18 +84,22 @@ class Recorder:
 
     def record(self, body: entry.Body, run: str | None = None) -> int:
         """Append an entry; its index, once it is durable."""
-        return self._queue(body, run).result()
+        with self._lock:
+            waiting = self.journal.enqueue(*self._signed(body, run))
+        return int(self.journal.settle(waiting))
 
     def submit(self, body: entry.Body, run: str | None = None) -> None:
         """Append without waiting; a failure is raised by the next `watch`."""
-        self._unobserved.append(self._queue(body, run))
+        with self._lock:
+            waiting = self.journal.submit(*self._signed(body, run))
+        self._unobserved.append(waiting)
 
     def receipt(self, receipt: Receipt) -> int:
         """Append a receipt; its index, once it is durable."""
         with self._lock:
             payload, opening = receipt.sealed(self._salt())
-            future = self.journal.submit(self.keys.sign(payload), opening)
-        return future.result()
+            waiting = self.journal.enqueue(self.keys.sign(payload), opening)
+        return int(self.journal.settle(waiting))
 
     def erase(self, entries: Sequence[entry.Entry], reason: str, *, below: int = 0) -> int:
         """Delete the clear texts of these entries and of all below an index, and say so; the index of the entry.

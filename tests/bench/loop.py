@@ -2,7 +2,7 @@
 
 Two kinds: a lease in the kernel (open_circuit: applied at once, its entry follows) and an action with a durable intent
 (recreate: begins once the intent is on disk). Kernel and client are real; the services behind the circuits are not, so
-that what is measured is the executor. Needs root and the blobs.
+that what is measured is the executor. Then what others do with the same (loop_peers.py). Needs root and the blobs.
 
 usage: python -m tests.bench.loop [--rounds N]
 """
@@ -29,6 +29,7 @@ from pointcall_executor.recorded import RecordedNode
 from pointcall_executor.run import Run
 from pointcall_keys.private_sigstore import PrivateSigstore
 from pointcall_runbook.vocabulary import Address
+from tests.bench import loop_peers
 from tests.bench.figures import figure, percentile
 from tests.lab import Lab, now
 
@@ -162,7 +163,9 @@ def main() -> None:
         client = subprocess.Popen([sys.executable, "-I", "-c", CLIENT, procs], stdin=subprocess.PIPE, text=True)
         try:
             with lab.executor(node) as executor:
-                measure(lab, executor, node, client, closed, rounds)
+                lease_ms = measure(lab, executor, node, client, closed, rounds)
+            (Path(folder) / "peers").mkdir()
+            loop_peers.compare(Path(folder) / "peers", lease_ms)
         finally:
             client.kill()
             client.wait()
@@ -171,7 +174,8 @@ def main() -> None:
 
 def measure(
     lab: Lab, executor: Executor, node: BenchNode, client: subprocess.Popen[str], closed: list[int], rounds: int
-) -> None:
+) -> float:
+    """Milliseconds from event to lease (p50)."""
     finished: queue.SimpleQueue[Run] = queue.SimpleQueue()
     executor.on_receipt = finished.put
     executor.arm(lab.sign(lab.assemble(spec(lab, closed, "open_circuit"), 1, blobs=BLOBS)))
@@ -184,8 +188,10 @@ def measure(
     report(runs, "event_to_lease", "applied_ns")
     report(runs, "event_to_confirmed_lease", "ended_ns")
     report(runs, "event_to_decision", "decided_ns")
+    lease_ms = percentile(us(runs, "ended_ns"), 0.5) / 1e3
     executor.arm(lab.sign(lab.assemble(spec(lab, closed, "recreate"), 3, blobs=BLOBS)))
     report(incidents(executor, client, closed, finished), "event_to_durable_action", "started_ns")
+    return lease_ms
 
 
 if __name__ == "__main__":

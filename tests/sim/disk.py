@@ -150,6 +150,12 @@ class Journal:
         self.on_submit(leaf)
         return self._queue(lambda: self._insert(leaf))
 
+    def enqueue(self, leaf: Leaf, _opening: object = None) -> Future:
+        return self.submit(leaf)
+
+    def settle(self, waiting: Future) -> Any:
+        return waiting.result()
+
     def append(self, leaf: Leaf, _opening: object = None) -> int:
         index: int = self.submit(leaf).result()
         return index

@@ -109,7 +109,11 @@ class Cgroup:
 
     def populated(self) -> bool:
         """Whether a process lives here or below."""
-        return "populated 1" in (self.path / "cgroup.events").read_text()
+        fd = os.open(self.path / "cgroup.events", os.O_RDONLY | os.O_CLOEXEC)  # plainly: recovery waits for it
+        try:
+            return b"populated 1" in os.read(fd, 256)
+        finally:
+            os.close(fd)
 
     def freeze(self, frozen: bool = True) -> None:
         """Stop every task here and below, or let them go on. The kernel does it in its own time."""

@@ -31,12 +31,14 @@ class Chores:
 
     def later(self, seconds: float, chore: Callable[[], None]) -> None:
         """Do it in `seconds` at the earliest."""
+        mine = time.monotonic() + seconds, next(self._numbers), chore
         with self._changed:
-            heapq.heappush(self._waiting, (time.monotonic() + seconds, next(self._numbers), chore))
+            heapq.heappush(self._waiting, mine)
             if self._thread is None or not self._thread.is_alive():  # it ends by a bug only, which it then shows
                 self._thread = threading.Thread(target=self._work, name="chores", daemon=True)
                 self._thread.start()
-            self._changed.notify_all()
+            if self._waiting[0] is mine or self._hurried:  # else the thread waits for an earlier one anyway
+                self._changed.notify_all()
 
     def finish(self, seconds: float = FINISH_SECONDS) -> bool:
         """Do everything now; whether nothing is left."""

@@ -18,7 +18,7 @@ def open_verified(path: str, sha256: str) -> int:
     except OSError as error:
         raise ServiceError(f"cannot read {path}", id="service.file", want=sha256, got=str(error)) from error
     try:
-        with os.fdopen(os.dup(fd), "rb") as file:
+        with os.fdopen(fd, "rb", buffering=0, closefd=False) as file:
             got = hashlib.file_digest(file, "sha256").hexdigest()
         if got != sha256:
             hint = "the file changed after it was declared; build and sign a new manifest, or put the file back"

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -119,19 +119,18 @@ class ServiceGroups:
 
     def destroy(self) -> None:
         """Kill what is left and wait until nothing lives; the folders go a little later. Nothing there is no error."""
-        if self._main.path.exists():
-            _empty(self._main)
-        for folder in (self._main.path, self._memory):
-            if folder is not None and folder.exists():
-                CHORES.later(REMOVE_AFTER_SECONDS, functools.partial(_remove, folder))
+        _empty(self._main)
+        folders = [self._main.path] if self._memory is None else [self._main.path, self._memory]
+        CHORES.later(REMOVE_AFTER_SECONDS, functools.partial(_remove_all, folders))
 
 
 def _empty(group: Cgroup) -> None:
     """Kill and wait. Looks often: recovery waits. (Of changes the kernel tells every 10 ms at most.)"""
-    deadline = time.monotonic() + EMPTY_SECONDS
     with contextlib.suppress(FileNotFoundError):
-        if group.populated():
-            group.kill()
+        if not group.populated():
+            return
+        group.kill()
+        deadline = time.monotonic() + EMPTY_SECONDS
         while group.populated():
             if time.monotonic() > deadline:
                 raise OSError(f"{group.path.name}: a killed task does not end")
@@ -166,6 +165,11 @@ def remove_empty(relative: str) -> None:
             while folder != root:
                 folder.rmdir()
                 folder = folder.parent
+
+
+def _remove_all(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        _remove(folder)
 
 
 def _remove(folder: Path) -> None:

@@ -34,6 +34,7 @@ from pointcall_executor.services.ready import await_ready, described, unready
 from pointcall_executor.services.record import RunRecord
 from pointcall_executor.services.spawning import Spawner, Unborn, readable
 
+FORGET_AFTER_SECONDS: Final = 0.5
 PREPARE_AFTER_SECONDS: Final = 0.3  # after a start, when whoever waited for it has gone on
 
 
@@ -149,6 +150,7 @@ class Process:
         """An instance that only has to execute."""
         groups = ServiceGroups.fresh(self._parent, self.name)
         try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             cgroup_id = groups.create(memory_bytes=self._declared.limits.memory_bytes)
             with groups.opened() as opened:
                 unborn = self.spawner.prepare(self._request(), [program, *opened])
@@ -177,12 +179,9 @@ class Process:
             if self._next is not None or not self.running or not seats.acquire(blocking=False):
                 return
             try:
-                program = os.open(self._declared.argv[0], os.O_RDONLY | os.O_CLOEXEC)
-                try:
+                with opened_verified(self._declared.files, self._declared.argv[0]) as program:
                     self._next = self._prepare(program)
                     self._next.seats = seats
-                finally:
-                    os.close(program)
             finally:
                 if self._next is None:
                     seats.release()
@@ -196,9 +195,7 @@ class Process:
                 waiting.drop()
 
     def _forget(self) -> None:
-        """What an earlier instance said or left says nothing about this one."""
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        records.forget(self.folder)
+        """What an earlier instance left says nothing about this one."""
         file = self._declared.ready.file
         try:
             if file is not None:
@@ -336,11 +333,17 @@ class Process:
                 self._stop(grace_ns)
                 pidfd, self.pidfd, self.pid = self.pidfd, -1, 0
                 os.close(pidfd)
-                records.forget(self.folder)
+                CHORES.later(FORGET_AFTER_SECONDS, self._forget_record)
             if self._groups is not None:
                 groups, self._groups, self.cgroup_id = self._groups, None, 0
                 groups.destroy()
             return time.monotonic_ns() - begin
+
+    def _forget_record(self) -> None:
+        """That of an instance that ended. Until then it names a process that nobody can adopt."""
+        with self._lock:
+            if self.pidfd < 0:
+                records.forget(self.folder)
 
     def _stop(self, grace_ns: int) -> None:
         if grace_ns <= 0 or self._groups is None or not self.running:

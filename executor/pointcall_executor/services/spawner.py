@@ -119,6 +119,7 @@ class Spawner:
         self._channel: socket.socket | None = channel
         self._leases = Leases()
         self._outputs: dict[int, output.Output] = {}
+        self._held: dict[int, birth.Held] = {}  # by the descriptor that lets it go
         self._waiting = select.poll()
         self._waiting.register(channel, select.POLLIN)
 
@@ -127,6 +128,9 @@ class Spawner:
         while self._channel is not None or self._outputs:
             seconds = self._leases.end()
             ready = {fd for fd, _ in self._waiting.poll(None if seconds is None else seconds * 1000 + 1)}
+            for fd in ready & self._held.keys():
+                self._waiting.unregister(fd)
+                self._held.pop(fd).settle()
             if self._channel is not None and self._channel.fileno() in ready:
                 self._request(self._channel)
             self._move(ready & self._outputs.keys())
@@ -191,9 +195,13 @@ class Spawner:
         ours, theirs = output.pipe()
         self._read(ours, request["folder"])
         try:
-            return birth.unborn(birth.Plan(request, program, theirs, joins), cgroup)
+            born = birth.unborn(birth.Plan(request, program, theirs, joins), cgroup)
         finally:
             os.close(theirs)
+        if born.held is not None:
+            self._held[born.held.go] = born.held
+            self._waiting.register(born.held.go, select.POLLIN)
+        return born.answer, list(born.descriptors)
 
 
 def _leave(folder: Path, root: Path) -> None:

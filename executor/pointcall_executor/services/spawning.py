@@ -26,7 +26,7 @@ from pointcall_executor.services.groups import Freezer
 from pointcall_executor.services.managed import ServiceError
 
 ANSWER_SECONDS: Final = 10.0
-SEATS: Final = 32  # instances that wait, each with 1.2 MiB of its own; further services start as fast as a new one does
+SEATS: Final = 32  # instances that wait, each with up to 1.2 MiB of its own; further services start as a new one does
 SWEEP_AFTER_NS: Final = 60_000_000_000
 RESPAWN_SECONDS: Final = 0.05  # no faster, should it die at once each time
 MAX_ANSWER_BYTES: Final = 65536

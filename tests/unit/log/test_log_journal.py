@@ -17,7 +17,7 @@ from pointcall_attest import entry
 from pointcall_attest.errors import MalformedError
 from pointcall_attest.log.checkpoint import Checkpoint
 from pointcall_attest.log.tree import verify_consistency
-from pointcall_executor.journal import DamagedError, Journal, JournalError, JournalReader, StorageError
+from pointcall_executor.journal import WAL_BYTES, DamagedError, Journal, JournalError, JournalReader, StorageError
 from pointcall_executor.journal_check import check_journal
 from pointcall_executor.journal_reader import connect_read_only
 from pointcall_keys.node import EpochKeys
@@ -54,6 +54,41 @@ def test_a_reader_sees_what_is_durable_while_the_writer_works(node: world.Node) 
         assert reader.size == 4
         assert reader.origin == ORIGIN
         assert reader.tree().root() == node.journal.tree().root()
+
+
+def wal_bytes(journal: Journal) -> int:
+    return journal.path.with_name(journal.path.name + "-wal").stat().st_size
+
+
+def test_the_write_ahead_log_has_its_full_length_before_the_first_entry(tmp_path: Path) -> None:
+    with closing(Journal.open(tmp_path / "journal.db", origin=ORIGIN)) as journal:
+        full = wal_bytes(journal)
+        assert full >= WAL_BYTES
+        for leaf in leaves(EpochKeys.generate(), 50):
+            journal.append(leaf)
+        assert wal_bytes(journal) == full
+        assert journal.path.stat().st_size < WAL_BYTES / 10  # nothing of it is in the journal
+        journal.forget()
+        assert wal_bytes(journal) >= WAL_BYTES
+        assert journal.size == 50
+
+
+def test_a_journal_works_where_its_log_cannot_be_lengthened(tmp_path: Path) -> None:
+    with closing(Journal.open(tmp_path / "journal.db", origin=ORIGIN, connection=Short)) as journal:
+        for number, leaf in enumerate(leaves(EpochKeys.generate(), 3)):
+            assert journal.append(leaf) == number
+        assert wal_bytes(journal) < WAL_BYTES
+    with JournalReader.open(tmp_path / "journal.db") as reader:
+        assert reader.tree().size == 3
+
+
+class Short(sqlite3.Connection):
+    """There is no room to lengthen its log."""
+
+    def execute(self, sql: str, *args: object) -> sqlite3.Cursor:
+        if sql.startswith("create table long"):
+            raise sqlite3.OperationalError("database or disk is full")
+        return super().execute(sql, *args)  # type: ignore[arg-type]
 
 
 def test_a_reader_may_be_shared_between_threads(node: world.Node) -> None:

@@ -399,6 +399,16 @@ while True:
     assert (refusal.value.id, refusal.value.got) == ("service.not-ready", "GET /live was answered with 500")
 
 
+def state_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def tracer_of(pid: int) -> int:
+    """0: nobody traces it."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("TracerPid:"))
+
+
 def test_the_next_instance_waits_and_is_used(make: Callable[..., Process], port: int) -> None:
     process = serving(make, port)
     process.start()
@@ -437,6 +447,57 @@ def test_an_instance_that_was_killed_while_it_waited_is_not_used(make: Callable[
     waiting = process._next.unborn.pid
     os.kill(waiting, signal.SIGKILL)
     assert process.start().pid != waiting
+
+
+def test_what_waits_has_executed_its_program_and_is_held(make: Callable[..., Process], port: int) -> None:
+    process = serving(make, port)
+    process.start()
+    assert CHORES.finish()
+    waiting = process._next.unborn.pid
+    assert Path(f"/proc/{waiting}/exe").samefile(f"/proc/{process.pid}/exe")
+    assert state_of(waiting) == "t"
+    process.destroy(0)
+    assert process.start().pid == waiting
+    assert tracer_of(waiting) == 0
+
+
+def test_what_is_held_ends_with_the_spawner(make: Callable[..., Process], port: int, spawner: Spawner) -> None:
+    process = serving(make, port)
+    process.start()
+    assert CHORES.finish()
+    waiting = process._next.unborn.pid
+    assert tracer_of(waiting) == spawner.pid
+    os.kill(spawner.pid, signal.SIGKILL)
+    wait_for(lambda: not Path(f"/proc/{waiting}").exists())
+    assert process.start().pid != waiting
+
+
+def test_a_program_that_could_gain_privileges_would_not_be_traced(
+    make: Callable[..., Process], port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = serving(make, port)
+    request = process._request()
+    monkeypatch.setattr(process, "_request", lambda: request | {"no_new_privileges": False})
+    process.start()
+    assert CHORES.finish()
+    waiting = process._next.unborn.pid
+    assert (state_of(waiting), tracer_of(waiting)) == ("S", 0)
+    process.destroy(0)
+    assert process.start().pid == waiting
+
+
+def test_no_instance_waits_with_a_file_that_is_not_as_declared(
+    make: Callable[..., Process], port: int, tmp_path: Path
+) -> None:
+    script = tmp_path / "main.py"
+    script.write_text(SERVE)
+    program = Path(sys.executable).resolve()
+    files = [{"path": str(p), "sha256": sha256(p)} for p in (program, script)]
+    process = serving(make, port, argv=[str(program), "-I", "-S", str(script), str(port)], files=files)
+    process.start()
+    script.write_text("raise SystemExit\n")
+    assert CHORES.finish()
+    assert process._next is None
 
 
 def test_what_waits_ends_when_it_is_released(make: Callable[..., Process], port: int) -> None:
