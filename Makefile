@@ -34,7 +34,7 @@ check: lint test ## all that CI asks
 
 # Peers that are there are measured, the others named: apt-get install bpftrace nftables fail2ban haproxy nginx-light.
 bench: setup-dev ## measure: one JSON line a figure, each beside a baseline of the same run
-	@for suite in kernel sandbox loop services log attest signing idle; do $(BIN)/python -m tests.bench.$$suite; done
+	@for suite in kernel sandbox loop services log attest signing start idle; do $(BIN)/python -m tests.bench.$$suite; done
 
 test-power: setup-dev ## power cuts, kill -9 and failed system calls against the journal, with a control that does lose (root, long)
 	$(BIN)/python -m tests.fault.log.power kill --rounds 200

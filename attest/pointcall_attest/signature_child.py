@@ -3,17 +3,22 @@
 Before it reads its input the child gives up memory, CPU time, file size, further processes and, by an audit hook,
 sockets and files opened for writing. The hook is a second fence for our own imports, not a sandbox against native code;
 the limits are the kernel's. What comes back is parsed as strictly as any outside input.
+
+A child can be started before there is a request: `begin`. It imports meanwhile, gives up the same, and waits for its
+input. What its starter may not do any more it may not either, so `begin` comes after privileges are given up.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime as dt
 import json
 import os
 import resource
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -32,6 +37,8 @@ _PROGRAM: Final = (
 )
 _WRITING: Final = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _READING: Final = frozenset({"os.listdir", "os.scandir", "os.getxattr", "os.listxattr"})  # what late imports do
+
+_waiting: Final[deque[subprocess.Popen[bytes]]] = deque()  # children that were started before there is a request
 
 
 def verify_in_child(
@@ -78,26 +85,64 @@ def _asked(request: bytes, count: int) -> list[SignedStatement | AttestError]:
         return [silent] * count
 
 
+def begin(count: int = 1) -> None:
+    """Start children for the next `count` requests, confined as this process is now. `discard` ends what nobody asked.
+
+    A child that cannot be started is not missed: the request starts one.
+    """
+    with contextlib.suppress(OSError):
+        _waiting.extend(_started() for _ in range(count))
+
+
+def discard() -> None:
+    """End the children that wait for a request. May be called at any time, also where none waits."""
+    while (child := _taken()) is not None:
+        _end(child)
+
+
 def _run(request: bytes) -> bytes:
-    here = [path for path in sys.path if path.startswith("/")]  # a relative one would mean another folder there
-    command = [sys.executable, "-I", "-B", "-c", _PROGRAM, json.dumps(here)]
     try:
-        done = subprocess.run(
-            command,
-            input=request,
-            capture_output=True,
-            timeout=WALL_SECONDS,
-            check=False,
-            env={},
-            close_fds=True,
-            cwd="/",
-        )
+        child = _taken() or _started()
+    except OSError as error:
+        raise _silent(type(error).__name__) from None
+    try:
+        reply, errors = child.communicate(request, timeout=WALL_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise _silent(type(error).__name__) from None
-    if done.returncode != 0 or len(done.stdout) > MAX_REPLY_BYTES:
-        last = done.stderr.decode(errors="replace").strip().rsplit("\n", 1)[-1]
-        raise _silent(f"exit {done.returncode}: {last[:160]}")
-    return done.stdout
+    finally:
+        _end(child)
+    if child.returncode != 0 or len(reply) > MAX_REPLY_BYTES:
+        last = errors.decode(errors="replace").strip().rsplit("\n", 1)[-1]
+        raise _silent(f"exit {child.returncode}: {last[:160]}")
+    return reply
+
+
+def _started() -> subprocess.Popen[bytes]:
+    here = [path for path in sys.path if path.startswith("/")]  # a relative one would mean another folder there
+    command = [sys.executable, "-I", "-B", "-c", _PROGRAM, json.dumps(here)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env={}, close_fds=True, cwd="/")
+
+
+def _taken() -> subprocess.Popen[bytes] | None:
+    """A child that waits, if there is one; nobody else gets it. One that ended meanwhile is left aside."""
+    with contextlib.suppress(IndexError):
+        while True:
+            child = _waiting.popleft()
+            if child.poll() is None:
+                return child
+            _end(child)
+    return None
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Whatever it does. Twice without harm."""
+    child.kill()
+    for pipe in (child.stdin, child.stdout, child.stderr):
+        if pipe is not None:
+            with contextlib.suppress(OSError):  # what was not written yet to one that is gone
+                pipe.close()
+    child.wait()
 
 
 def _silent(got: str) -> VerifyError:

@@ -17,13 +17,13 @@ from pointcall_attest.entry import EpochOpen
 from pointcall_attest.pack import opening_of
 from pointcall_attest.receipt import Engine
 from pointcall_executor import wasm
+from pointcall_executor.beginning import platform_of
 from pointcall_executor.config import Config
 from pointcall_executor.daemon import load_trust
 from pointcall_executor.epoch import attest, opening
 from pointcall_executor.journal import Journal
 from pointcall_executor.journal_reader import JournalError
 from pointcall_executor.recorder import Recorder
-from pointcall_executor.serving import platform_of
 
 
 @contextlib.contextmanager

@@ -125,7 +125,7 @@ def eventually(what: Callable[[], Any], seconds: float = 15) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.1)
+        time.sleep(0.02)
     return found
 
 
@@ -140,6 +140,15 @@ def client_in(group: Path, port: int) -> subprocess.Popen[bytes]:
 def tasks(pid: int) -> dict[str, str]:
     """The status of every thread."""
     return {t.name: (t / "status").read_text() for t in Path(f"/proc/{pid}/task").iterdir()}
+
+
+def child_of(pid: int, word: str) -> str:
+    """The status of a child process with this word in its command; empty where there is none."""
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with contextlib.suppress(OSError):
+            if word.encode() in Path(f"/proc/{child}/cmdline").read_bytes():
+                return Path(f"/proc/{child}/status").read_text()
+    return ""
 
 
 def recovers(lab: Lab, run: Running, port: int) -> None:
@@ -178,6 +187,12 @@ def test_without_its_privileges_it_arms_opens_circuits_and_recreates(
         said = run.until("privileges dropped")
         assert "filter_rules=" in said
         assert not said.rstrip().endswith("filter_rules=0")
+        verifying = eventually(lambda: child_of(run.process.pid, "pointcall_attest.signature_child"))
+        assert "NoNewPrivs:\t1" in verifying
+        assert "Seccomp:\t2" in verifying
+        assert int(verifying.split("Uid:")[1].split()[1]) == (pwd.getpwnam(user).pw_uid if user else os.getuid())
+        bounding = int(verifying.split("CapBnd:")[1].split()[0], 16)
+        assert {n for n in range(64) if bounding >> n & 1} == KEPT
         run.until("armed")
         for status in tasks(run.process.pid).values():
             bits = int(status.split("CapEff:")[1].split()[0], 16)

@@ -17,8 +17,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from pointcall_executor.beginning import begin
     from pointcall_executor.cli.output import state_dir
-    from pointcall_executor.serving import Serving
 
     state = state_dir(args).absolute()
-    return Serving(state, args.config, args.manifest or state / "manifest").run()
+    begun = begin(state, args.config)
+    from pointcall_executor.serving import Serving  # the large rest, without privileges by now
+
+    return Serving(begun, state, args.config, args.manifest or state / "manifest").run()

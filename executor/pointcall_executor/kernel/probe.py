@@ -65,6 +65,7 @@ BLOB_USES: Final = {  # sensor of a manifest -> what it is for
     "transport": "sensor transport: ConnectSlow, resets, retransmissions",
     "vfs": "sensor vfs: FilesystemSlow on any file system",
 }
+REQUIRED_BLOBS: Final = ("breaker", "lifecycle")
 _RETURN: Final = {value: struct.pack("<BBhiBBhi", 0xB7, 0, 0, value, 0x95, 0, 0, 0) for value in (0, 1)}
 
 
@@ -81,8 +82,13 @@ class Feature:
 
 def probe(blobs: Path = BLOBS) -> list[Feature]:
     """Every feature that the kernel room can use, the required ones first. Loads and unloads; changes nothing."""
-    found = [*_basics(), *_gates(), *_tracing(), *_blobs(blobs)]
+    found = [*_basics(), *_gates(), *_tracing(), *_optional_tracing(), *_blobs(blobs)]
     return sorted(found, key=lambda feature: not feature.required)
+
+
+def probe_required(blobs: Path = BLOBS) -> list[Feature]:
+    """The required features alone, in a third of the time."""
+    return [f for f in (*_basics(), *_gates(), *_tracing(), *_blobs(blobs, REQUIRED_BLOBS)) if f.required]
 
 
 def missing(features: list[Feature]) -> list[Feature]:
@@ -201,9 +207,13 @@ def _gate(kind: bpf.AttachType) -> str:
 
 
 def _tracing() -> Iterator[Feature]:
-    reasons = TRACEPOINTS | OPTIONAL_TRACEPOINTS
-    for name, tracepoint in _tracepoints(reasons).items():
-        yield _tracepoint(name, reasons[name], tracepoint, required=name in TRACEPOINTS)
+    for name, tracepoint in _tracepoints(TRACEPOINTS).items():
+        yield _tracepoint(name, TRACEPOINTS[name], tracepoint, required=True)
+
+
+def _optional_tracing() -> Iterator[Feature]:
+    for name, tracepoint in _tracepoints(OPTIONAL_TRACEPOINTS).items():
+        yield _tracepoint(name, OPTIONAL_TRACEPOINTS[name], tracepoint, required=False)
     names = [(btf.Kind.FUNC, target) for _, _, target in TRAMPOLINES.values()]
     names.append((btf.Kind.FUNC, "bpf_sock_destroy"))
     raw = _vmlinux()
@@ -246,12 +256,13 @@ def _hook(
     return _tried(id, why, attempt, required=required)
 
 
-def _blobs(folder: Path) -> Iterator[Feature]:
-    paths = sorted(folder.glob("*.blob"))
+def _blobs(folder: Path, names: Collection[str] = ()) -> Iterator[Feature]:
+    """Those of these names; all without them."""
+    paths = sorted(path for path in folder.glob("*.blob") if not names or path.stem in names)
     if not paths:
         yield Feature("blobs", False, "not built: make -C bpf", "everything in the kernel")
     for path in paths:
-        required = path.stem in ("breaker", "lifecycle")
+        required = path.stem in REQUIRED_BLOBS
         why = BLOB_USES.get(path.stem, "loads as a whole")
         yield _tried(f"blob/{path.stem}", why, lambda path=path: _blob(path), required=required)  # type: ignore[misc]
 

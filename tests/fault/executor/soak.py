@@ -30,6 +30,7 @@ from typing import Any
 import psycopg
 
 from pointcall_executor import daemon, recorder, serving
+from pointcall_executor.beginning import begin
 from pointcall_executor.daemon import Executor
 from pointcall_executor.journal import JournalReader
 from pointcall_executor.journal_check import check_journal
@@ -75,7 +76,7 @@ def child(state: Path, config: Path, counters: Path) -> int:
     serving.Executor = Counted  # type: ignore[misc]
     clock = Clock(counters.with_name("clock"))
     daemon.datetime = recorder.datetime = clock  # type: ignore[assignment,misc]
-    return serving.Serving(state, config, state / "manifest-1").run()
+    return serving.Serving(begin(state, config), state, config, state / "manifest-1").run()
 
 
 class Clock:

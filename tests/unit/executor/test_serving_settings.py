@@ -12,8 +12,8 @@ from cryptography import x509
 
 from pointcall_executor.api.caller import CallerError
 from pointcall_executor.api.server import serve
+from pointcall_executor.beginning import mtls_of
 from pointcall_executor.config import RESTART, Config, ConfigError, load
-from pointcall_executor.serving import _mtls
 from tests.unit.api.fake_backend import FakeBackend
 from tests.unit.api.test_caller import AUDITOR, RELYING, Authority
 from tests.unit.api.test_matrix import _status
@@ -39,7 +39,7 @@ def settings(folder: Path, roles: str = f'{{ "{AUDITOR}" = "auditor" }}', extra:
 
 def test_the_listener_of_the_settings_serves_who_is_in_its_table(files: tuple[Path, Authority]) -> None:
     folder, authority = files
-    mtls = _mtls(load(settings(folder), {}))
+    mtls = mtls_of(load(settings(folder), {}))
     run_dir = Path(tempfile.mkdtemp(prefix="pc-"))
     backend = FakeBackend(folder)
     backend.time = datetime.now(UTC)  # certificates are made now
@@ -60,7 +60,7 @@ def test_the_listener_of_the_settings_serves_who_is_in_its_table(files: tuple[Pa
 
 
 def test_without_the_setting_there_is_no_listener() -> None:
-    assert _mtls(Config()) is None
+    assert mtls_of(Config()) is None
 
 
 def test_a_file_that_is_not_there_is_no_reason_to_go_without(files: tuple[Path, Authority]) -> None:
@@ -68,14 +68,14 @@ def test_a_file_that_is_not_there_is_no_reason_to_go_without(files: tuple[Path, 
     config = load(settings(folder), {})
     (folder / "node.key").unlink()
     with pytest.raises(ConfigError) as refusal:
-        _mtls(config)
+        mtls_of(config)
     assert refusal.value.id == "config.mtls"
 
 
 def test_only_spiffe_ids_may_be_callers(files: tuple[Path, Authority]) -> None:
     folder, _ = files
     with pytest.raises(CallerError):
-        _mtls(load(settings(folder, roles='{ "alice" = "auditor" }'), {}))
+        mtls_of(load(settings(folder, roles='{ "alice" = "auditor" }'), {}))
 
 
 @pytest.mark.parametrize("roles", ['{ "spiffe://a/b" = "operator" }', '{ "spiffe://a/b" = "agent" }', "{}"])

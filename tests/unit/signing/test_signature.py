@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import copy
 import datetime as dt
 import hashlib
 import json
+import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -82,6 +86,10 @@ def test_the_child_says_the_same(world: World) -> None:
     assert verify_bundles([bundle], trusted_root=root, policy=policy, at=NOW) == here
 
 
+def verified(bundles: list[bytes], policy: TrustPolicy, root: bytes) -> SignedStatement:
+    return verify_bundles(bundles, trusted_root=root, policy=policy, at=NOW)
+
+
 def test_the_child_refuses_the_same(world: World) -> None:
     policy, root = world.policy(), world.sigstore.trusted_root()
     bundles = [[], [b"{}"], [world.sign(statement(), who=BOB)], [b"x" * (signature.MAX_BUNDLE_BYTES + 1)]]
@@ -105,6 +113,76 @@ def test_a_child_that_dies_is_a_refusal(world: World, monkeypatch: pytest.Monkey
         assert refused(lambda: verify_bundles([bundle], trusted_root=root, policy=world.policy(), at=NOW)) == (
             "manifest.child"
         )
+
+
+def test_a_child_that_was_begun_answers_as_one_that_was_not_and_only_once(world: World) -> None:
+    from pointcall_attest import signature_child as child
+
+    policy, root = world.policy(), world.sigstore.trusted_root()
+    child.begin(2)
+    try:
+        first, second = child._waiting
+        assert verified([world.sign(statement())], policy, root).payload == statement()
+        assert first.returncode == 0
+        with pytest.raises(VerifyError, match="names no signer"):
+            verified([world.sign(statement(), who=BOB)], policy, root)
+        assert second.returncode == 0
+        assert not child._waiting
+        assert verified([world.sign(statement())], policy, root).payload == statement()
+    finally:
+        child.discard()
+
+
+def test_a_begun_child_has_given_up_everything_before_it_has_a_request(world: World) -> None:
+    from pointcall_attest import signature_child as child
+
+    child.begin()
+    try:
+        limits = Path(f"/proc/{child._waiting[0].pid}/limits")
+        deadline = time.monotonic() + 60
+        while not re.search(rf"Max address space +{child.MEMORY_BYTES} ", limits.read_text()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert re.search(r"Max processes +0 +0 ", limits.read_text())
+        assert verified([world.sign(statement())], world.policy(), world.sigstore.trusted_root())
+    finally:
+        child.discard()
+
+
+def test_a_begun_child_that_died_is_replaced_and_none_stays(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pointcall_attest import signature_child as child
+
+    child.begin()
+    (dead,) = child._waiting
+    dead.kill()
+    dead.wait()
+    assert verified([world.sign(statement())], world.policy(), world.sigstore.trusted_root())
+    child.begin(2)
+    pids = [one.pid for one in child._waiting]
+    child.discard()
+    child.discard()
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert not child._waiting
+    monkeypatch.setattr(child.sys, "executable", "/nowhere")  # type: ignore[attr-defined]
+    child.begin()
+    assert not child._waiting
+    with pytest.raises(VerifyError) as refusal:
+        verified([world.sign(statement())], world.policy(), world.sigstore.trusted_root())
+    assert refusal.value.id == "manifest.child"
+
+
+def test_a_begun_child_ends_with_whoever_began_it() -> None:
+    words = (
+        f"import sys, os; sys.path[:] = {sys.path!r}\nfrom pointcall_attest import signature_child as child\n"
+        "child.begin(); print(child._waiting[0].pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", words], capture_output=True, timeout=60, check=False)
+    stat = Path(f"/proc/{int(done.stdout)}/stat")
+    deadline = time.monotonic() + 60
+    with contextlib.suppress(OSError):  # it is gone
+        while stat.read_text().rpartition(")")[2].split()[0] != "Z":  # nobody may wait for it here
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
