@@ -289,7 +289,7 @@ class ExecutorBackend:
 
     def prune_log(self, minimum: int | None, retention_days: int | None, reason: str) -> Retained:
         executor = self._executor
-        days = executor.config.retention_days if retention_days is None else retention_days
+        days = retention.agreed(executor.config.retention_days, retention_days)
         return retention.prune(executor.recorder, minimum, days, reason, datetime.now(UTC))
 
     def erase_log(self, what: Sequence[str], older_than_days: int | None, reason: str) -> Retained:

@@ -6,14 +6,18 @@ cannot be told is an outcome in the receipt. Spec: docs/spec/manifest.md, sectio
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import queue
 import socket
 import ssl
 import sys
+import threading
+import time
 import urllib.parse
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 from pointcall_attest.manifest import Channel, Manifest
 from pointcall_runbook.errors import PointcallError
@@ -76,21 +80,80 @@ def _to_socket(path: str, message: bytes) -> None:
 
 
 def _to_web(address: str, message: bytes) -> None:
-    """One POST; a redirect or any other answer than 2xx is a failure: the manifest says exactly where to."""
+    """One POST; a redirect or any other answer than 2xx is a failure: the manifest says exactly where to.
+
+    One deadline for all of it: name, connection, TLS, request and answer, however little at a time comes.
+    """
+    deadline = time.monotonic() + SEND_SECONDS
     url = urllib.parse.urlsplit(address)
     if url.hostname is None:
         raise ValueError("an address without a host")
-    connection: http.client.HTTPConnection
-    if url.scheme == "https":
-        trust = ssl.create_default_context()
-        connection = http.client.HTTPSConnection(url.hostname, url.port, timeout=SEND_SECONDS, context=trust)
-    else:
-        connection = http.client.HTTPConnection(url.hostname, url.port, timeout=SEND_SECONDS)
+    secure = url.scheme == "https"
+    connection = (http.client.HTTPSConnection if secure else http.client.HTTPConnection)(url.hostname, url.port)
+    with _connected(url.hostname, connection.port, deadline) as raw, _ended_at(deadline, raw):
+        connection.sock = ssl.create_default_context().wrap_socket(raw, server_hostname=url.hostname) if secure else raw
+        with contextlib.closing(connection):
+            path = (url.path or "/") + (f"?{url.query}" if url.query else "")
+            connection.request("POST", path, message, {"Content-Type": "application/json", "User-Agent": "pointcall"})
+            status = connection.getresponse().status
+    if time.monotonic() >= deadline:  # what was cut off may look whole
+        raise TimeoutError(f"not within {SEND_SECONDS:g} s")
+    if not 200 <= status < 300:
+        raise ValueError(f"status {status}")
+
+
+def _connected(host: str, port: int, deadline: float) -> socket.socket:
+    """A connection to the first address that answers; the time that is left is shared by those not yet tried."""
+    places = _resolved(host, port, deadline)
+    failure: OSError = TimeoutError(f"not within {SEND_SECONDS:g} s")
+    for number, (family, kind, protocol, _, place) in enumerate(places):
+        raw = socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
+        try:
+            raw.settimeout(max(0.001, deadline - time.monotonic()) / (len(places) - number))
+            raw.connect(place)
+        except OSError as error:
+            failure = error
+            raw.close()
+        else:
+            raw.settimeout(SEND_SECONDS)
+            return raw
+    raise failure
+
+
+def _resolved(host: str, port: int, deadline: float) -> list[Any]:
+    """The addresses of a host. The resolver has no timeout that a caller could set: it may go on alone, for nothing."""
+    found: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def resolve() -> None:
+        try:
+            found.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except (OSError, ValueError) as error:
+            found.put(error)
+
+    threading.Thread(target=resolve, name="resolver", daemon=True).start()
     try:
-        path = (url.path or "/") + (f"?{url.query}" if url.query else "")
-        connection.request("POST", path, message, {"Content-Type": "application/json", "User-Agent": "pointcall"})
-        answer = connection.getresponse()
-        if not 200 <= answer.status < 300:
-            raise ValueError(f"status {answer.status}")
-    finally:
-        connection.close()
+        answer = found.get(timeout=max(0.0, deadline - time.monotonic()))
+    except queue.Empty:
+        raise TimeoutError(f"{host} is not resolved within {SEND_SECONDS:g} s") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return list(answer)
+
+
+@contextlib.contextmanager
+def _ended_at(deadline: float, raw: socket.socket) -> Iterator[None]:
+    """The connection ends at the deadline, whoever is waiting for whatever then."""
+    with raw.dup() as same:  # TLS takes the socket over, not the connection
+
+        def end() -> None:
+            with contextlib.suppress(OSError):
+                same.shutdown(socket.SHUT_RDWR)
+
+        timer = threading.Timer(max(0.0, deadline - time.monotonic()), end)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()

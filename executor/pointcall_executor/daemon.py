@@ -450,7 +450,12 @@ class Executor:
         before = self._session or self._stopped
         session.services = self._node.services(session.admitted, before.services if before else None, session.moved)
         put_back.callback(lambda: self._record_services("services put back", session.services.undo()))
-        for number in session.services.adopt():
+        missing = list(session.services.adopt())
+        for name, got in session.services.refused.items():
+            if got:
+                want, hint = "what is declared, proven", "it is not what was admitted: find out who started it"
+                self._recorder.record(_refusal("service.adoption", name, want, got, hint))
+        for number in missing:
             self.require_not_halted()  # somebody may have said stop since arming began
             action = Recreate(Service(number))
             act = Act(0, Call.of(action), action, target=session.services.name(number))
@@ -1178,7 +1183,7 @@ class Executor:
         assert act.action is not None
         assert act.outcome is not None
         now_ns = time.monotonic_ns()
-        if isinstance(act.action, Escalate) and act.outcome is Outcome.APPLIED:
+        if isinstance(act.action, Escalate):  # also where it could not be told: then it is told again
             self._called(run, (act.action.channel.number,), act.action.code, "the runbook decided it")
         elif act.call.action not in WITHOUT_INTENT:
             back = act.detail.get("rolled_back") == "yes"

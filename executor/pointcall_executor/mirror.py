@@ -269,6 +269,8 @@ def _batches(reader: JournalReader, start: int, end: int) -> Iterator[tuple[int,
         for entry in reader.entries(start=start, limit=min(end - start, MAX_BATCH_ENTRIES)):
             if raws and sum(map(len, raws)) + len(entry.raw) > MAX_BATCH_BYTES:
                 break
+            if entry.index != start + len(raws):
+                break  # a reader passes over what was pruned
             raws.append(entry.raw)
         if not raws:
             raise MirrorError(f"entry {start} was pruned before it was shipped", id="mirror.pruned", want=str(start))

@@ -49,10 +49,13 @@ class Sensors(Circuits, Protocol):
 class RunningServices(Services, Protocol):
     """Services that take over from those of the session before.
 
-    `adopt` says which must be started, and takes over those that run already as they are declared now. `undo` puts
-    back what was there before; `commit` makes it final: what was not taken over is destroyed.
+    `adopt` says which must be started, and takes over those that run already as they are declared now; `refused` then
+    says of each why what an earlier executor left was not (empty: it was, or there was nothing). `undo` puts back what
+    was there before; `commit` makes it final: what was not taken over is destroyed.
     """
 
+    @property
+    def refused(self) -> Mapping[str, str]: ...
     def adopt(self) -> Iterable[int]: ...
     def undo(self) -> tuple[str, ...]: ...
     def commit(self) -> tuple[str, ...]: ...

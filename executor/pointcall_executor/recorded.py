@@ -144,6 +144,7 @@ class RecordedServices:
         self.starts: list[str] = []
         self.asked: list[tuple[str, ...]] = []  # signals, freezes and thaws, in order
         self.frozen: dict[int, int] = {}  # service number -> until when, CLOCK_MONOTONIC ns
+        self.refused: dict[str, str] = {}  # whatever a story says was left by an earlier executor
 
     def name(self, number: int) -> str:
         if number not in self._names:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from pydantic import JsonValue
@@ -22,11 +22,12 @@ from pointcall_attest import entry
 from pointcall_attest.commitment import SALT_BYTES
 from pointcall_attest.log.checkpoint import Checkpoint
 from pointcall_attest.receipt import Receipt
-from pointcall_attest.sealing import Opening
+from pointcall_attest.sealing import HIDDEN, Opening
 from pointcall_executor.journal import Journal
 from pointcall_keys.node import EpochKeys
 
 RECONCILED_MAX: Final = 4096  # entries of a kind that are looked through for open ends at start
+PAUSE_MAX: Final = timedelta(days=1)  # the longest that can be asked for: how long one lasts whose text was erased
 RECONCILED: Final[tuple[entry.Kind, ...]] = ("intent", "outcome", "config")
 
 
@@ -46,17 +47,20 @@ class Left:
     escalations: dict[str, int] = field(default_factory=dict)  # run -> code, of those that nobody acknowledged
     acted: list[tuple[str, str, datetime]] = field(default_factory=list)  # (action, target, when), oldest first
 
-    def note(self, what: str, detail: Mapping[str, Any]) -> None:
-        """One `config` entry, in the order of the log."""
-        match what:
+    def note(self, item: entry.Entry) -> None:
+        """One `config` entry, in the order of the log. What it means holds also where its text was erased."""
+        detail: Mapping[str, Any] = item.body["detail"]
+        match item.body["what"]:
+            case "paused" if item.closed:
+                self.paused = Pause("its reason was erased", item.at + PAUSE_MAX)
             case "paused":
                 self.paused = Pause(str(detail["reason"]), datetime.fromisoformat(str(detail["until"])))
             case "resumed":
                 self.paused = None
             case "escalated":
-                self.escalations[str(detail["run"])] = int(detail["code"])
+                self.escalations[str(detail.get("run", item.run))] = int(detail.get("code", 0))
             case "acknowledged":
-                self.escalations.pop(str(detail["run"]), None)
+                self.escalations.pop(str(detail.get("run", item.run)), None)
 
 
 class Recorder:
@@ -190,17 +194,19 @@ class Recorder:
         opened: dict[tuple[str | None, str, str], int] = {}
         left = Left()
         for item in sorted(recent, key=lambda each: each.index):
-            if item.closed:
-                continue  # nobody can say any more what an erased one was about
             if item.kind in ("intent", "outcome"):
                 key = (item.run, str(item.body["action"]), str(item.body["target"]))
+                if item.kind == "outcome" and key[2] == HIDDEN and not opened.get(key):  # erased, its intent was not
+                    key = next((k for k, count in opened.items() if count > 0 and k[:2] == key[:2]), key)
                 # an outcome whose intent is out of sight says nothing about a later intent of the same words
                 opened[key] = max(0, opened.get(key, 0) + (1 if item.kind == "intent" else -1))
                 if item.kind == "intent" and item.run is not None:
                     left.acted.append((str(item.body["action"]), str(item.body["target"]), item.at))
             else:
-                left.note(str(item.body["what"]), item.body["detail"])
+                left.note(item)
         for run, action, target in (key for key, count in opened.items() if count > 0):
+            if target == HIDDEN:
+                continue  # nobody can say any more what an erased one was about
             detail: dict[str, JsonValue] = {"reason": "the executor ended before it knew"}
             body = entry.OutcomeBody(
                 action=action, target=target, outcome="unconfirmed", detail=detail, postcondition="", undo=None

@@ -41,6 +41,22 @@ def prune(recorder: Recorder, minimum: int | None, days: int, reason: str, now: 
     return Retained(wanted, wanted - before, days, (), index)
 
 
+def agreed(setting: int, asked: int | None) -> int:
+    """The retention in days: what was asked for may be longer than the node's setting, never shorter.
+
+    JournalError `log.retention`: who may prune is not who set what must be kept.
+    """
+    if asked is not None and asked < setting:
+        raise JournalError(
+            "the retention of this node is longer",
+            id="log.retention",
+            want=f"at least {setting} days",
+            got=f"{asked} days",
+            hint="retention_days of the settings says what must be kept",
+        )
+    return setting if asked is None else asked
+
+
 def plan_prune(reader: JournalReader, minimum: int | None, days: int, now: datetime) -> int:
     """The index to prune to. JournalError `log.retention`."""
     wanted = prunable(reader, days, now) if minimum is None else minimum

@@ -86,3 +86,19 @@ def test_an_adopted_service_is_watched_and_recreated(start: Callable[..., Any]) 
         assert running(second) not in (0, pid)
         intents = [e.body["grant"] for e in second.journal.entries("intent")]
         assert len(intents) == 2  # the first start and the recreate: adopting starts nothing
+
+
+@pytest.mark.kernel
+def test_what_was_declared_otherwise_is_not_adopted_and_the_log_says_so(
+    start: Callable[..., Any], lab: Lab, tmp_path: Path
+) -> None:
+    with start(1) as first:
+        pid = running(first)
+        assert first.journal.entries("refusal") == []  # nothing was left by anybody
+    lab.declare("svc", process(tmp_path, SLEEP + " # other").process.model_dump(mode="json"))
+    with start(3, stop_services=True) as second:
+        assert running(second) not in (0, pid)
+        assert not Path(f"/proc/{pid}").exists()
+        (refusal,) = second.journal.entries("refusal")
+        assert (refusal.body["check"], refusal.body["what"]) == ("service.adoption", "svc")
+        assert refusal.body["got"] == "it was declared otherwise"

@@ -16,7 +16,8 @@ import pytest
 from pointcall_attest.approval import ApprovalBody, approval_statement
 from pointcall_attest.errors import VerifyError
 from pointcall_attest.receipt import Receipt
-from pointcall_executor import daemon, halt, waiting
+from pointcall_executor import daemon, halt, recorder, retention, waiting
+from pointcall_executor.api.services import DAY_S
 from pointcall_executor.arming import ArmingError
 from pointcall_executor.channels import ChannelError, DeclaredChannels
 from pointcall_executor.daemon import StoppedError
@@ -506,6 +507,151 @@ def test_a_channel_that_hangs_does_not_pile_up_calls(watched: Watched, monkeypat
     eventually(lambda: len(told) == 3)  # one on its way, one that waited, and one as soon as there was room
     time.sleep(0.5)
     assert len(told) == 3
+
+
+def test_a_notification_beyond_the_limit_fails_and_its_receipt_says_so(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    monkeypatch.setattr(daemon, "MESSAGES_MAX", 2)
+    monkeypatch.setattr(DeclaredChannels, "waits", lambda *_: True)
+    monkeypatch.setattr(DeclaredChannels, "send", lambda *_: str(release.wait(20)))
+    lab = watched.lab
+    lab.runbook(
+        "tell",
+        '"""Tell it."""\nfrom pointcall_runbook import CircuitOpened, Decision, Level, Notify, channel, runbook\n\n'
+        "@runbook\ndef opened(e: CircuitOpened) -> Decision:\n"
+        '    return [Notify(channel=channel("ops"), level=Level.INFO, code=e.failures)]\n',
+    )
+    book = {"name": "tell", "source": "tell", "grants": {"actions": ["notify"], "channels": ["ops"]}}
+    watched.arm(spec(lab) | {"runbooks": [book]})
+    assert watched.node.current_sensors is not None
+    for n in (1, 2):
+        watched.node.current_sensors.happen(failures(n))
+    beyond = watched.happen(failures(3))
+    assert (beyond.inputs.fields["failures"], beyond.actions[0].outcome) == ("3", "failed")
+    assert beyond.actions[0].detail == {"error": "2 notifications are on their way"}
+    release.set()
+    assert [watched.next_receipt().actions[0].outcome for _ in range(2)] == ["applied", "applied"]
+    assert watched.happen(failures(4)).actions[0].outcome == "applied"  # there is room again
+
+
+@pytest.mark.parametrize("beyond", [True, False])
+def test_a_person_who_could_not_be_called_is_called_later(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, beyond: bool
+) -> None:
+    """Neither a full queue nor a channel that is down makes an escalation forgotten."""
+    watched.arm(broad(watched.lab))
+    monkeypatch.setattr(waiting, "TELL_AGAIN_NS", 500_000_000)
+
+    def down(*_: Any) -> str:
+        raise ChannelError("down", id="channel.unreachable")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DeclaredChannels, "waits", lambda *_: True)
+        patched.setattr(*((daemon, "MESSAGES_MAX", 0) if beyond else (DeclaredChannels, "send", down)))
+        receipt = watched.happen(failures(9))
+    assert (receipt.actions[0].action, receipt.actions[0].outcome) == ("escalate", "failed")
+    assert [(e.run, e.code) for e in watched.executor.escalations()] == [(receipt.run.id, 9)]
+    eventually(lambda: "notify channel=ops level=critical code=9" in watched.node.said)
+
+
+def test_a_call_about_a_failed_action_that_finds_no_room_is_made_later(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "TELL_AGAIN_NS", 500_000_000)
+    monkeypatch.setattr(RecordedServices, "healthy", lambda *_: "it is not ready")
+    watched.arm()
+    with monkeypatch.context() as patched:
+        patched.setattr(daemon, "MESSAGES_MAX", 0)
+        receipt = watched.happen(opened())
+        time.sleep(1)  # several turns that find it due and no room
+        assert watched.node.said == []
+    assert [(e.run, e.code) for e in watched.executor.escalations()] == [(receipt.run.id, 0)]
+    eventually(lambda: "notify channel=ops level=critical code=0" in watched.node.said)
+
+
+# ---- what is in force outlives its text -----------------------------------------------------------------------------
+
+
+def erased(executor: Any, *indices: int) -> None:
+    retention.erase(executor.recorder, tuple(map(str, indices)), None, "asked by a person", now())
+
+
+def config_of(executor: Any, what: str) -> int:
+    return next(int(e.index) for e in executor.journal.entries(kind="config") if e.body["what"] == what)
+
+
+def test_a_pause_holds_after_its_text_was_erased(make_lab: Callable[..., Lab]) -> None:
+    """Nobody can say any more until when: the longest that a pause can be."""
+    lab = make_lab()
+    with lab.executor(RecordedNode()) as executor:
+        executor.pause("because of Anna", 3600)
+        erased(executor, config_of(executor, "paused"))
+    node = RecordedNode()
+    with lab.executor(node) as executor:
+        watched = Watched(lab, executor, node)
+        watched.arm()
+        assert watched.happen(opened()).actions[0].guard.check == "guard.paused"
+        left_s = (executor.paused_until_ns - time.monotonic_ns()) / 1e9
+        assert DAY_S - 60 < left_s <= DAY_S == recorder.PAUSE_MAX.total_seconds()
+        executor.resume("done")
+        erased(executor, config_of(executor, "resumed"))
+    with lab.executor(RecordedNode()) as executor:
+        assert executor.state.guard.paused == ""
+
+
+def test_an_escalation_holds_after_its_text_was_erased(make_lab: Callable[..., Lab]) -> None:
+    lab, node = make_lab(), RecordedNode()
+    with lab.executor(node) as executor:
+        first = Watched(lab, executor, node)
+        first.arm(broad(lab))
+        runs = [first.happen(failures(n)).run.id for n in (8, 9)]
+        executor.acknowledge(runs[0], "seen")
+        retention.erase(executor.recorder, runs, None, "asked by a person", now())
+        assert all(e.closed for e in executor.journal.entries(kind="config") if e.run)
+    with lab.executor(RecordedNode()) as executor:
+        assert [(e.run, e.code) for e in executor.escalations()] == [(runs[1], 0)]
+        executor.acknowledge(runs[1], "seen too")
+    with lab.executor(RecordedNode()) as executor:
+        assert executor.escalations() == ()
+
+
+@pytest.mark.parametrize("part", ["intent", "outcome", "both"])
+@pytest.mark.parametrize("n", [1, 6])  # open_circuit is about an address, kill about a service
+def test_an_action_counts_and_has_one_outcome_after_its_text_was_erased(
+    make_lab: Callable[..., Lab], part: str, n: int
+) -> None:
+    lab, node = make_lab(), RecordedNode()
+    with lab.executor(node) as executor:
+        watched = Watched(lab, executor, node)
+        watched.arm(broad(lab))
+        run = watched.happen(failures(n)).run.id
+        kinds = ("intent", "outcome") if part == "both" else (part,)
+        erased(executor, *(e.index for e in executor.journal.entries(run=run) if e.kind in kinds))
+    with lab.executor(RecordedNode()) as executor:
+        assert [e.kind for e in executor.journal.entries(run=run)].count("outcome") == 1
+        assert executor.state.guard.history.count(("actions",), time.monotonic_ns()) == 1
+
+
+# ---- what an earlier executor left ----------------------------------------------------------------------------------
+
+
+def test_a_service_that_was_not_adopted_is_in_the_log(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = watched.node.services
+
+    def left_over(*given: Any) -> RecordedServices:
+        services = make(*given)
+        services.refused = {"api": "it runs another program", "db": ""}
+        return services
+
+    monkeypatch.setattr(watched.node, "services", left_over)
+    watched.arm()
+    (found,) = watched.executor.journal.entries(kind="refusal")
+    assert (found.body["check"], found.body["what"]) == ("service.adoption", "api")
+    assert found.body["got"] == "it runs another program"
+    first = next(e for e in watched.executor.journal.entries(kind="intent"))
+    assert found.index < first.index  # it is said before the start
 
 
 def test_a_call_that_is_due_while_the_executor_ends_does_not_make_it_fail(watched: Watched) -> None:

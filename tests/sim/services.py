@@ -59,6 +59,7 @@ class Services:
         self._stopped: list[int] = []
         self._final = self._undoing = False
         self.own: dict[int, Running] = {}
+        self.refused: dict[str, str] = {}  # this machine leaves nothing that is not as declared
         for name, declared in admitted.declarations.items():
             number = service(name).number
             old = before.own.get(number) if before is not None else None

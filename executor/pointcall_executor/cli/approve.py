@@ -28,18 +28,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from pointcall_executor.cli.connection import operator
-    from pointcall_executor.cli.output import Exit, UsageRefusal, print_json
+    from pointcall_executor.api.client import UnreachableError
+    from pointcall_executor.cli.connection import operator, unreachable
+    from pointcall_executor.cli.output import UsageRefusal, state_dir
 
-    with operator(args) as client:
-        if args.list:
-            return _listed(client, as_json=args.json)
-        if args.hand_in is None and args.run is None:
-            raise UsageRefusal("which run?", want="RUN, --list or --hand-in FILE", hint="pointcall approve --list")
-        bundle = args.hand_in.read_bytes() if args.hand_in else _signed(args, client)
-        if bundle is None:
-            return Exit.OK
-        answer = client.call("Control/Approve", bundle=bundle)
+    if not args.list and args.hand_in is None and args.run is None:
+        raise UsageRefusal("which run?", want="RUN, --list or --hand-in FILE", hint="pointcall approve --list")
+    try:
+        with operator(args) as client:
+            return _listed(client, as_json=args.json) if args.list else _approve(args, client)
+    except UnreachableError as refusal:
+        raise unreachable(refusal, state_dir(args) / "run" / "operator.sock") from None
+
+
+def _approve(args: argparse.Namespace, client: Client) -> int:
+    from pointcall_executor.cli.output import Exit, print_json
+
+    bundle = args.hand_in.read_bytes() if args.hand_in else _signed(args, client)
+    if bundle is None:
+        return Exit.OK
+    answer = client.call("Control/Approve", bundle=bundle)
     if args.json:
         print_json({"ok": True, "state": answer.state, "detail": answer.detail})
     else:

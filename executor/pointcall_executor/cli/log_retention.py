@@ -25,7 +25,7 @@ def arguments(verbs: Any, common: argparse.ArgumentParser) -> None:
         "prune", parents=[common], help="drop old entries; hashes, proofs and openings of epochs stay"
     )
     prune.add_argument("--minimum", type=int, metavar="INDEX", help="below this (default: all that is old enough)")
-    prune.add_argument("--retention-days", type=int, metavar="N", help="state another retention than the settings")
+    prune.add_argument("--retention-days", type=int, metavar="N", help="a longer retention than the settings")
     prune.add_argument("--config", type=Path, metavar="FILE", help="the executor's settings: retention_days")
     prune.add_argument("--reason", default="retention", metavar="TEXT", help="stands in the log, sealed")
 
@@ -47,7 +47,9 @@ def _prune(args: argparse.Namespace) -> int:
     stated = {"minimum": args.minimum, "retention_days": args.retention_days}
     done = _by_executor(args, "Control/PruneLog", {k: v for k, v in stated.items() if v is not None})
     if done is None:
-        days = load(args.config).retention_days if args.retention_days is None else args.retention_days
+        days = args.retention_days
+        if days is None or args.config is not None:
+            days = retention.agreed(load(args.config).retention_days, days)
         now = datetime.now(UTC)
         with closing(_reader(args)) as reader:  # before an epoch is opened for nothing
             idle = retention.plan_prune(reader, args.minimum, days, now) == reader.minimum

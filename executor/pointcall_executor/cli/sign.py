@@ -128,7 +128,12 @@ def _key(args: argparse.Namespace) -> SigningKey | None:
 
 def signed_with(args: argparse.Namespace, statement: bytes) -> bytes:
     """The Sigstore bundle over one statement, signed as the options say."""
-    return _signer(args, _key(args))(statement)
+    key = _key(args)
+    try:
+        return _signer(args, key)(statement)
+    finally:
+        if key is not None:
+            key.close()
 
 
 def _signer(args: argparse.Namespace, key: SigningKey | None) -> Callable[[bytes], bytes]:

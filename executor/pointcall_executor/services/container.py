@@ -22,7 +22,15 @@ from urllib.parse import quote, urlencode
 from pointcall_attest.declaration import Container, ServiceDeclaration
 from pointcall_executor.kernel.cgroup import Cgroup
 from pointcall_executor.services.groups import Freezer, group_of, v1_group_of
-from pointcall_executor.services.managed import ABILITIES, OnCgroup, ServiceError, Started, nobody, not_running
+from pointcall_executor.services.managed import (
+    ABILITIES,
+    NOTHING_LEFT,
+    OnCgroup,
+    ServiceError,
+    Started,
+    nobody,
+    not_running,
+)
 from pointcall_executor.services.reach import PODMAN_SOCKET
 from pointcall_executor.services.ready import await_ready, described, unready
 from pointcall_executor.services.spawning import Spawner, readable
@@ -140,7 +148,7 @@ class ContainerService:
     def _differs(self) -> str:
         about = self._podman.ask("GET", f"{self._path}/json")
         if about is None:
-            return "there is no such container"
+            return NOTHING_LEFT
         if (about.get("Config") or {}).get("Labels", {}).get(LABEL) != self.declaration.sha256:
             return "it was declared otherwise"
         if about.get("ImageDigest") != self._declared.digest:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, assert_never
 from pointcall_attest.admission import Admitted
 from pointcall_attest.declaration import ServiceDeclaration
 from pointcall_executor.services.groups import destroy_leftovers
-from pointcall_executor.services.managed import Managed, ServiceError, Started, cannot, not_running
+from pointcall_executor.services.managed import NOTHING_LEFT, Managed, ServiceError, Started, cannot, not_running
 from pointcall_executor.services.process import Process
 from pointcall_executor.services.reach import Reach
 from pointcall_executor.services.spawning import Spawner
@@ -92,7 +92,7 @@ class DeclaredServices:
         self._final = False
         self._stopped: list[int] = []  # of those before: what had to make room
         self._started: list[int] = []
-        self.refused: dict[str, str] = {}  # service -> why what ran before was not adopted; empty: it was
+        self.refused: dict[str, str] = {}  # service -> why what was left was not adopted; empty: it was, or nothing was
         for name, declaration in admitted.declarations.items():
             number = service(name).number
             old = before.managed().get(number) if before else None
@@ -165,9 +165,11 @@ class DeclaredServices:
         """
         missing = []
         for number, one in self._by_number.items():
-            if (old := self._earlier(number)) is None:
-                self.refused[one.name] = one.adopt()
-            goes_on = one is old or self.refused.get(one.name) == ""
+            old = self._earlier(number)
+            wrong = one.adopt() if old is None else ""
+            if old is None:
+                self.refused[one.name] = "" if wrong == NOTHING_LEFT else wrong
+            goes_on = one is old or (old is None and not wrong)
             if goes_on and one.running:
                 self._on_moved(number, one.cgroup_id)
             # It may have ended before anybody watched it. What a cluster keeps is not started and not waited for here.

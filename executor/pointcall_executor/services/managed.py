@@ -15,6 +15,8 @@ from pointcall_runbook.errors import PointcallError
 Ability = Literal["signal", "freeze", "cgroup"]
 OnCgroup = Callable[[int], None]
 
+NOTHING_LEFT: Final = "nothing of it was left"  # an answer of `adopt` that refuses nothing
+
 # What each kind can do beyond start and destroy. `cgroup`: its processes are in one cgroup of this node.
 ABILITIES: Final[Mapping[str, frozenset[Ability]]] = {
     "process": frozenset({"signal", "freeze", "cgroup"}),
@@ -70,7 +72,7 @@ class Managed(Protocol):
 
     def adopt(self) -> str:
         """Take over what an earlier executor started, if it can be proven to be what is declared; empty if that is
-        done. Otherwise nothing of it runs afterwards, and the answer is why."""
+        done. Otherwise nothing of it runs afterwards, and the answer is why; `NOTHING_LEFT` if nothing did before."""
         ...
 
     def start(self, on_cgroup: OnCgroup = ...) -> Started:

@@ -28,8 +28,16 @@ from pointcall_attest.declaration import ServiceDeclaration
 from pointcall_executor.services import record as records
 from pointcall_executor.services.chores import CHORES
 from pointcall_executor.services.files import opened_verified
-from pointcall_executor.services.groups import ServiceGroups, destroy_leftovers
-from pointcall_executor.services.managed import ABILITIES, OnCgroup, ServiceError, Started, nobody, not_running
+from pointcall_executor.services.groups import ServiceGroups, destroy_leftovers, instances
+from pointcall_executor.services.managed import (
+    ABILITIES,
+    NOTHING_LEFT,
+    OnCgroup,
+    ServiceError,
+    Started,
+    nobody,
+    not_running,
+)
 from pointcall_executor.services.ready import await_ready, described, unready
 from pointcall_executor.services.record import RunRecord
 from pointcall_executor.services.spawning import Spawner, Unborn, readable
@@ -245,7 +253,8 @@ class Process:
         with self._lock:
             if self.pidfd >= 0:
                 return ""
-            wrong = self._adopt()
+            left = instances(self._parent, self.name)
+            wrong = self._adopt() if left else NOTHING_LEFT
             keep = self._groups.relative if self._groups is not None else ""
             destroy_leftovers(self._parent, self.name, keep=keep)
             return wrong

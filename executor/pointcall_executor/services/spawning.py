@@ -60,7 +60,7 @@ class _Process:
 
     @property
     def alive(self) -> bool:
-        return not readable(self.pidfd, 0)
+        return self.pidfd >= 0 and not readable(self.pidfd, 0)
 
     def ask(self, request: dict[str, Any], descriptors: Sequence[int]) -> tuple[dict[str, Any], list[int]]:
         socket.send_fds(self.channel, [json.dumps(request).encode()], list(descriptors))
@@ -70,16 +70,21 @@ class _Process:
         return dict(json.loads(data)), list(found)
 
     def leave(self, seconds: float) -> None:
-        """Close our end. It ends by itself, at once unless services that it started still run."""
+        """Close our end. It ends by itself, at once unless services that it started still run. Twice without harm:
+        where no other could be made, this one stays, and the number of its descriptor is soon another's."""
         self.channel.close()
+        if self.pidfd < 0:
+            return
         if readable(self.pidfd, seconds):
             os.waitpid(self.pid, 0)
-        os.close(self.pidfd)
+        left, self.pidfd = self.pidfd, -1
+        os.close(left)
 
     def kill(self) -> None:
         """End one that does not answer. What it had stopped is thawed by its services' next owner."""
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        if self.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
 
 @dataclass(slots=True)
@@ -167,7 +172,7 @@ class Spawner:
         """Replace a spawner that died at once: a lease must not wait for the next request to end."""
         while not self._closed:
             process = self._process
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):  # it was left meanwhile
                 readable(process.pidfd, None)
             time.sleep(RESPAWN_SECONDS)
             with self._lock, contextlib.suppress(OSError, EOFError):
@@ -175,6 +180,8 @@ class Spawner:
                     self._replace()
 
     def _replace(self) -> None:
+        if self._closed:
+            raise OSError(errno.ESHUTDOWN, "it was let go")
         self._process.kill()
         self._process.leave(5)
         self._process = _Process(self._cgroup)

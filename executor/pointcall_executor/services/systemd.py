@@ -24,7 +24,15 @@ from pointcall_attest.declaration import ServiceDeclaration, Systemd
 from pointcall_executor.kernel.cgroup import Cgroup
 from pointcall_executor.services.files import verify
 from pointcall_executor.services.groups import Freezer, group_of
-from pointcall_executor.services.managed import ABILITIES, OnCgroup, ServiceError, Started, nobody, not_running
+from pointcall_executor.services.managed import (
+    ABILITIES,
+    NOTHING_LEFT,
+    OnCgroup,
+    ServiceError,
+    Started,
+    nobody,
+    not_running,
+)
 from pointcall_executor.services.reach import SYSTEM_BUS
 from pointcall_executor.services.ready import await_ready, described, unready
 from pointcall_executor.services.spawning import Spawner
@@ -169,7 +177,7 @@ class SystemdService:
             wrong = self._differs(state) if state.active == "active" else f"it is {state.active}"
             if wrong:
                 self.destroy(self._declared.grace_ms * 1_000_000)
-            return wrong
+            return NOTHING_LEFT if state.active == "inactive" else wrong
 
     def _differs(self, state: State) -> str:
         try:

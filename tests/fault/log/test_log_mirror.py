@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pointcall_attest import entry
 from pointcall_attest.errors import MalformedError
 from pointcall_attest.log.checkpoint import Checkpoint
 from pointcall_attest.log.frontier import Frontier
@@ -164,6 +165,24 @@ def test_forks_and_rollbacks_are_refused_and_seen(db: Any, node: world.Node, tmp
     assert refused(lambda: mirror.cover(first.text)) == "mirror.checkpoint"
     assert "passed before" in db.execute("select refused from log").fetchone()[0]
     assert held_entries(db) == [e.raw for e in node.journal.entries()]
+
+
+def test_what_the_mirror_does_not_hold(db: Any, node: world.Node) -> None:
+    assert refused(lambda: Mirror(db).source(world.ORIGIN)) == "mirror.no_log"
+    node.checkpoint()
+    ship(node.journal, Mirror(db))
+    assert refused(lambda: Mirror(db).source(world.ORIGIN + "x")) == "mirror.no_log"
+
+
+def test_what_was_pruned_before_it_was_shipped_is_said(db: Any, node: world.Node) -> None:
+    """A gap can never be filled: better to say so than to hold a log that cannot be checked."""
+    node.run(0)
+    node.checkpoint()
+    leaf, opening = node.leaf(entry.Prune(minimum=3, reason="old", retention_days=1))
+    node.journal.prune(leaf, opening)
+    node.checkpoint()
+    assert refused(lambda: ship(node.journal, Mirror(db))) == "mirror.pruned"
+    assert held_entries(db) == [node.journal.entry(0).raw]  # the opening of the epoch, which is kept
 
 
 def test_a_strangers_checkpoint_is_refused(db: Any, node: world.Node) -> None:

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pointcall_attest import exact_json, notice, provenance_check
+from pointcall_attest.approval import ApprovalBody, approval_statement, parse_approval
 from pointcall_attest.declaration import ServiceDeclaration
 from pointcall_attest.errors import AttestError, MalformedError, VerifyError
 from pointcall_attest.file_signature import verify_file_with_key
@@ -86,15 +87,23 @@ POINTER = notice_statement(
 PROVENANCE = provenance(
     files(), Manifest.parse(statement()), Builder("https://ci.example", "1", "https://a", "ab" * 20)
 )
+APPROVAL = approval_statement(
+    ApprovalBody(
+        node="n1", run="0" * 26, index=0, runbook="fix", action="recreate", args=("1", "-7"),
+        issued=NOW, expires=NOW + DAY / 24,
+    ),
+    manifest="00" * 32,
+)  # fmt: skip
 RESULT = results_of_tests("modules/restart.wasm", module(), {"a.json": b"[]"}, passed=["a/b"], failed=[])
 RELEASE = Release(statement(), (b"{}",), files(), {"restart.json": b"{}"}).encode()
-CANONICAL = ("manifest", "revocation", "pointer", "provenance", "test result")
+CANONICAL = ("manifest", "revocation", "pointer", "provenance", "test result", "approval")
 
 PARSERS: dict[str, tuple[Callable[[bytes], Any], bytes]] = {
     "revocation": (lambda raw: notice._parse(notice._Statement[RevocationBody], raw), REVOCATION),
     "pointer": (lambda raw: notice._parse(notice._Statement[PointerBody], raw), POINTER),
     "provenance": (provenance_check._parse, PROVENANCE["restart"]),
     "test result": (provenance_check._parse, RESULT),
+    "approval": (parse_approval, APPROVAL),
     "notices": (_notices, sign_with_key(REVOCATION, FileKey(KEY))),
     "release": (lambda raw: Release.decode(raw, lambda name, _: RELEASE.blobs[name]), RELEASE.image),
     "manifest": (Manifest.parse, statement()),

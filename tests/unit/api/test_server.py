@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -16,6 +19,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from pointcall_attest.log.proof import Proof
+from pointcall_executor.api import interceptor, roles, services
+from pointcall_executor.api.accesses import Accesses
+from pointcall_executor.api.caller import Caller
 from pointcall_executor.api.client import ApiError, Client, UnreachableError
 from pointcall_executor.api.endpoint import SocketPathError
 from pointcall_executor.api.roles import SOCKET_MODES, Role
@@ -220,6 +226,87 @@ def test_control_calls_pass_on_what_was_asked(api: Api) -> None:
         ("release", "10.0.0.1", 80, "fixed"),
         ("disarm", "end"),
     ]
+
+
+def test_bytes_that_are_no_message_of_the_method(api: Api) -> None:
+    with grpc.insecure_channel(f"unix:{api.server.socket(Role.AGENT)}") as channel:
+        call = channel.unary_unary("/pointcall.v1.Runs/GetRun")
+        with pytest.raises(grpc.RpcError) as refused:
+            call(b"\xff" * 20, timeout=20)
+    assert _id(refused.value) == "api.request"
+
+
+def test_a_method_that_this_build_does_not_serve(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Permitted by the table, and nobody serves it: an answer, not a broken connection."""
+    name = "/pointcall.v1.Status/GetWeather"
+    monkeypatch.setitem(interceptor.METHODS, name, roles.METHODS["/pointcall.v1.Status/GetStatus"])  # type: ignore[index]
+    channel = grpc.insecure_channel(f"unix:{api.server.socket(Role.AGENT)}")
+    with channel, pytest.raises(grpc.RpcError) as refused:
+        channel.unary_unary(name)(b"", timeout=20)
+    assert _id(refused.value) == "api.method"
+
+
+def test_a_call_that_is_too_late_is_not_begun() -> None:
+    """The caller has gone by the time that the server comes to it: grpc says how long is left."""
+
+    class AbortedError(Exception):
+        pass
+
+    class Late:
+        sent: dict[str, str]
+
+        def time_remaining(self) -> float:
+            return -0.1
+
+        def set_trailing_metadata(self, pairs: Any) -> None:
+            self.sent = dict(pairs)
+
+        def abort(self, *_: Any) -> None:
+            raise AbortedError
+
+    method, began = "/pointcall.v1.Status/GetStatus", []
+    guard = interceptor.Interceptor(lambda _: Caller("agent", Role.AGENT), Accesses(), lambda: 0)
+    handler = grpc.unary_unary_rpc_method_handler(lambda *given: began.append(given), lambda raw: raw)
+    context = Late()
+    with pytest.raises(AbortedError):
+        guard.intercept_service(lambda _: handler, SimpleNamespace(method=method)).unary_unary(b"", context)
+    assert json.loads(context.sent["pointcall-error"])["id"] == "api.late"
+    assert began == []
+
+
+def test_one_proposal_is_examined_at_a_time(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "WAIT_FOR_EXAMINATION_S", 0.2)
+    begun, go_on, told = threading.Event(), threading.Event(), []
+
+    def slow(*given: Any) -> Any:
+        begun.set()
+        go_on.wait(20)
+        return examine(*given)
+
+    examine = services.examine
+    monkeypatch.setattr(services, "examine", slow)
+    fields = {"name": "fix", "rationale": "Because.", "source": "x = 1\n", "author": "agent-1"}
+
+    def first() -> None:
+        with api.client(Role.AGENT) as client:
+            told.append(client.call("Proposals/SubmitProposal", **fields).state)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    try:
+        assert begun.wait(20)
+        with api.client(Role.AGENT) as client, pytest.raises(ApiError) as refused:
+            client.call("Proposals/SubmitProposal", **fields | {"name": "other"})
+    finally:
+        go_on.set()
+        thread.join(30)
+    assert (refused.value.id, refused.value.status) == ("proposal.busy", "RESOURCE_EXHAUSTED")
+    assert told == ["refused"]  # that source is no runbook; it was examined to the end
+
+
+def _id(failure: Any) -> str:
+    sent = dict(failure.trailing_metadata())["pointcall-error"]
+    return str(json.loads(sent)["id"])
 
 
 def test_a_refused_manifest_is_an_answer_with_every_check(api: Api) -> None:

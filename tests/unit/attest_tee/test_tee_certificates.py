@@ -360,8 +360,9 @@ def test_only_verify_makes_authentic(machine: Machine) -> None:
 def test_roots_are_pinned(machine: Machine, tmp_path: Any) -> None:
     hardware = [raw for raw in vendor_certificates() if Roots.of().tier_of(raw) == "hardware"]
     assert len(hardware) == len(HARDWARE_ROOTS) == 4
-    with pytest.raises(RootError):
+    with pytest.raises(RootError) as refused:
         Roots.of([hardware[0]])
+    assert refused.value.id == "tee.root"
     (tmp_path / "emulated").mkdir()
     (tmp_path / "emulated/snp.der").write_bytes(machine().ark)
     assert Roots.open(tmp_path).tier_of(machine().ark) == "emulated"

@@ -300,7 +300,9 @@ def test_tdx_device_and_quote_service_give_evidence(quote: Make, device: Path) -
     [(lambda _: b"", "no evidence"), (lambda q: q(bytes(64)), "not of this TD")],
 )
 def test_tdx_device_refuses(quote: Make, device: Path, answer: Callable[[Make], bytes], words: str) -> None:
-    assert words in refusal(lambda: TdxDevice(lambda _: answer(quote), device, fake_tdx).evidence(DATA)).got
+    found = refusal(lambda: TdxDevice(lambda _: answer(quote), device, fake_tdx).evidence(DATA))
+    assert words in found.got
+    assert found.id == "tee.tdx_device"
 
 
 def test_tdx_device_tells_the_kernels_error(device: Path) -> None:

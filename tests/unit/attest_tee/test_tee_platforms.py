@@ -462,6 +462,7 @@ def test_measure_needs_its_package_to_say_so(monkeypatch: pytest.MonkeyPatch, tm
     with pytest.raises(measure.MeasureError) as refusal:
         measure.launch_digest(measure.Launch(tmp_path))
     assert "sev-snp-measure" in refusal.value.message
+    assert refusal.value.id == "measure.unavailable"
 
 
 VECTORS = Path(__file__).resolve().parents[3] / "../shared/vectors/tee"
@@ -522,8 +523,9 @@ def test_without_a_command_line_fewer_changes_are_tried(ovmf: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("change", [{"vcpus": 0}, {"vcpus": 513}, {"vcpu_type": "486"}, {"vmm": "bochs"}])
 def test_launches_that_cannot_be_measured(ovmf: Path, tmp_path: Path, change: dict[str, Any]) -> None:
-    with pytest.raises(MalformedError):
+    with pytest.raises(MalformedError) as refused:
         measure.launch_digest(replace(measure.Launch(ovmf), **change))
+    assert refused.value.id == "measure.malformed"
     (tmp_path / "bad").write_bytes(bytes(5000))
     with pytest.raises(MalformedError):
         measure.launch_digest(measure.Launch(tmp_path / "bad"))

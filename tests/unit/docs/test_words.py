@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from pointcall_attest.errors import RefusedError
+from pointcall_attest.findings import UnverifiedError
+from pointcall_attest.verdict import Check, Verdict
 from pointcall_executor.cli import VERBS
 from pointcall_executor.cli.output import Exit
 from pointcall_executor.core import guard
@@ -60,6 +63,43 @@ def test_every_explained_id_is_in_the_code() -> None:
         return name in text or (f'f"{room}.{{' in text and f'"{word}"' in text)
 
     assert [name for name in sorted(headings()) if not made(name)] == []
+
+
+# Names of rooms: what an error would be called that does not say which one it is.
+ROOMS = {
+    "api.error", "api.serve", "arm.error", "attest.error", "attest.malformed", "attest.refused", "attest.unverified",
+    "attest.verify", "channel.error", "journal.error", "kernel.error", "keys.error", "mirror.error", "pack.error",
+    "pointcall.error", "privilege.error", "rollback.error", "service.error", "witness.refused",
+}  # fmt: skip
+ITS_OWN = {"RefusedError", "UnverifiedError", "WitnessRefusal"}  # their constructors find the id in what they are given
+
+
+def test_every_error_says_which_one_it_is() -> None:
+    """The id of a class is never what somebody reads: each place that raises one has an id of its own."""
+    trees = {path: ast.parse(path.read_text()) for path in SOURCES}
+    classes = {
+        node.name: set(ids_of(ast.Module([node], []))) & ROOMS
+        for tree in trees.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    }
+    rooms = {name for name, found in classes.items() if found}
+    assert set().union(*classes.values()) == ROOMS
+    nameless = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.func.id}"
+        for path, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in rooms - ITS_OWN
+        if not any(keyword.arg in ("id", None) for keyword in node.keywords)
+    ]
+    assert nameless == []
+
+
+def test_errors_that_carry_checks_are_called_after_the_first_that_failed() -> None:
+    failed = Check("tee.measurement", "fail", "a", "b")
+    passed = Check("tee.report_data", "pass")
+    assert RefusedError(Verdict((passed, failed))).id == "tee.measurement"
+    assert UnverifiedError((passed, failed)).id == "tee.measurement"
 
 
 def test_every_rule_of_the_guard_is_in_its_table_in_the_spec() -> None:

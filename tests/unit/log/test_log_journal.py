@@ -294,6 +294,7 @@ def test_damage_is_found_on_opening_and_named(what: str, tmp_path: Path) -> None
     with pytest.raises(DamagedError) as error:
         Journal.open(node.journal.path, origin=ORIGIN)
     assert named in error.value.message
+    assert error.value.id == "journal.damaged"
     with JournalReader.open(node.journal.path) as reader:
         assert not check_journal(reader).passed
 

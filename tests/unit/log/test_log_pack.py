@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from pointcall_attest import entry
+from pointcall_attest import canonical, entry
 from pointcall_attest.errors import AttestError, MalformedError
+from pointcall_attest.log.proof import Consistency, Proof
 from pointcall_attest.pack import Pack, PackError, export
 from pointcall_attest.pack_check import Trust, own_trust, verify_pack
 from pointcall_attest.policy import TrustPolicy
@@ -220,6 +221,7 @@ def test_one_lie_of_an_epoch_fails_its_check(what: str, tmp_path: Path) -> None:
     got = failed(export(node.journal, run))
     node.journal.close()
     assert got == expected if expected is not None else got
+    assert ("epoch.key" in got) == (what == "a stranger's key")
 
 
 def test_a_verifier_s_own_policy_decides(pack: Pack) -> None:
@@ -277,6 +279,85 @@ def test_an_unknown_signature_line_is_refused_in_a_pack(pack: Pack) -> None:
     text = note.text + more.encode()
     proofs = {i: raw.replace(pack.checkpoint, text) for i, raw in pack.proofs.items()}
     assert failed(replace(pack, checkpoint=text, proofs=proofs)) == ["log.checkpoint"]
+
+
+def test_each_part_of_a_pack_has_its_check(node: world.Node) -> None:
+    """Whoever makes a pack cannot take a part of another, leave one out or put one in."""
+    run, strange = node.run(5), node.run(6)
+    node.checkpoint()
+    own, other = export(node.journal, run), export(node.journal, strange)
+    receipt = max(own.entries)
+    assert failed(replace(own, run=strange)) == ["pack.run"]
+    some = next(iter(own.blobs))
+    less, more = {k: v for k, v in own.blobs.items() if k != some}, own.blobs | {OTHER: world.BLOB, "0" * 64: b""}
+    assert "pack.content" in failed(replace(own, blobs=less))
+    assert failed(replace(own, blobs=more)) == ["pack.content"]
+    guests = {i: raw for i, raw in other.entries.items() if i not in own.entries and i != max(other.entries)}
+    with_guests = replace(
+        own,
+        entries=own.entries | guests,
+        proofs=own.proofs | {i: other.proofs[i] for i in guests},
+        openings=own.openings | {i: other.openings[i] for i in guests},
+    )
+    assert failed(with_guests) == ["pack.members", "run.entries"]
+    assert failed(replace(own, proofs=own.proofs | {receipt: own.proofs[receipt - 1]})) == ["log.inclusion"]
+
+
+def test_a_receipt_that_another_signed(node: world.Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything else holds: it is in the log, and says what it should. Only its signature is a stranger's."""
+    stranger = EpochKeys.generate()
+    sign = EpochKeys.sign
+
+    def forged(keys: EpochKeys, payload: bytes) -> bytes:
+        return sign(stranger, payload).replace(stranger.id.encode(), keys.id.encode())
+
+    monkeypatch.setattr(EpochKeys, "sign", forged)
+    run = node.run(0)
+    monkeypatch.undo()
+    node.checkpoint()
+    assert failed(export(node.journal, run)) == ["receipt.signature", "entry.signature"]
+
+
+def test_a_subject_that_is_not_of_the_body(node: world.Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The subject is what other tools look at: signed and in the log, and of something else."""
+    sign = EpochKeys.sign
+
+    def lying(keys: EpochKeys, payload: bytes) -> bytes:
+        said = canonical.loads(payload, max_bytes=1 << 20, what="the entry")
+        said["subject"][0]["digest"]["sha256"] = "0" * 64
+        return sign(keys, canonical.dumps(said))
+
+    monkeypatch.setattr(EpochKeys, "sign", lying)
+    run = node.run(0)
+    monkeypatch.undo()
+    node.checkpoint()
+    assert failed(export(node.journal, run)) == ["entry.subject", "receipt.subject"]
+
+
+def test_what_is_no_proof(pack: Pack) -> None:
+    good = next(iter(pack.proofs.values()))
+    assert Proof.parse(good).encode() == good
+    earlier = Consistency(world.ORIGIN, 0, bytes(32), ())
+    for parse, raw in (
+        (Proof.parse, b""),
+        (Proof.parse, good.replace(b"index ", b"index 0", 1)),
+        (Proof.parse, good.replace(b"\n\n", b"\n!\n\n", 1)),
+        (Consistency.parse, b""),
+        (Consistency.parse, earlier.encode() + b"!\n"),
+        (Consistency.parse, earlier.encode() + b"AAAA"),
+    ):
+        with pytest.raises(MalformedError) as error:
+            parse(raw)
+        assert error.value.id == "proof.form", raw
+
+
+def test_a_run_of_an_epoch_in_which_nothing_was_armed(tmp_path: Path) -> None:
+    node = world.Node.boot(tmp_path, over={"manifest": "0" * 64, "bundles": ()})
+    run = node.run()
+    node.checkpoint()
+    got = failed(export(node.journal, run))
+    node.journal.close()
+    assert "epoch.armed" in got
 
 
 def world_key() -> Any:

@@ -104,6 +104,8 @@ def test_prune_refuses_what_is_inside_the_retention(call: Any, reader: JournalRe
     code, rows = call("log", "prune", "--minimum", 1, "--config", settings)
     assert (code, refusal(rows)) == (1, "log.retention")
     assert call("log", "prune", "--minimum", -1)[0] == 2
+    code, rows = call("log", "prune", "--minimum", 1, "--config", settings, "--retention-days", 599)
+    assert (code, refusal(rows)) == (1, "log.retention")
     assert reader.size == size  # no epoch was opened for a refusal
     code, (row,) = call("log", "prune", "--minimum", 11, "--retention-days", 0)
     assert (code, row["retention_days"]) == (0, 0)
@@ -183,6 +185,12 @@ def test_a_running_executor_does_both_over_its_socket(state: Path, call: Any, re
             assert (code, row) == (0, {"minimum": 4, "pruned": 4, "retention_days": 300, "index": 11})
             code, rows = call("log", "prune", "--minimum", 11)
             assert (code, refusal(rows)) == (1, "log.retention")
+            for shorter in (0, 299):
+                code, rows = call("log", "prune", "--minimum", 11, "--retention-days", shorter)
+                assert (code, refusal(rows)) == (1, "log.retention")
+                assert rows[-1]["error"]["want"] == "at least 300 days"
+            code, (row,) = call("log", "prune", "--retention-days", 600)
+            assert (code, row) == (0, {"minimum": 4, "pruned": 0, "retention_days": 600, "index": None})
             code, (row,) = call("log", "erase", run, "--reason", "asked")
             assert (code, row) == (0, {"erased": [7, 8, 9], "index": [12]})
             code, rows = call("log", "erase", "0" * 26)

@@ -57,12 +57,17 @@ def test_growth_is_signed(witness: Witness) -> None:
 
 def test_status_codes_of_the_specification(witness: Witness) -> None:
     witness.add_checkpoint(request(0, 100), at_s=1)
-    assert refusal(witness, request(0, 10, origin="other.example/log")).status == 404
-    assert refusal(witness, request(100, 200, key=OTHER)).status == 403
-    assert refusal(witness, Request(300, (), note(200)).encode()).status == 400
-    conflict = refusal(witness, request(50, 200))
-    assert (conflict.status, conflict.body) == (409, "100\n")
-    assert refusal(witness, Request(100, (), note(200)).encode()).status == 422
+    for raw, status, name in (
+        (request(0, 10, origin="other.example/log"), 404, "witness.unknown_log"),
+        (request(100, 200, key=OTHER), 403, "witness.unsigned"),
+        (Request(300, (), note(200)).encode(), 400, "witness.malformed"),
+        (b"old 100", 400, "witness.malformed"),
+        (request(50, 200), 409, "witness.conflict"),
+        (Request(100, (), note(200)).encode(), 422, "witness.inconsistent"),
+    ):
+        refused = refusal(witness, raw)
+        assert (refused.status, refused.id) == (status, name)
+        assert refused.body == ("100\n" if status == 409 else "")
     empty = Checkpoint.parse(checkpoints.sign("x", 0, b"r" * 32, KEY))
     fresh = Verifier("x", LOG, VERIFIER.public)
     with pytest.raises(WitnessRefusal) as error:

@@ -110,6 +110,19 @@ def test_one_wrong_statement_is_one_complaint(statement: str, id: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "source",
+    [
+        GOOD.replace("    return min(n, 5)\n", "    if n > 3:\n        return 3\n"),
+        GOOD.replace("    return min(n, 5)\n", "    pass\n"),
+        f"from pointcall_runbook import CircuitOpened, Decision, runbook\n{ENTRY}    x = 1\n",
+        GOOD.replace("    return [Notify", "    if x > 3:\n        return [Notify"),
+    ],
+)
+def test_every_path_returns(source: str) -> None:
+    assert refused(source) == ["language.return"]
+
+
+@pytest.mark.parametrize(
     ("old", "new", "id"),
     [
         ("n: int) -> int", "n: int = 3) -> int", "language.signature"),

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from pointcall_attest.declaration import ServiceDeclaration
-from pointcall_executor.kernel.cgroup import find_root
+from pointcall_executor.kernel.cgroup import Cgroup, find_root
 from pointcall_executor.services import record as records
 from pointcall_executor.services.groups import remove_empty
+from pointcall_executor.services.managed import NOTHING_LEFT
 from pointcall_executor.services.process import Process
 from pointcall_executor.services.record import RunRecord, born, disproved
 from pointcall_executor.services.spawning import Spawner
@@ -260,7 +261,10 @@ def test_a_record_that_is_none_means_that_nothing_is_adopted(stage: Stage, conte
     one = stage.next(stage.declaration())
     one.folder.mkdir(parents=True)
     (one.folder / records.FILE).write_bytes(content)
-    assert one.adopt() == "there is no record of it"
+    assert one.adopt() == NOTHING_LEFT
+    Cgroup.create(f"{PARENT}/{one.name}.7")  # something of it is left: whoever took its record away is noticed
+    assert stage.next(stage.declaration()).adopt() == "there is no record of it"
+    assert not (find_root() / PARENT / f"{one.name}.7").exists()
 
 
 def test_a_record_that_cannot_be_written_costs_the_adoption_not_the_start(

@@ -17,7 +17,7 @@ import pytest
 
 from pointcall_executor.services.container import LABEL, ContainerService, Podman, _own
 from pointcall_executor.services.groups import remove_empty
-from pointcall_executor.services.managed import ServiceError
+from pointcall_executor.services.managed import NOTHING_LEFT, ServiceError
 from pointcall_executor.services.spawning import Spawner
 from tests.unit.services.podman import PodmanService
 from tests.unit.services.world import declared, wait_for
@@ -153,7 +153,7 @@ def test_the_next_executor_adopts_what_was_made_from_the_same_declaration(stage:
     assert second.pid == pid
     assert stage.service(environment={"A": "b"}).adopt() == "it was declared otherwise"
     assert stage.about() is None
-    assert stage.service().adopt() == "there is no such container"
+    assert stage.service().adopt() == NOTHING_LEFT
 
 
 @contextmanager

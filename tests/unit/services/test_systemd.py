@@ -14,7 +14,7 @@ import pytest
 from pointcall_attest.declaration import ServiceDeclaration
 from pointcall_executor.kernel.cgroup import Cgroup
 from pointcall_executor.services.groups import remove_empty
-from pointcall_executor.services.managed import ServiceError
+from pointcall_executor.services.managed import NOTHING_LEFT, ServiceError
 from pointcall_executor.services.spawning import Spawner
 from pointcall_executor.services.systemd import SystemdService, Units, _unit_group
 from tests.unit.services.manager import Manager
@@ -195,7 +195,7 @@ def test_what_runs_as_declared_is_adopted_and_what_was_started_from_other_files_
     wrong = stage.service().adopt()
     assert wrong in ("it was started before its files were as they are", "its unit file changed since it was loaded")
     assert not stage.service().running
-    assert stage.service().adopt() == "it is inactive"
+    assert stage.service().adopt() == NOTHING_LEFT
 
 
 def test_a_bus_that_is_not_there_is_an_error_with_its_address(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from pointcall_attest.errors import AttestError, MalformedError, VerifyError
-from pointcall_attest.file_signature import verify_file_with_key
+from pointcall_attest.file_signature import verify_file, verify_file_with_key
 from pointcall_executor import cli
 from tests.unit.signing.mutation import flip, leaves, replaced
 from tests.unit.signing.test_signature import ENDED
@@ -317,6 +317,47 @@ def test_key_bundles(kind: str) -> None:
     ):
         with pytest.raises(AttestError):
             wrong()
+
+
+@pytest.mark.parametrize(
+    ("make", "digest", "check"),
+    [
+        (lambda: dsse_bundle("", b"{}"), DIGEST, "bundle.statement"),
+        (lambda: dsse_bundle("", b"not json"), DIGEST, "bundle.statement"),
+        (lambda: dsse_bundle("", statement(predicateType="")), DIGEST, "bundle.statement"),
+        (lambda: dsse_bundle(""), bytes(32), "bundle.subject"),
+        (lambda: message_bundle() | {"messageSignature": {"signature": b64(bytes(70))}}, DIGEST, "bundle.signature"),
+        (lambda: _by_certificate(message_bundle()), DIGEST, "bundle.signature"),
+    ],
+)
+def test_what_is_wrong_with_a_key_bundle_is_named(make: Callable[[], Any], digest: bytes, check: str) -> None:
+    with pytest.raises(AttestError) as caught:
+        by_key(make(), digest)
+    assert caught.value.id == check
+
+
+def _by_certificate(value: dict[str, Any]) -> dict[str, Any]:
+    return value | {"verificationMaterial": {"certificate": {"rawBytes": ""}}}
+
+
+@pytest.mark.parametrize("row", ["certificateAuthorities", "tlogs", "ctlogs"])
+def test_an_authority_that_had_ended_before_the_signature(folder: Path, world: World, row: str) -> None:
+    """The library takes a signature of any time; the windows of the root are looked at here."""
+    assert sign(folder, world, "--trust-config", str(folder / "trust.json")) == 0
+    bundle = (folder / "b.json").read_bytes()
+
+    def verified(root: Any) -> None:
+        raw = json.dumps(root).encode()
+        verify_file(bundle, DIGEST, trusted_root=raw, identity=ALICE, issuer=world.sigstore.issuer)
+
+    root = json.loads((folder / "root.json").read_bytes())
+    verified(root)
+    for item in root[row]:
+        of = item if row == "certificateAuthorities" else item["publicKey"]
+        of["validFor"] = {"start": "2020-01-01T00:00:00Z", "end": "2020-01-02T00:00:00Z"}
+    with pytest.raises(VerifyError) as caught:
+        verified(root)
+    assert caught.value.id == "bundle.window"
 
 
 @pytest.mark.parametrize("kind", [k for k in GOOD if "," in k])
