@@ -6,11 +6,13 @@ cannot be told is an outcome in the receipt. Spec: docs/spec/manifest.md, sectio
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
 import ssl
 import sys
+import threading
 import urllib.parse
 from collections.abc import Callable
 from typing import Final
@@ -52,7 +54,11 @@ class DeclaredChannels:
         return found is not None and found.kind != "log"
 
     def send(self, number: int, level: Level, code: int) -> str:
-        """Tell the channel, within `SEND_SECONDS`; its name. ChannelError says why that failed."""
+        """Tell the channel; its name. ChannelError says why that failed.
+
+        An answer takes `SEND_SECONDS` at the most once there is a connection, however slowly it comes; looking up a
+        name and connecting to each of its addresses come before that.
+        """
         found = self._channel(number)
         if found.kind == "log":
             self._say(f"notify channel={found.name} level={level.name.lower()} code={code}")
@@ -86,11 +92,22 @@ def _to_web(address: str, message: bytes) -> None:
         connection = http.client.HTTPSConnection(url.hostname, url.port, timeout=SEND_SECONDS, context=trust)
     else:
         connection = http.client.HTTPConnection(url.hostname, url.port, timeout=SEND_SECONDS)
+    limit = threading.Timer(SEND_SECONDS, _cut, (connection,))
+    limit.daemon = True
     try:
+        connection.connect()
+        limit.start()
         path = (url.path or "/") + (f"?{url.query}" if url.query else "")
         connection.request("POST", path, message, {"Content-Type": "application/json", "User-Agent": "pointcall"})
         answer = connection.getresponse()
         if not 200 <= answer.status < 300:
             raise ValueError(f"status {answer.status}")
     finally:
+        limit.cancel()
         connection.close()
+
+
+def _cut(connection: http.client.HTTPConnection) -> None:
+    """The time is over: whoever sends its answer byte by byte has not answered."""
+    with contextlib.suppress(OSError, AttributeError):  # it is closed meanwhile
+        connection.sock.shutdown(socket.SHUT_RDWR)

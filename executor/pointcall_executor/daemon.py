@@ -485,12 +485,15 @@ class Executor:
         manifest, old = session.admitted.manifest, self._session
         detail: dict[str, JsonValue] = {name: f"{number} {tag}" for name, number, tag in session.sensors.programs()}
         self.journal.raise_sequence(ARMED, manifest.sequence, manifest.sha256)
-        for fd in session.sensors.fds():  # closing them takes them out again
-            self._epoll.register(fd, select.EPOLLIN)
-        session.sensors.keep()  # from here on the pins are the new ones, and only a failed journal can stop it
-        reason = "another manifest is armed" if old else "armed"
-        self._open_epoch(attested, session.trust, session.admitted, session.bundle.signatures, reason)
-        self._recorder.record(entry.Config(what="kernel programs", detail=detail))
+        with contextlib.ExitStack() as undo:
+            for fd in session.sensors.fds():
+                self._epoll.register(fd, select.EPOLLIN)
+                undo.callback(self._epoll.unregister, fd)
+            session.sensors.keep()  # from here on the pins are the new ones, and only a failed journal can stop it
+            reason = "another manifest is armed" if old else "armed"
+            self._open_epoch(attested, session.trust, session.admitted, session.bundle.signatures, reason)
+            self._recorder.record(entry.Config(what="kernel programs", detail=detail))
+            undo.pop_all()
         left = self._hand_over(session, old) if old is not None else []
         same = {b.name for b in session.armed.runbooks} & self._unchanged(session.armed)
         memory = {key: value for key, value in self.state.memory.items() if key[0] in same}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -16,7 +17,7 @@ import pytest
 from pointcall_attest.approval import ApprovalBody, approval_statement
 from pointcall_attest.errors import VerifyError
 from pointcall_attest.receipt import Receipt
-from pointcall_executor import daemon, halt, waiting
+from pointcall_executor import channels, daemon, halt, waiting
 from pointcall_executor.arming import ArmingError
 from pointcall_executor.channels import ChannelError, DeclaredChannels
 from pointcall_executor.daemon import StoppedError
@@ -508,6 +509,67 @@ def test_a_channel_that_hangs_does_not_pile_up_calls(watched: Watched, monkeypat
     assert len(told) == 3
 
 
+def test_however_many_wait_one_message_calls_about_each_code(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched.arm(broad(watched.lab))
+    for n in (8, 9, 9, 9):
+        watched.happen(failures(n))
+    eventually(lambda: len(watched.node.said) == 4)
+    executor = watched.executor
+    soon = time.monotonic_ns() + 10**15
+    executor._call(lambda: executor._call_again(soon))
+    eventually(lambda: len(watched.node.said) == 6)
+    executor._call(lambda: executor._call_again(soon))  # nobody is due again
+    time.sleep(0.3)
+    assert sorted(watched.node.said[4:]) == [f"notify channel=ops level=critical code={n}" for n in (8, 9)]
+    assert all(e.due_ns > soon for e in executor.escalations())
+
+
+def test_an_escalation_that_could_not_be_told_is_told_again(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: Any) -> str:
+        raise ChannelError("it could not be told", id="channel.unreachable")
+
+    watched.arm(broad(watched.lab))
+    with monkeypatch.context() as patch:
+        patch.setattr(DeclaredChannels, "send", unreachable)
+        receipt = watched.happen(failures(9))
+    assert [a.outcome for a in receipt.actions] == ["failed"]
+    executor = watched.executor
+    assert [(e.run, e.code) for e in executor.escalations()] == [(receipt.run.id, 9)]
+    executor._call(lambda: executor._call_again(time.monotonic_ns() + 10**15))
+    eventually(lambda: watched.node.said == ["notify channel=ops level=critical code=9"])
+
+
+def test_what_an_earlier_executor_left_isolated_is_logged_and_counts(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    until_ns = time.monotonic_ns() + 60_000_000_000
+
+    def isolations(_self: RecordedSensors) -> dict[int, int]:
+        services = watched.node.current_services
+        return dict.fromkeys(services.running.values(), until_ns) if services is not None else {}
+
+    monkeypatch.setattr(RecordedSensors, "isolations", isolations)
+    watched.arm(broad(watched.lab))
+    api = service("api").number
+    assert watched.executor.state.guard.leases == {("isolate", "service", api): until_ns}
+    intent = next(e for e in watched.executor.journal.entries("intent") if e.body["action"] == "isolate")
+    outcome = next(e for e in watched.executor.journal.entries("outcome") if e.body["action"] == "isolate")
+    assert (intent.body["target"], intent.body["grant"]) == ("api", "kernel")
+    assert (outcome.body["outcome"], outcome.body["detail"]["reason"]) == ("applied", "found isolated")
+
+
+def test_disarming_takes_out_what_an_earlier_executor_left_pinned(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned = [True]
+    monkeypatch.setattr(RecordedNode, "unpin", lambda _self: pinned.pop() if pinned else False)
+    for _ in range(2):
+        watched.executor.disarm("nothing was armed")
+    assert pinned == []
+    said = [e.body for e in watched.executor.journal.entries("config") if e.body["what"] == "disarmed"]
+    assert [body["detail"]["reason"] for body in said] == ["nothing was armed"]
+
+
 def test_a_call_that_is_due_while_the_executor_ends_does_not_make_it_fail(watched: Watched) -> None:
     watched.arm(broad(watched.lab))
     watched.happen(failures(9))
@@ -628,3 +690,25 @@ def test_what_is_frozen_is_thawed_when_nothing_is_armed_any_more(
     assert watched.happen(failures(4)).actions[0].action == "freeze"
     watched.executor.disarm("enough")
     assert thawed == [service("api").number]
+
+
+def test_an_answer_that_comes_byte_by_byte_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channels, "SEND_SECONDS", 0.5)
+    ended = threading.Event()
+
+    def drip(server: socket.socket) -> None:
+        peer, _ = server.accept()
+        with peer, contextlib.suppress(OSError):
+            while not ended.wait(0.1):
+                peer.sendall(b"H")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        dripping = threading.Thread(target=drip, args=(server,))
+        dripping.start()
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/hook"
+        told = DeclaredChannels(declared({"name": "web", "kind": "webhook", "address": address}), "n1")
+        with pytest.raises(ChannelError):
+            told.send(channel("web").number, Level.INFO, 1)
+        ended.set()
+        dripping.join(5)
+        assert not dripping.is_alive()

@@ -156,11 +156,11 @@ class Auditor:
         self.recalled = True
 
     def arms(self, manifest: Any) -> None:
-        """The first manifest of an executor says what quiet ended a row before it; the log knows at least an hour."""
+        """The first manifest of an executor says what quiet ended a row before it."""
         if self.recalled:
-            self.recalled, longest = False, max(self._quiet(manifest), HOUR)
+            self.recalled, quiet = False, self._quiet(manifest)
             for number, times in self.recreated.items():
-                self.recreated[number] = [(at, run, index, min(q, longest)) for at, run, index, q in times]
+                self.recreated[number] = [(at, run, index, quiet) for at, run, index, _ in times]
 
     @staticmethod
     def _quiet(manifest: Any) -> int:

@@ -445,13 +445,13 @@ def recalled(state: GuardState, acted: Sequence[tuple[str, str, int]]) -> GuardS
 def rows_recalled(state: GuardState, acted: Sequence[tuple[str, str, int]], rules: Rules) -> GuardState:
     """The state with how often each service was recreated in a row by an earlier executor, `acted` as for `recalled`.
 
-    Which quiet ended a row is a rule of a manifest, so this waits for the first one that is armed; the log does not
-    say what the rule was then, and at least an hour counts.
+    Which quiet ends a row is a rule of a manifest, so this waits for the first one that is armed: under the same
+    manifest a restart changes nothing.
     """
     state = state._replace(recreated=_NOTHING)
     for action, target, at in acted:
         if at >= 0 and action == capability(Recreate):
-            row = _in_a_row(state, service(target).number, at, max(_quiet(rules), HOUR_NS))
+            row = _in_a_row(state, service(target).number, at, _quiet(rules))
             state = state._replace(recreated=row)
     return state
 

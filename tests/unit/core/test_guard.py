@@ -361,7 +361,7 @@ def test_what_an_earlier_executor_did_is_remembered_with_its_age() -> None:
     assert guard.recalled(GuardState(), [("recreate", "api", -5)]).history.times == {}
 
 
-@pytest.mark.parametrize(("quiet_s", "streak"), [(5, 2), (0, 2), (7200, 3)])
+@pytest.mark.parametrize(("quiet_s", "streak"), [(5, 1), (60, 1), (61, 2), (0, 2), (7200, 3)])
 def test_a_row_of_recreations_is_counted_by_the_manifest_that_is_armed_first(quiet_s: int, streak: int) -> None:
     acted = [("recreate", "api", at * SECOND) for at in (100, 100 + 5000, 100 + 5000 + 60)]
     rules = dataclasses.replace(RULES, healthy_delay_ns=quiet_s * SECOND)
