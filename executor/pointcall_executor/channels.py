@@ -56,7 +56,11 @@ class DeclaredChannels:
         return found is not None and found.kind != "log"
 
     def send(self, number: int, level: Level, code: int) -> str:
-        """Tell the channel, within `SEND_SECONDS`; its name. ChannelError says why that failed."""
+        """Tell the channel; its name. ChannelError says why that failed.
+
+        An answer takes `SEND_SECONDS` at the most once there is a connection, however slowly it comes; looking up a
+        name and connecting to each of its addresses come before that.
+        """
         found = self._channel(number)
         if found.kind == "log":
             self._say(f"notify channel={found.name} level={level.name.lower()} code={code}")

@@ -94,6 +94,7 @@ from pointcall_runbook.vocabulary import (
     CloseCircuit,
     Escalate,
     Freeze,
+    Isolate,
     Level,
     OpenCircuit,
     Outcome,
@@ -201,6 +202,7 @@ class Executor:
         self._stopping = self._closed = self._renewing = False
         self._tick_due_ns = self._checkpoint_due_ns = self._recheck_due_ns = self._epoch_due_ns = 0
         self._paused_until_ns = 0
+        self._acted: list[tuple[str, str, int]] | None = None  # until arming, what was done before: _times
         sys.setswitchinterval(SWITCH_SECONDS)
         self._open_epoch(self._attest(None, self.trust), self.trust, None, (), "boot")
         self._take_up()
@@ -217,7 +219,8 @@ class Executor:
             self.state = self.state._replace(guard=self.state.guard._replace(paused=left.paused.reason))
         for run, code in left.escalations.items():
             self._waiting.call(run, (), code, now_ns)
-        self.state = self.state._replace(guard=guard.recalled(self.state.guard, _ages(left.acted, now), now_ns))
+        self._acted = _times(left.acted, now, now_ns)
+        self.state = self.state._replace(guard=guard.recalled(self.state.guard, self._acted))
         held = halted(self.state_dir)
         if held is not None:
             self._recorder.record(entry.Config(what="halted", detail={"reason": held.reason, "since": held.since}))
@@ -445,6 +448,14 @@ class Executor:
             hint = "pointcall halt --clear"
             raise ArmingError("the node is halted", id="executor.halted", got=held.reason, hint=hint)
 
+    def require_not_paused(self) -> None:
+        """ArmingError `executor.paused` while somebody has paused the executor."""
+        if self._held_back:
+            raise ArmingError(
+                "the executor is paused", id="executor.paused", want="not paused", got=self._held_back,
+                hint="pointcall resume",
+            )  # fmt: skip
+
     def _start_services(self, session: Session, put_back: contextlib.ExitStack) -> None:
         """Start what the manifest declares and what does not run yet, each start recorded like an action."""
         before = self._session or self._stopped
@@ -479,18 +490,25 @@ class Executor:
         manifest, old = session.admitted.manifest, self._session
         detail: dict[str, JsonValue] = {name: f"{number} {tag}" for name, number, tag in session.sensors.programs()}
         self.journal.raise_sequence(ARMED, manifest.sequence, manifest.sha256)
-        session.sensors.keep()  # from here on the pins are the new ones
-        reason = "another manifest is armed" if old else "armed"
-        self._open_epoch(attested, session.trust, session.admitted, session.bundle.signatures, reason)
-        self._recorder.record(entry.Config(what="kernel programs", detail=detail))
-        for fd in session.sensors.fds():
-            self._epoll.register(fd, select.EPOLLIN)
+        with contextlib.ExitStack() as undo:
+            for fd in session.sensors.fds():
+                self._epoll.register(fd, select.EPOLLIN)
+                undo.callback(self._epoll.unregister, fd)
+            session.sensors.keep()  # from here on the pins are the new ones, and only a failed journal can stop it
+            reason = "another manifest is armed" if old else "armed"
+            self._open_epoch(attested, session.trust, session.admitted, session.bundle.signatures, reason)
+            self._recorder.record(entry.Config(what="kernel programs", detail=detail))
+            undo.pop_all()
         left = self._hand_over(session, old) if old is not None else []
         same = {b.name for b in session.armed.runbooks} & self._unchanged(session.armed)
         memory = {key: value for key, value in self.state.memory.items() if key[0] in same}
         self._timers = sorted(t for t in self._timers if t.runbook in same)
-        leases = guard.circuits_held(self.state.guard, _forced(session.sensors))
-        self.state = self.state._replace(armed=session.armed, memory=memory, guard=leases._replace(approvals={}))
+        held = guard.circuits_held(self.state.guard, _forced(session.sensors))
+        held = guard.isolations_held(held, _isolated(session))
+        if self._acted is not None:
+            held = guard.rows_recalled(held, self._acted, session.armed.rules)
+        self.state = self.state._replace(armed=session.armed, memory=memory, guard=held._replace(approvals={}))
+        self._acted = None
         self._session, self._stopped, self._lost = session, None, {}
         self._waiting.forget_asked()
         if old is None:
@@ -511,12 +529,21 @@ class Executor:
         return event.at_ns < session.attached_ns or (self.config.pin and isinstance(event, CircuitEvent))
 
     def _found_in_kernel(self, session: Session) -> None:
-        """Circuits that an executor before this one forced open and left pinned: their slot was the intent."""
-        for address, port, until_ns in _forced(session.sensors):
-            action = OpenCircuit(address, port, max(0, until_ns - time.monotonic_ns()))
-            act = Act(0, Call.of(action), action, target=f"{address}:{port}")
-            self._recorder.record(_intent(act, {}, grant="kernel"))
-            act.outcome, act.detail = Outcome.APPLIED, {"until_ns": str(until_ns), "reason": "found held open"}
+        """Circuits and isolations that an executor before this one left pinned: their slot was the intent."""
+        now_ns = time.monotonic_ns()
+        found: list[tuple[Action, int, str]] = [
+            (OpenCircuit(address, port, max(0, until_ns - now_ns)), until_ns, "found held open")
+            for address, port, until_ns in _forced(session.sensors)
+        ]
+        found += [
+            (Isolate(Service(number), max(0, until_ns - now_ns)), until_ns, "found isolated")
+            for number, until_ns in _isolated(session).items()
+        ]
+        names = names_of(session.admitted.manifest)
+        for action, until_ns, reason in found:
+            act = Act(0, Call.of(action), action, target=self._target(session, action))
+            self._recorder.record(_intent(act, names, grant="kernel"))
+            act.outcome, act.detail = Outcome.APPLIED, {"until_ns": str(until_ns), "reason": reason}
             self._recorder.record(_outcome(act))
 
     def _unchanged(self, armed: Armed) -> set[str]:
@@ -526,13 +553,11 @@ class Executor:
 
     def _drop(self, sensors: Sensors, *, leave: bool = False) -> None:
         """Out of the loop and out of the kernel; `leave` keeps what is pinned. Its loss is counted to the end."""
-        self._count_lost(sensors)
         for fd in sensors.fds():
             self._epoll.unregister(fd)
-        if leave:
-            sensors.leave()
-        else:
-            sensors.detach()
+        sensors.stop(leave=leave)
+        self._count_lost(sensors)  # nothing more can be lost
+        sensors.leave()
 
     def disarm(self, reason: str) -> None:
         """Stop acting: everything out of the kernel, nothing armed, what waits is not done. Services go on running."""
@@ -546,6 +571,8 @@ class Executor:
 
     def _disarm(self, reason: str, *, leave: bool = False) -> None:
         if self._session is None:
+            if not leave and self._node.unpin():  # of an earlier executor: this one has armed nothing
+                self._recorder.record(entry.Config(what="disarmed", detail={"reason": reason}))
             return
         self._outdate()  # once more: what the loop decided since somebody asked for this is not begun either
         self.state = self.state._replace(armed=None, guard=self.state.guard._replace(approvals={}))
@@ -589,6 +616,8 @@ class Executor:
         with self._begin:
             self._held_back = paused
         self._recorder.record(entry.Config(what=what, detail=detail))
+        if paused:
+            self.drills.paused()
 
     def reload(self, config: Config) -> None:
         """Take over settings that can change while running, and read the trust and notices folders again.
@@ -740,15 +769,22 @@ class Executor:
             self._telling += 1
 
     def _call_again(self, now_ns: int) -> None:
+        """Whom nobody has answered: one message for each channel and code, however many runs wait for an answer."""
         session = self._session or self._stopped
         if session is None:
             return
+        told: set[tuple[int, int]] = set()
         for escalation in self._waiting.due(now_ns):
-            if self._telling >= MESSAGES_MAX:
-                return  # a channel is slow: whoever is left is called as soon as there is room
+            missing = {(n, escalation.code) for n in escalation.channels or session.channel_numbers} - told
+            if self._telling and self._telling + len(missing) > MESSAGES_MAX:
+                break  # a channel is slow: whoever is left is called as soon as there is room
+            for number, code in sorted(missing):
+                self._tell(session, number, code)
+            told |= missing
             self._waiting.called_again(escalation.run, now_ns)
-            for number in escalation.channels or session.channel_numbers:
-                self._tell(session, number, escalation.code)
+        for escalation in self._waiting.escalations.values() if told else ():
+            if told.issuperset((n, escalation.code) for n in escalation.channels or session.channel_numbers):
+                self._waiting.called_again(escalation.run, now_ns)
 
     # ---- what others may look at and write -------------------------------------------------------------------------
 
@@ -1183,8 +1219,9 @@ class Executor:
         assert act.action is not None
         assert act.outcome is not None
         now_ns = time.monotonic_ns()
-        if isinstance(act.action, Escalate):  # also where it could not be told: then it is told again
-            self._called(run, (act.action.channel.number,), act.action.code, "the runbook decided it")
+        if isinstance(act.action, Escalate) and act.outcome in (Outcome.APPLIED, Outcome.FAILED):
+            why = "the runbook decided it" + ("" if act.outcome is Outcome.APPLIED else ", and could not tell")
+            self._called(run, (act.action.channel.number,), act.action.code, why)
         elif act.call.action not in WITHOUT_INTENT:
             back = act.detail.get("rolled_back") == "yes"
             held = guard.settled(self.state.guard, act.action, act.outcome, now_ns, rolled_back=back)
@@ -1269,10 +1306,16 @@ def _forced(sensors: Sensors) -> list[tuple[Address, int, int]]:
     return [(address, port, word.time_us * 1000) for address, port, word in found if word.state is CircuitWord.FORCED]
 
 
-def _ages(acted: Iterable[tuple[str, str, datetime]], now: datetime) -> list[tuple[str, str, int]]:
-    """(action, target, how many ns ago): what the log says in wall-clock time, where the clock has not gone back."""
-    found = ((action, target, int((now - at).total_seconds() * 1e9)) for action, target, at in acted)
-    return [(action, target, max(0, age_ns)) for action, target, age_ns in found]
+def _isolated(session: Session) -> dict[int, int]:
+    """Service number -> until when it is isolated, of those that are declared."""
+    owners, found = session.topology.cgroups, session.sensors.isolations()
+    return {owners[cgroup_id]: until_ns for cgroup_id, until_ns in found.items() if cgroup_id in owners}
+
+
+def _times(acted: Iterable[tuple[str, str, datetime]], now: datetime, now_ns: int) -> list[tuple[str, str, int]]:
+    """(action, target, when by CLOCK_MONOTONIC): what the log says in wall-clock time, none of it later than now."""
+    ages = ((action, target, int((now - at).total_seconds() * 1e9)) for action, target, at in acted)
+    return [(action, target, now_ns - max(0, age_ns)) for action, target, age_ns in ages]
 
 
 def _performed(act: Act, action: Action, world: World) -> Done:

@@ -77,6 +77,7 @@ class Drills:
             if self._running is not None:
                 raise DrillError("another drill runs", id="drill.busy", want="one at a time", got=self._running.id)
             self.executor.require_not_halted()
+            self.executor.require_not_paused()
             _permitted(session, request)
             _target(session, request)
             id_ = f"{os.urandom(4).hex()}-{next(self._numbers)}"
@@ -123,12 +124,21 @@ class Drills:
         """What this session allowed ends with it. Called on the loop, which waits for no file and no process."""
         running = self._running
         if running is None or running.session is session:
-            threading.Thread(target=self._ended_with, args=(session,), name="drill", daemon=True).start()
+            self._end_beside(session, "what allowed it is not armed any more")
 
-    def _ended_with(self, session: Session) -> None:
+    def paused(self) -> None:
+        """While nothing may recover, nothing is rehearsed. Called on the loop, as `disarmed`."""
+        session = self.executor.session
+        if session is not None:
+            self._end_beside(session, "the executor is paused")
+
+    def _end_beside(self, session: Session, why: str) -> None:
+        threading.Thread(target=self._ended_with, args=(session, why), name="drill", daemon=True).start()
+
+    def _ended_with(self, session: Session, why: str) -> None:
         with self._lock, contextlib.suppress(PointcallError):
             if self._running is not None and self._running.session is session:
-                self.end(self._running.id, "what allowed it is not armed any more")
+                self.end(self._running.id, why)
 
     def _over(self, id_: str) -> None:
         with contextlib.suppress(PointcallError):

@@ -28,6 +28,7 @@ class Pins:
     def __init__(self, state_dir: Path, bpffs: Path = BPFFS) -> None:
         self._record, self._lost = state_dir / "pins.json", state_dir / "pins.lost"
         self.folder = bpffs / f"pointcall_{hashlib.sha256(str(state_dir).encode()).hexdigest()[:12]}"
+        self._next = bpffs / f"{self.folder.name}_next"  # pins that are about to be `folder`
         self.isolations = bpffs / f"{self.folder.name}_isolated"
 
     def adopt(self, make: Callable[[Pinned | None], BreakerSensor]) -> BreakerSensor:
@@ -40,21 +41,28 @@ class Pins:
             return make(None)
 
     def keep(self, breaker: BreakerSensor, *, taken_up: bool) -> None:
-        """Let the breaker outlive this process. KernelError where bpffs is not mounted. `taken_up`: it is the one that
-        was pinned before, and what it had lost then stays noted."""
+        """Let the breaker outlive this process, instead of what was pinned before. KernelError where bpffs is not
+        mounted: then that stays pinned. `taken_up`: it is the same one, and what it had lost then stays noted."""
+        unpin(self._next)
+        pinned = breaker.pin(self._next)
         self._drop_breaker()
         if not taken_up:
             self._lost.unlink(missing_ok=True)
-        pinned = breaker.pin(self.folder)
+        self._next.rename(self.folder)
         self._record.write_text(json.dumps(pinned.identity.as_dict()))
 
     def drop(self) -> None:
         """Remove all pins. What this process holds stays."""
+        unpin(self._next)
         self._drop_breaker()
         self._lost.unlink(missing_ok=True)
         end_pinned(self.isolations, only_expired=False)
         with contextlib.suppress(FileNotFoundError):
             self.isolations.rmdir()
+
+    def found(self) -> bool:
+        """Whether anything is pinned."""
+        return any(folder.exists() for folder in (self.folder, self._next, self.isolations))
 
     @property
     def lost(self) -> int:

@@ -65,6 +65,9 @@ class RecordedSensors:
     def states(self) -> tuple[CircuitState, ...]:
         return ()
 
+    def isolations(self) -> Mapping[int, int]:
+        return {cgroup_id: until_ns for cgroup_id, until_ns in self.isolated.items() if until_ns > time.monotonic_ns()}
+
     def watch(self, cgroup_id: int) -> None:
         self.watched.add(cgroup_id)
 
@@ -124,6 +127,9 @@ class RecordedSensors:
             self._forced |= self._before._forced
             self.isolated |= self._before.isolated
         self._before = None
+
+    def stop(self, *, leave: bool) -> None:
+        """Nothing is attached."""
 
     def leave(self) -> None:
         self.detach()
@@ -232,6 +238,10 @@ class RecordedNode:
 
     def channels(self, admitted: Admitted) -> Channels:
         return DeclaredChannels(admitted.manifest, "recorded", self.said.append)
+
+    def unpin(self) -> bool:
+        """Nothing is pinned."""
+        return False
 
     def shutdown(self) -> None:
         """Nothing to end."""

@@ -28,7 +28,7 @@ from pointcall_executor.kernel.connections import ConnectionKiller
 from pointcall_executor.kernel.drill import DrillInjector, Fault, Observed
 from pointcall_executor.kernel.errors import CircuitError, KernelError, LoadError
 from pointcall_executor.kernel.identity import Identity
-from pointcall_executor.kernel.isolation import Isolator, end_pinned
+from pointcall_executor.kernel.isolation import Isolator, end_pinned, pinned_isolations
 from pointcall_executor.kernel.kernel_object import KernelObject
 from pointcall_executor.kernel.lifecycle import LifecycleSensor
 from pointcall_executor.kernel.lookout import Lookout
@@ -63,9 +63,11 @@ class KernelSensors:
         gate: Path,
         pins: Pins | None = None,
         learned: Learned | None = None,
-        succeed: Callable[[KernelSensors], KernelSensors | None] = lambda _: None,
+        succeed: Callable[[KernelSensors | None], KernelSensors | None] = lambda _: None,
     ) -> None:
-        self._pins, self._kept, self._rules, self._gate = pins, False, rules, gate
+        self._pins, self._rules, self._gate = pins, rules, gate
+        self._kept = False  # the pins are of these
+        self._notes = False  # what the pinned breaker loses is what these count
         self._learned, self._succeed = learned or Learned(), succeed
         self._identities: dict[str, Identity] = {}
         declared = destinations_of(admitted.manifest, netns_cookie())
@@ -211,12 +213,13 @@ class KernelSensors:
 
     def lost(self) -> Mapping[str, int]:
         """Records that each sensor lost since it was armed; of a pinned breaker, since somebody looked last before
-        these look for the first time: when they are armed, and those before them are gone."""
+        these look for the first time: when they are armed, and those before them are gone. Also after `stop`."""
         found = {name: sensor.lost() for name, sensor in self._sensors().items()}
         if "breaker" in found and self._pins is not None:
             if self._lost_before is None:
                 self._lost_before = self._pins.lost if self._taken_up else 0
-            self._pins.note_lost(found["breaker"])
+            if self._notes:
+                self._pins.note_lost(found["breaker"])
             found["breaker"] -= self._lost_before
         return found
 
@@ -324,8 +327,13 @@ class KernelSensors:
 
     def isolated_until(self, cgroup_id: int) -> int:
         """Until when the cgroup is isolated; 0: it is not."""
+        return self.isolations().get(cgroup_id, 0)
+
+    def isolations(self) -> dict[int, int]:
+        """Cgroup id -> until when, of every isolation that holds: of these, and what is pinned of earlier ones."""
         held = self.isolator.isolations() if self.isolator is not None else []
-        return next((i.until_ns for i in held if i.cgroup == cgroup_id), 0)
+        pinned = pinned_isolations(self._pins.isolations) if self._pins is not None else {}
+        return pinned | {each.cgroup: each.until_ns for each in held}
 
     def end_isolation(self, cgroup_id: int) -> None:
         """Let the traffic of a cgroup pass again. Twice without harm."""
@@ -358,15 +366,32 @@ class KernelSensors:
 
     def keep(self) -> None:
         """Take over what goes on from the sensors before, and pin the breaker if the settings say so: it protects also
-        when this process is gone."""
+        when this process is gone. KernelError where that fails: then the ones before are what goes on, as it was."""
         before = self._succeed(self)
+        try:
+            if before is not None:
+                self._take_over(before)
+            if self._pins is not None:
+                self._pin(self._pins)
+        except BaseException:
+            self._succeed(before)
+            raise
         if before is not None:
-            self._take_over(before)
-        if self._pins is not None:
-            self._kept = True
-            if self.breaker is not None:
-                self._disarm_undeclared(self.breaker)
-                self._pins.keep(self.breaker, taken_up=self._taken_up)
+            before._kept = False
+            before._notes = before._notes and self._taken_up
+
+    def _pin(self, pins: Pins) -> None:
+        if self.isolator is not None:  # an earlier executor's become ours: they can be ended, and end with these
+            for cgroup_id, until_ns in pinned_isolations(pins.isolations).items():
+                with contextlib.suppress(KernelError):  # it is over, or its cgroup is gone, meanwhile
+                    self.isolator.isolate(cgroup_id, until_ns)
+        if self.breaker is not None:
+            self._pin_breaker(pins, self.breaker)
+        self._kept = self._notes = True
+
+    def _pin_breaker(self, pins: Pins, breaker: BreakerSensor) -> None:
+        pins.keep(breaker, taken_up=self._taken_up)
+        self._disarm_undeclared(breaker)
 
     def _take_over(self, before: KernelSensors) -> None:
         if self._learning is not None and before._learning is not None:
@@ -385,6 +410,15 @@ class KernelSensors:
         for circuit in list(breaker.circuits()):
             if circuit.destination not in armed:
                 breaker.disarm(circuit.destination)
+
+    def stop(self, *, leave: bool) -> None:
+        """Nothing is seen any more, `leave`: but by what is pinned. What was lost can be asked for until they go."""
+        if not leave and self._pins is not None and self._kept:
+            self._pins.drop()
+            self._kept = self._notes = False
+        with self._changing:
+            for sensor in self._sensors().values():
+                sensor.detach()
 
     def leave(self) -> None:
         """This process lets go: what is pinned stays in the kernel, everything else is gone. Twice without harm."""
@@ -406,9 +440,7 @@ class KernelSensors:
 
     def detach(self) -> None:
         """Everything out of the kernel, pins too. Twice without harm."""
-        if self._pins is not None and self._kept:
-            self._pins.drop()
-            self._kept = False
+        self.stop(leave=False)
         self.leave()
 
 

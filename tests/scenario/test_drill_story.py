@@ -16,6 +16,7 @@ from pointcall_executor.api.backend import DrillRequest
 from pointcall_executor.api.client import Client
 from pointcall_executor.api.roles import Role
 from pointcall_executor.api.server import serve
+from pointcall_executor.arming import ArmingError
 from pointcall_executor.backend import ExecutorBackend
 from pointcall_executor.cli.output import Exit
 from pointcall_executor.drills import DrillError
@@ -99,6 +100,25 @@ def test_it_ends_by_itself_and_one_runs_at_a_time(tell: Tell) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         assert story.executor.drills.end(begun.id).ended_by == "its time is over"
+
+
+@pytest.mark.kernel
+def test_a_pause_ends_it_and_none_begins_meanwhile(tell: Tell) -> None:
+    with tell(DRILL) as story, listen(DEAD_PORT):
+        begun = story.executor.drills.begin(request(refuse_ppm=1_000_000, seconds=30))
+        assert connects(1, DEAD_PORT) == ["EPERM"]
+        story.executor.pause("looking", 60)
+        deadline = time.monotonic() + 5
+        while not entries(story, "drill ended"):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert connects(1, DEAD_PORT) == [OK]
+        assert story.executor.drills.end(begun.id).ended_by == "the executor is paused"
+        with pytest.raises(ArmingError) as refused:
+            story.executor.drills.begin(request(first=1))
+        assert refused.value.id == "executor.paused"
+        story.executor.resume("seen")
+        story.executor.drills.end(story.executor.drills.begin(request(first=1)).id)
 
 
 @pytest.mark.kernel

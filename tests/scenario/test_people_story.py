@@ -654,6 +654,52 @@ def test_a_service_that_was_not_adopted_is_in_the_log(watched: Watched, monkeypa
     assert found.index < first.index  # it is said before the start
 
 
+def test_however_many_wait_one_message_calls_about_each_code(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched.arm(broad(watched.lab))
+    for n in (8, 9, 9, 9):
+        watched.happen(failures(n))
+    eventually(lambda: len(watched.node.said) == 4)
+    executor = watched.executor
+    soon = time.monotonic_ns() + 10**15
+    executor._call(lambda: executor._call_again(soon))
+    eventually(lambda: len(watched.node.said) == 6)
+    executor._call(lambda: executor._call_again(soon))  # nobody is due again
+    time.sleep(0.3)
+    assert sorted(watched.node.said[4:]) == [f"notify channel=ops level=critical code={n}" for n in (8, 9)]
+    assert all(e.due_ns > soon for e in executor.escalations())
+
+
+def test_what_an_earlier_executor_left_isolated_is_logged_and_counts(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    until_ns = time.monotonic_ns() + 60_000_000_000
+
+    def isolations(_self: RecordedSensors) -> dict[int, int]:
+        services = watched.node.current_services
+        return dict.fromkeys(services.running.values(), until_ns) if services is not None else {}
+
+    monkeypatch.setattr(RecordedSensors, "isolations", isolations)
+    watched.arm(broad(watched.lab))
+    api = service("api").number
+    assert watched.executor.state.guard.leases == {("isolate", "service", api): until_ns}
+    intent = next(e for e in watched.executor.journal.entries("intent") if e.body["action"] == "isolate")
+    outcome = next(e for e in watched.executor.journal.entries("outcome") if e.body["action"] == "isolate")
+    assert (intent.body["target"], intent.body["grant"]) == ("api", "kernel")
+    assert (outcome.body["outcome"], outcome.body["detail"]["reason"]) == ("applied", "found isolated")
+
+
+def test_disarming_takes_out_what_an_earlier_executor_left_pinned(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned = [True]
+    monkeypatch.setattr(RecordedNode, "unpin", lambda _self: pinned.pop() if pinned else False)
+    for _ in range(2):
+        watched.executor.disarm("nothing was armed")
+    assert pinned == []
+    said = [e.body for e in watched.executor.journal.entries("config") if e.body["what"] == "disarmed"]
+    assert [body["detail"]["reason"] for body in said] == ["nothing was armed"]
+
+
 def test_a_call_that_is_due_while_the_executor_ends_does_not_make_it_fail(watched: Watched) -> None:
     watched.arm(broad(watched.lab))
     watched.happen(failures(9))

@@ -21,7 +21,7 @@ HARMLESS = ("notify", "escalate", "remember", "again")
 ENDS_BY_ITSELF = ("open_circuit", "isolate")
 HOUR = 60 * MINUTE
 TOLD_NS = 6 * MINUTE  # in this time whoever was called and has not answered is called again
-WAITING_MAX = 64  # calls that wait for an answer; the oldest is given up
+WAITING_MAX = 1024  # calls that wait for an answer; the oldest is given up
 APPROVED_NS = MINUTE  # how long an approval waits for what the guard holds back
 TURNS = 3  # of the loop: after so many that began when it was time to look, it has looked
 
@@ -110,6 +110,7 @@ class Auditor:
         # what survives a restart
         self.node: collections.deque[tuple[int, str, int]] = collections.deque()  # when, run, index
         self.recreated: dict[int, list[tuple[int, str, int, int]]] = {}  # and the quiet that counts as recovered
+        self.recalled = False  # nothing is armed yet that says how to count it
         self.intended: set[tuple[str | None, str, str]] = set()
         self.meant: dict[
             tuple[str, int], tuple[str | None, str, str]
@@ -151,8 +152,19 @@ class Auditor:
             self.paused = None
         self.node = collections.deque(one for one in self.node if self._in_the_log(one, jumped))
         for number, times in self.recreated.items():
-            kept = [one for one in times if self._in_the_log(one[:3], jumped)]
-            self.recreated[number] = [(at, run, index, min(quiet, HOUR)) for at, run, index, quiet in kept]
+            self.recreated[number] = [one for one in times if self._in_the_log(one[:3], jumped)]
+        self.recalled = True
+
+    def arms(self, manifest: Any) -> None:
+        """The first manifest of an executor says what quiet ended a row before it."""
+        if self.recalled:
+            self.recalled, quiet = False, self._quiet(manifest)
+            for number, times in self.recreated.items():
+                self.recreated[number] = [(at, run, index, quiet) for at, run, index, _ in times]
+
+    @staticmethod
+    def _quiet(manifest: Any) -> int:
+        return manifest.guard.healthy_delay_seconds * SECOND or HOUR  # type: ignore[no-any-return]
 
     def _in_the_log(self, one: tuple[int, str, int], jumped: int) -> bool:
         at, run, index = one
@@ -328,7 +340,7 @@ class Auditor:
     def _flapping(self, manifest: Any, number: int, one: tuple[int, str, int], what: str) -> None:
         now, kept = one[0], self.recreated.setdefault(number, [])
         times = [at for at, _, _, _ in kept]
-        quiet = manifest.guard.healthy_delay_seconds * SECOND or HOUR
+        quiet = self._quiet(manifest)
         in_a_row = 0
         for i, at in enumerate(times):
             in_a_row = in_a_row + 1 if i and at - times[i - 1] < kept[i][3] else 1
@@ -456,19 +468,19 @@ class Auditor:
         wanted = collections.Counter(
             code for at, code in self.waiting.values() if max(at, self.began, self.session_since) < since
         )
-        for code, number in wanted.items():
+        for code, number in wanted.items():  # a call says what it is about, not for which run
             times = self.tells[code] = [at for at in self.tells.get(code, ()) if at >= since]
-            self.counts["called again"] += number
-            if len(times) < number:
-                self.fail("called", f"{number} wait for an answer about {code}, {len(times)} calls in {TOLD_NS} ns")
+            self.counts["called again"] += len(times)
+            if not times:
+                self.fail("called", f"{number} wait for an answer about {code}, nobody called in {TOLD_NS} ns")
 
     def closed(self, held: Any, destination: Any) -> None:
         self.leases.pop((id(held), str(destination)), None)
 
-    def vanished(self, held: Any, ring: Any) -> None:
-        """A sensor is out of the kernel, with what nobody drained."""
+    def vanished(self, held: Any, ring: Any, lost: int) -> None:
+        """A sensor is out of the kernel, with what nobody drained; `lost` while somebody was there to count."""
         if ring.armed:
-            self.lost_gone += ring.lost
+            self.lost_gone += lost
         for key in [k for k in self.leases if k[0] == id(held)]:
             del self.leases[key]
 

@@ -7,7 +7,6 @@ is not yet synced, commits that a crash tears off. The real journal on real and 
 from __future__ import annotations
 
 import collections
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -38,6 +37,8 @@ class Disk:
     """What is durable."""
 
     entries: list[Leaf] = field(default_factory=list)
+    by_kind: dict[str, list[Leaf]] = field(default_factory=dict)
+    by_run: dict[str, list[Leaf]] = field(default_factory=dict)
     blobs: dict[str, None] = field(default_factory=dict)
     sequences: dict[str, tuple[int, str]] = field(default_factory=dict)
     signed: int = 0  # entries under the last checkpoint
@@ -46,6 +47,14 @@ class Disk:
     slow_one_in: int = 0
     base_ns: int = MILLISECOND
     locked: Process | None = None
+
+    def keep(self, leaves: Sequence[Leaf]) -> None:
+        """They are durable from now on."""
+        self.entries.extend(leaves)
+        for leaf in leaves:
+            self.by_kind.setdefault(leaf.kind, []).append(leaf)
+            if leaf.run is not None:
+                self.by_run.setdefault(leaf.run, []).append(leaf)
 
 
 class Journal:
@@ -130,7 +139,7 @@ class Journal:
                 done.append((future, work(), None))
             except JournalError as refused:
                 done.append((future, None, refused))
-        self._disk.entries.extend(self._new)
+        self._disk.keep(self._new)
         for leaf in self._new:
             self._on_durable(leaf)
         return done
@@ -199,15 +208,16 @@ class Journal:
         return len(self._disk.entries)
 
     def entries(self, kind: str | None = None, run: str | None = None, start: int = 0, limit: int = 1000) -> list[Leaf]:
-        chosen = self._disk.entries[start : start + limit] if kind is None and run is None else self._disk.entries
-        found = [
-            leaf for leaf in chosen if leaf.index >= start and kind in (None, leaf.kind) and run in (None, leaf.run)
-        ]
-        return found[:limit]
+        if run is not None:
+            chosen = self._disk.by_run.get(run, [])
+        elif kind is not None:
+            chosen = self._disk.by_kind.get(kind, [])
+        else:
+            chosen = self._disk.entries[start : start + limit]
+        return [leaf for leaf in chosen if leaf.index >= start and kind in (None, leaf.kind)][:limit]
 
     def latest(self, kind: str, limit: int) -> list[Leaf]:
-        found = itertools.islice((leaf for leaf in reversed(self._disk.entries) if leaf.kind == kind), limit)
-        return list(found)[::-1]
+        return self._disk.by_kind.get(kind, [])[-limit:]
 
     def highest_sequence(self, name: str) -> int | None:
         known = self._disk.sequences.get(name)

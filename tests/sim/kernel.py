@@ -56,6 +56,7 @@ class Breaker:
     ring: Ring
     holders: set[int] = field(default_factory=set)  # descriptors that wait for the ring
     attached: bool = True
+    stopped: bool = False  # its links are taken off, its counters are there
     pinned: bool = False
 
 
@@ -72,10 +73,28 @@ class Kernel:
         self.sensors: list[Sensors] = []
         self.pinned_isolations: dict[int, int] = {}  # cgroup id -> until when
         self.pinned_lost = 0  # what the record beside the pins says
+        self.vanished: Callable[[object, Ring, int], None] = lambda *_: None
+
+    def unpin(self) -> bool:
+        """Take every pin away; whether there were any. What a process holds stays."""
+        found, held = self.pinned is not None or bool(self.pinned_isolations), self.pinned
+        self.pinned, self.pinned_lost = None, 0
+        self.pinned_isolations.clear()
+        if held is not None:
+            held.pinned = False
+            self.forget(held)
+        return found
+
+    def forget(self, held: Breaker) -> None:
+        """A breaker that neither a pin nor a process holds is gone, with what was lost when nobody was there."""
+        if not held.pinned and not held.holders and held.attached:
+            held.attached = False
+            self.breakers.remove(held)
+            self.vanished(held, held.ring, held.ring.left)
 
     def isolated(self, cgroup_id: int) -> bool:
         """Whether its traffic is refused now."""
-        held = [s.isolations.get(cgroup_id, 0) for s in self.sensors if s.isolations is not None]
+        held = [s.isolations_held.get(cgroup_id, 0) for s in self.sensors if s.isolations_held is not None]
         return max([*held, self.pinned_isolations.get(cgroup_id, 0)]) > self.scheduler.now
 
     def lost(self, *, seen: bool = False) -> int:
@@ -98,7 +117,7 @@ class Kernel:
         asking: list[tuple[Breaker, bool]] = []
         for held in self.breakers:
             circuit = held.circuits.get(destination)
-            if circuit is None or not held.attached:
+            if circuit is None or not held.attached or held.stopped:
                 continue
             after, effects = breaker.step(circuit, breaker.Connect(now_us), held.params)
             held.circuits[destination] = after
@@ -113,7 +132,7 @@ class Kernel:
         now_us = self.scheduler.now // 1000
         for held, probe in asking:
             circuit = held.circuits.get(destination)
-            if circuit is None or not held.attached:
+            if circuit is None or not held.attached or held.stopped:
                 continue
             event = breaker.Succeeded(now_us, probe) if good else breaker.Failed(now_us, probe)
             after, effects = breaker.step(circuit, event, held.params)
@@ -154,7 +173,7 @@ class Sensors:
         process: Process,
         admitted: Admitted,
         rules: Rules,
-        succeed: Callable[[Sensors], Sensors | None],
+        succeed: Callable[[Sensors | None], Sensors | None],
         *,
         pin: bool,
     ) -> None:
@@ -168,8 +187,9 @@ class Sensors:
         self.places = {(str(d.address), d.port): d for d in self.destinations}
         self.breaker: Breaker | None = None
         self.lifecycle: LifecycleRing | None = None
-        self.isolations: dict[int, int] | None = None
+        self.isolations_held: dict[int, int] | None = None
         self._connections = False
+        self._notes = False
         self._lost_before: int | None = None
         self._taken_up = False
         self.fd = self.kernel.descriptors.open()
@@ -183,7 +203,7 @@ class Sensors:
                     self.lifecycle.holders.add(self.fd)
                     self.kernel.lifecycles.append(self.lifecycle)
                 case "isolate":
-                    self.isolations = {}
+                    self.isolations_held = {}
                     pinned, now = self.kernel.pinned_isolations, self.scheduler.now
                     self.kernel.pinned_isolations = {c: until for c, until in pinned.items() if until > now}
                 case "connections":
@@ -193,7 +213,7 @@ class Sensors:
 
     def _load_breaker(self, params: breaker.Params) -> None:
         kernel = self.kernel
-        if self._pin and kernel.pinned is not None:
+        if self._pin and kernel.pinned is not None and not self.machine.other_constants():
             self.breaker = kernel.pinned
             self._taken_up = True
             for destination in self.destinations:
@@ -228,7 +248,8 @@ class Sensors:
         if self._pin and "breaker" in found:
             if self._lost_before is None:
                 self._lost_before = self.kernel.pinned_lost if self._taken_up else 0
-            self.kernel.pinned_lost = max(self.kernel.pinned_lost, found["breaker"])
+            if self._notes:
+                self.kernel.pinned_lost = max(self.kernel.pinned_lost, found["breaker"])
             found["breaker"] -= self._lost_before
         return found
 
@@ -239,6 +260,11 @@ class Sensors:
         circuits = self.breaker.circuits if self.breaker is not None else {}
         return tuple(SimpleNamespace(destination=d, word=c.word) for d, c in circuits.items())
 
+    def isolations(self) -> Mapping[int, int]:
+        pinned = self.kernel.pinned_isolations if self._pin else {}
+        found = {**pinned, **(self.isolations_held or {})}
+        return {cgroup_id: until for cgroup_id, until in found.items() if until > self.scheduler.now}
+
     def watch(self, cgroup_id: int) -> None:
         self.scheduler.alive()
         if self.lifecycle is not None:
@@ -248,8 +274,9 @@ class Sensors:
         self.scheduler.alive()
         if self.lifecycle is not None:
             self.lifecycle.watched.discard(cgroup_id)
-        if self.isolations is not None:
-            self.isolations = {c: until for c, until in self.isolations.items() if until > self.scheduler.now}
+        if self.isolations_held is not None:
+            now = self.scheduler.now
+            self.isolations_held = {c: until for c, until in self.isolations_held.items() if until > now}
 
     def changed(self) -> list[str]:
         return ["breaker: another program"] if self.kernel.tampered and not self.gone else []
@@ -294,16 +321,17 @@ class Sensors:
 
     def _isolator(self) -> dict[int, int]:
         self.scheduler.preempt()
-        if self.isolations is None or self.gone:
+        if self.isolations_held is None or self.gone:
             raise KernelError("no kernel object for it", id="kernel.undeclared", got="isolate")
-        return self.isolations
+        return self.isolations_held
 
     def isolate(self, cgroup_id: int, until_ns: int) -> None:
         isolations = self._isolator()
         self._within_the_hour(until_ns)
         if cgroup_id not in self.machine.services:
             raise KernelError("there is no such cgroup", id="kernel.cgroup.gone", got=str(cgroup_id))
-        until_ns = max(until_ns, isolations.get(cgroup_id, 0))
+        pinned_ns = self.kernel.pinned_isolations.get(cgroup_id, 0)
+        until_ns = max(until_ns, isolations.get(cgroup_id, 0), pinned_ns)
         if self.machine.contrary():
             return
         isolations[cgroup_id] = until_ns
@@ -311,8 +339,7 @@ class Sensors:
             self.kernel.pinned_isolations[cgroup_id] = until_ns
 
     def isolated_until(self, cgroup_id: int) -> int:
-        until_ns = self.isolations.get(cgroup_id, 0) if self.isolations is not None else 0
-        return until_ns if until_ns > self.scheduler.now else 0
+        return self.isolations().get(cgroup_id, 0)
 
     def end_isolation(self, cgroup_id: int) -> None:
         self._isolator().pop(cgroup_id, None)
@@ -333,21 +360,34 @@ class Sensors:
 
     def keep(self) -> None:
         self.scheduler.alive()
+        if self._pin and self.machine.no_pins():
+            raise KernelError("the sensor could not be pinned", id="kernel.pin", got="no bpf file system")
+        self.machine.auditor.arms(self.admitted.manifest)
         before = self._succeed(self)
         if before is not None:
             self._take_over(before)
         for ring in self._rings().values():
             ring.armed = True
-        if self._pin and self.breaker is not None:
-            for destination in list(self.breaker.circuits):
-                if destination not in self.destinations:
-                    del self.breaker.circuits[destination]
-            if self.kernel.pinned is not None and self.kernel.pinned is not self.breaker:
-                self.kernel.pinned.pinned = False
-                self._forget(self.kernel.pinned)
-            self.kernel.pinned, self.breaker.pinned, self._kept = self.breaker, True, True
-            if not self._taken_up:
-                self.kernel.pinned_lost = 0
+        if self._pin:
+            if self.isolations_held is not None:
+                pinned, now = self.kernel.pinned_isolations, self.scheduler.now
+                self.isolations_held |= {c: t for c, t in pinned.items() if t > now and c in self.machine.services}
+            if self.breaker is not None:
+                self._pin_breaker(self.breaker)
+            self._kept = self._notes = True
+        if before is not None:
+            before._kept, before._notes = False, before._notes and self._taken_up
+
+    def _pin_breaker(self, held: Breaker) -> None:
+        kernel = self.kernel
+        if kernel.pinned is not None and kernel.pinned is not held:
+            kernel.pinned.pinned = False
+            kernel.forget(kernel.pinned)
+        kernel.pinned, held.pinned = held, True
+        if not self._taken_up:
+            kernel.pinned_lost = 0
+        for destination in [d for d in held.circuits if d not in self.destinations]:
+            del held.circuits[destination]
 
     def _take_over(self, before: Sensors) -> None:
         mine, theirs = self.breaker, before.breaker
@@ -355,17 +395,21 @@ class Sensors:
             for destination in [d for d in theirs.circuits if d in mine.circuits]:
                 mine.circuits[destination] = theirs.circuits[destination]
             self.machine.auditor.taken_over(theirs, mine)
-        if self.isolations is not None and before.isolations is not None:
-            for cgroup_id, until_ns in before.isolations.items():
+        if self.isolations_held is not None and before.isolations_held is not None:
+            for cgroup_id, until_ns in before.isolations_held.items():
                 if until_ns > self.scheduler.now and cgroup_id in self.machine.services:
-                    self.isolations[cgroup_id] = until_ns
+                    self.isolations_held[cgroup_id] = until_ns
 
-    def _forget(self, held: Breaker) -> None:
-        """A breaker that neither a pin nor a process holds is gone."""
-        if not held.pinned and not held.holders and held.attached:
-            held.attached = False
-            self.kernel.breakers.remove(held)
-            self.machine.auditor.vanished(held, held.ring)
+    def stop(self, *, leave: bool) -> None:
+        """Only what stays pinned goes on seeing."""
+        self.scheduler.alive()
+        if not leave and self._kept:
+            self.kernel.unpin()
+            self._kept = self._notes = False
+        if self.lifecycle is not None:
+            self.lifecycle.watched.clear()
+        if self.breaker is not None and not self.breaker.pinned and self.breaker.holders == {self.fd}:
+            self.breaker.stopped = True
 
     def leave(self) -> None:
         """The process lets go of what it loaded; also what its end does."""
@@ -374,23 +418,19 @@ class Sensors:
         self.gone = True
         self.machine.sensors.remove(self)
         self.kernel.sensors.remove(self)
-        self.isolations = None
+        self.isolations_held = None
         if self.breaker is not None:
             self.breaker.holders.discard(self.fd)
             self.breaker.ring.left = self.breaker.ring.lost
-            self._forget(self.breaker)
+            self.kernel.forget(self.breaker)
         if self.lifecycle is not None:
             self.lifecycle.holders.discard(self.fd)
             self.kernel.lifecycles.remove(self.lifecycle)
-            self.machine.auditor.vanished(self.lifecycle, self.lifecycle.ring)
+            self.kernel.vanished(self.lifecycle, self.lifecycle.ring, self.lifecycle.ring.lost)
         self.kernel.descriptors.close(self.fd)
         self.breaker = self.lifecycle = None
 
     def detach(self) -> None:
         self.scheduler.alive()
-        if self._kept and self.kernel.pinned is self.breaker and self.breaker is not None:
-            self.kernel.pinned, self.breaker.pinned = None, False
-            self.kernel.pinned_lost = 0
-            self.kernel.pinned_isolations.clear()
-        self._kept = False
+        self.stop(leave=False)
         self.leave()

@@ -178,7 +178,11 @@ class Node:
     def sensors(self, admitted: Any, rules: Any) -> Any:
         return kernels.Sensors(self._machine, self._process, admitted, rules, self._succeed, pin=self._pin)
 
-    def _succeed(self, kept: kernels.Sensors) -> kernels.Sensors | None:
+    def unpin(self) -> bool:
+        self._machine.scheduler.alive()
+        return self._machine.kernel.unpin()
+
+    def _succeed(self, kept: kernels.Sensors | None) -> kernels.Sensors | None:
         before, self._kept = self._kept, kept
         return before
 
@@ -206,6 +210,7 @@ class Machine:
         self.kernel = kernels.Kernel(self.scheduler, self.descriptors)
         self.kernel.ring_size = chance.choice((4, 16, 64, 1024))
         self.auditor = Auditor(self, known)
+        self.kernel.vanished = self.auditor.vanished
         self.params = breaker.Params(
             threshold=chance.choice((1, 3, 5)),
             cooldown_us=chance.choice((1000, 100_000, 1_000_000)),
@@ -310,6 +315,14 @@ class Machine:
         """Whether what was just done does not hold, or the service does not answer."""
         one_in = self.scenario.contrary_one_in
         return bool(one_in) and not self.calm and self.chance.random() * one_in < 1
+
+    def other_constants(self) -> bool:
+        """Whether a manifest wants its breaker with other constants than the pinned one has."""
+        return not self.calm and self.chance.random() < 0.1
+
+    def no_pins(self) -> bool:
+        """Whether nothing can be pinned now."""
+        return not self.calm and self.chance.random() < 0.02
 
     def held_services(self) -> set[int]:
         """Services that are frozen or isolated now."""
@@ -907,6 +920,7 @@ def installed(machine: Machine) -> Iterator[None]:
     clock = SimpleNamespace(now=lambda _zone: machine.wall, fromisoformat=datetime.fromisoformat)
     changes += [
         *((module, "datetime", clock) for module in (daemon, recorder)),
+        (daemon, "forget_code", lambda: None),  # of this process: it would be read anew for each simulated one
         (daemon, "Future", lambda: threads.Future(scheduler)),
         (daemon, "ThreadPoolExecutor", lambda size, **how: threads.Pool(scheduler, size, **how)),
         (daemon, "Journal", SimpleNamespace(open=open_journal)),

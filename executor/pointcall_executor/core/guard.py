@@ -403,6 +403,14 @@ def circuits_held(state: GuardState, forced: Iterable[tuple[Address, int, int]])
     return state._replace(leases={**kept, **held})
 
 
+def isolations_held(state: GuardState, isolated: Mapping[int, int]) -> GuardState:
+    """The state with exactly these services isolated: number -> until when, as the kernel says."""
+    name = capability(Isolate)
+    kept = {key: until for key, until in state.leases.items() if key[0] != name}
+    held: dict[Target, int] = {(name, "service", number): until for number, until in isolated.items()}
+    return state._replace(leases={**kept, **held})
+
+
 def settled(state: GuardState, action: Action, outcome: Outcome, now_ns: int, *, rolled_back: bool) -> GuardState:
     """The state with what an action that has ended holds from now on, and without what it has ended.
 
@@ -420,21 +428,33 @@ def settled(state: GuardState, action: Action, outcome: Outcome, now_ns: int, *,
     return state._replace(leases=leases)
 
 
-def recalled(state: GuardState, acted: Sequence[tuple[str, str, int]], now_ns: int) -> GuardState:
-    """The state with what an earlier executor did: (action, target in words, age in ns), oldest first.
+def recalled(state: GuardState, acted: Sequence[tuple[str, str, int]]) -> GuardState:
+    """The state with what an earlier executor did: (action, target in words, when in ns), oldest first.
 
-    A restart must not make the guard forget how often a service was recreated, nor how often the node acted.
+    A restart must not make the guard forget how often a service was recreated, nor how often the node acted. What was
+    done before the machine started has no place on its clock.
     """
-    for action, target, age_ns in acted:
-        at = now_ns - age_ns
+    history = state.history
+    for action, target, at in acted:
         if at < 0:
             continue
-        history = state.history.noted(("actions",), at, keep=len(acted))
+        history = history.noted(("actions",), at, keep=len(acted))
         if action == capability(Recreate):
-            number = service(target).number
-            history = history.noted(("restart", number), at)
-            state = state._replace(recreated=_in_a_row(state, number, at, HOUR_NS))
-        state = state._replace(history=history)
+            history = history.noted(("restart", service(target).number), at)
+    return state._replace(history=history)
+
+
+def rows_recalled(state: GuardState, acted: Sequence[tuple[str, str, int]], rules: Rules) -> GuardState:
+    """The state with how often each service was recreated in a row by an earlier executor, `acted` as for `recalled`.
+
+    Which quiet ends a row is a rule of a manifest, so this waits for the first one that is armed: under the same
+    manifest a restart changes nothing.
+    """
+    state = state._replace(recreated=_NOTHING)
+    for action, target, at in acted:
+        if at >= 0 and action == capability(Recreate):
+            row = _in_a_row(state, service(target).number, at, _quiet(rules))
+            state = state._replace(recreated=row)
     return state
 
 

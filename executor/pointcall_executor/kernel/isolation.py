@@ -12,7 +12,7 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -63,10 +63,9 @@ class Isolator(KernelObject):
             )  # fmt: skip
         with self._lock:
             if cgroup_id not in self._held:
-                self._held[cgroup_id] = self._attached(cgroup_id)
-            key = struct.pack("<Q", cgroup_id)
-            known = VALUE.unpack(self._slot.get(key) or bytes(VALUE.size))
-            self._slot.set(key, VALUE.pack(max(until_ns, known[0]), *known[1:]))
+                self._held[cgroup_id] = self._begun(cgroup_id, until_ns)
+            else:
+                self._extend(cgroup_id, until_ns)
 
     def end(self, cgroup_id: int) -> Isolation | None:
         """End it now; what it refused, None where the cgroup is not isolated. Twice does no harm."""
@@ -101,18 +100,28 @@ class Isolator(KernelObject):
     def _slot(self) -> Map:
         return self._maps["isolations"]
 
-    def _attached(self, cgroup_id: int) -> dict[str, int]:
+    def _begun(self, cgroup_id: int, until_ns: int) -> dict[str, int]:
+        """Links on this cgroup with their deadline, pinned where the settings say so."""
         path = by_id(cgroup_id).path
+        place = self._pins / f"{PREFIX}{cgroup_id}" if self._pins is not None else None
         links: dict[str, int] = {}
         try:
             for program in self.blob.programs:
                 links[program.name] = self._attach_cgroup(program.name, program.section, path)
-            if self._pins is not None:
-                _pin(self._pins / f"{PREFIX}{cgroup_id}", links, self._slot.fd)
+            # a slot is there as long as a program is attached
+            self._extend(cgroup_id, max(until_ns, _pinned_until(place, cgroup_id) if place is not None else 0))
+            if place is not None:  # perhaps there is an earlier executor's: these take over from it without a gap
+                _end(place, cgroup_id)
+                _pin(place, links, self._slot.fd)
         except (KernelError, OSError):
             _close(links)
             raise
         return links
+
+    def _extend(self, cgroup_id: int, until_ns: int) -> None:
+        key = struct.pack("<Q", cgroup_id)
+        known = VALUE.unpack(self._slot.get(key) or bytes(VALUE.size))
+        self._slot.set(key, VALUE.pack(max(until_ns, known[0]), *known[1:]))
 
     def _read(self, cgroup_id: int) -> Isolation | None:
         raw = self._slot.get(struct.pack("<Q", cgroup_id)) if cgroup_id in self._held else None
@@ -123,7 +132,7 @@ class Isolator(KernelObject):
         if links and self._slot.get(struct.pack("<Q", cgroup_id)) is not None:
             self._slot.set(struct.pack("<Q", cgroup_id), bytes(VALUE.size))
         if self._pins is not None:  # perhaps an earlier executor's
-            unpin(self._pins / f"{PREFIX}{cgroup_id}")
+            _end(self._pins / f"{PREFIX}{cgroup_id}", cgroup_id)
         _close(links)
 
 
@@ -132,29 +141,53 @@ def end_pinned(folder: Path, *, only_expired: bool) -> list[int]:
 
     `only_expired` leaves those alone whose deadline is still ahead.
     """
-    now_ns, lasting = time.clock_gettime_ns(time.CLOCK_MONOTONIC), []
-    for place in sorted(folder.glob(f"{PREFIX}*")):
-        cgroup_id = int(place.name.removeprefix(PREFIX))
-        if only_expired and _pinned_until(place, cgroup_id) > now_ns:
-            lasting.append(cgroup_id)
-        else:
-            unpin(place)
-    return lasting
+    lasting = pinned_isolations(folder) if only_expired else {}
+    for cgroup_id, place in _places(folder).items():
+        if cgroup_id not in lasting:
+            _end(place, cgroup_id)
+    return sorted(lasting)
+
+
+def pinned_isolations(folder: Path) -> dict[int, int]:
+    """Cgroup id -> until when (CLOCK_MONOTONIC ns), of what is pinned below `folder` and still holds."""
+    now_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    found = {cgroup_id: _pinned_until(place, cgroup_id) for cgroup_id, place in _places(folder).items()}
+    return {cgroup_id: until_ns for cgroup_id, until_ns in found.items() if until_ns > now_ns}
+
+
+def _places(folder: Path) -> dict[int, Path]:
+    return {int(place.name.removeprefix(PREFIX)): place for place in sorted(folder.glob(f"{PREFIX}*"))}
 
 
 def _pinned_until(place: Path, cgroup_id: int) -> int:
-    with contextlib.suppress(OSError):
-        fd = bpf.pinned(str(place / "isolations"))
-        try:
-            raw = Map(fd).get(struct.pack("<Q", cgroup_id))
-        finally:
-            os.close(fd)
+    with _pinned_slot(place) as slot:
+        raw = slot.get(struct.pack("<Q", cgroup_id)) if slot is not None else None
         return int(VALUE.unpack(raw)[0]) if raw else 0
-    return 0
+
+
+@contextlib.contextmanager
+def _pinned_slot(place: Path) -> Iterator[Map | None]:
+    try:
+        fd = bpf.pinned(str(place / "isolations"))
+    except OSError:
+        yield None
+        return
+    try:
+        yield Map(fd)
+    finally:
+        os.close(fd)
+
+
+def _end(place: Path, cgroup_id: int) -> None:
+    """End what is pinned there, and now: the kernel lets go of a link some time after its pin is gone."""
+    key = struct.pack("<Q", cgroup_id)
+    with _pinned_slot(place) as slot:
+        if slot is not None and slot.get(key) is not None:
+            slot.set(key, bytes(VALUE.size))
+    unpin(place)
 
 
 def _pin(folder: Path, links: dict[str, int], slot: int) -> None:
-    unpin(folder)
     try:
         folder.mkdir(mode=0o700, parents=True)
         for name, fd in links.items():

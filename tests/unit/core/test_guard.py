@@ -347,15 +347,38 @@ def test_an_approved_notification_is_sent_once() -> None:
 
 def test_more_actions_than_facts_count_are_remembered_where_the_limit_is_higher() -> None:
     acted = [("kill", "api", SECOND)] * (KEEP_MAX + 10)
-    state = guard.recalled(GuardState(), acted, 7200 * SECOND)
-    assert state.history.count(("actions",), 7200 * SECOND, guard.MINUTE_NS) == KEEP_MAX + 10
+    state = guard.recalled(GuardState(), acted)
+    assert state.history.count(("actions",), 2 * SECOND, guard.MINUTE_NS) == KEEP_MAX + 10
 
 
 def test_what_an_earlier_executor_did_is_remembered_with_its_age() -> None:
     now_ns = 7200 * SECOND
-    acted = [("recreate", "db", 3600 * SECOND), ("recreate", "api", 30 * SECOND), ("freeze", "api", 20 * SECOND)]
-    state = guard.recalled(GuardState(), acted, now_ns)
+    acted = [("recreate", "db", 3600 * SECOND), ("recreate", "api", 7170 * SECOND), ("freeze", "api", 7180 * SECOND)]
+    state = guard.recalled(GuardState(), acted)
     assert state.history.count(("restart", API.number), now_ns) == 1
     assert state.history.count(("restart", DB.number), now_ns) == 0
     assert state.history.count(("actions",), now_ns, guard.MINUTE_NS) == 2
-    assert guard.recalled(GuardState(), [("recreate", "api", 10)], 5).history.times == {}
+    assert guard.recalled(GuardState(), [("recreate", "api", -5)]).history.times == {}
+
+
+@pytest.mark.parametrize(("quiet_s", "streak"), [(5, 1), (60, 1), (61, 2), (0, 2), (7200, 3)])
+def test_a_row_of_recreations_is_counted_by_the_manifest_that_is_armed_first(quiet_s: int, streak: int) -> None:
+    acted = [("recreate", "api", at * SECOND) for at in (100, 100 + 5000, 100 + 5000 + 60)]
+    rules = dataclasses.replace(RULES, healthy_delay_ns=quiet_s * SECOND)
+    state = guard.rows_recalled(GuardState(recreated={7: (9, 9)}), acted, rules)
+    assert state.recreated == {API.number: (streak, 5160 * SECOND)}
+    assert guard.rows_recalled(state, [("kill", "api", 5), ("recreate", "api", -5)], rules).recreated == {}
+
+
+def test_what_the_kernel_isolates_is_held_and_nothing_else() -> None:
+    state = GuardState(
+        leases={
+            ("isolate", "service", 1): 5,
+            ("freeze", "service", 1): 6,
+            ("open_circuit", "circuit", "10.0.0.1", 80): 7,
+        }
+    )
+    held = guard.isolations_held(state, {2: 9}).leases
+    assert held == {
+        ("freeze", "service", 1): 6, ("open_circuit", "circuit", "10.0.0.1", 80): 7, ("isolate", "service", 2): 9,
+    }  # fmt: skip

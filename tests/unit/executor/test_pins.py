@@ -14,7 +14,8 @@ from pointcall_executor.pins import Pins
 class Breaker:
     """As much of one as is asked here."""
 
-    def pin(self, _folder: Path) -> Any:
+    def pin(self, folder: Path) -> Any:
+        folder.mkdir()
         return SimpleNamespace(identity=SimpleNamespace(as_dict=dict))
 
 

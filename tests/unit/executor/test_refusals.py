@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pointcall_executor import serving
+from pointcall_executor import beginning
 from pointcall_executor.cli.output import EnvironmentRefusal
 from pointcall_executor.config import Config, ConfigError
 from pointcall_executor.kernel.probe import Feature
@@ -41,12 +41,12 @@ def test_a_kernel_that_does_not_grant_a_hook(monkeypatch: pytest.MonkeyPatch) ->
         return Feature(id, present, f"{id}: EPERM", "a test", required)
 
     rows = [feature("a", True, True), feature("b", False, False), feature("c", False, True), feature("d", False, True)]
-    monkeypatch.setattr(serving, "probe", lambda: rows)
+    monkeypatch.setattr(beginning, "probe_required", lambda: [row for row in rows if row.required])
     with pytest.raises(EnvironmentRefusal) as refused:
-        serving.check_kernel()
+        beginning.check_kernel()
     assert (refused.value.id, refused.value.want, refused.value.got) == ("kernel.missing", "c, d", "c: EPERM")
-    monkeypatch.setattr(serving, "probe", lambda: rows[:2])
-    serving.check_kernel()
+    monkeypatch.setattr(beginning, "probe_required", lambda: rows[:1])
+    beginning.check_kernel()
 
 
 def test_hardware_that_is_not_there_is_not_emulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +60,7 @@ def test_hardware_that_is_not_there_is_not_emulated(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(hardware, "open_hardware", lambda platform: real(platform, tmp_path))
     for tee in ("sev-snp", "tdx"):
         with pytest.raises(EnvironmentRefusal) as refused:
-            serving.platform_of(Config(node="n", tee=tee), tmp_path)  # type: ignore[arg-type]
+            beginning.platform_of(Config(node="n", tee=tee), tmp_path)  # type: ignore[arg-type]
         assert (refused.value.id, refused.value.want) == ("tee.absent", tee)
     assert list(tmp_path.iterdir()) == []
 

@@ -1,0 +1,199 @@
+"""The sensors of one manifest on this kernel: what one life leaves to the next, and what is counted to the end."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pointcall_attest.manifest import Sensor
+from pointcall_executor.core.guard import Rules
+from pointcall_executor.kernel.breaker import BreakerSensor
+from pointcall_executor.kernel.cgroup import Cgroup
+from pointcall_executor.kernel.errors import KernelError
+from pointcall_executor.kernel.isolation import pinned_isolations
+from pointcall_executor.kernel.sensor import COUNTERS
+from pointcall_executor.pins import Pins
+from pointcall_executor.sensors import KernelSensors
+from pointcall_runbook.vocabulary import Address
+from tests.kernel.lab import BLOCKED, OK, connect, listen, need_blob
+
+pytestmark = pytest.mark.kernel
+PORT = 30901
+HERE = Address.parse("127.0.0.1")
+CONSTANTS = {"threshold": 3, "cooldown_us": 60_000_000, "window_us": 60_000_000, "stuck_ms": 0}
+
+
+def soon(seconds: float) -> int:
+    return time.clock_gettime_ns(time.CLOCK_MONOTONIC) + int(seconds * 1e9)
+
+
+class Life:
+    """One life of an executor after another: sensors that are made, kept, and left or taken out."""
+
+    def __init__(self, folder: Path, gate: Path) -> None:
+        self.pins, self.gate = Pins(folder, Path("/sys/fs/bpf")), gate
+        self.kept: KernelSensors | None = None
+        self.made: list[KernelSensors] = []
+
+    def sensors(self, *names: str, **constants: int) -> KernelSensors:
+        params = {"breaker": CONSTANTS | constants}
+        sensors = [Sensor(name=n, blob=f"{n}.blob", params=params.get(n, {})) for n in names]
+        place = SimpleNamespace(address="127.0.0.1", port=PORT, protocol="tcp")
+        services = [SimpleNamespace(name="api", digest="", listen=[place])]
+        files = {f"{n}.blob": need_blob(n).encode() for n in names}
+        admitted: Any = SimpleNamespace(manifest=SimpleNamespace(sensors=sensors, services=services), files=files)
+        made = KernelSensors(admitted, Rules(), self.gate, self.pins, succeed=self._succeed)
+        self.made.append(made)
+        return made
+
+    def _succeed(self, kept: KernelSensors | None) -> KernelSensors | None:
+        before, self.kept = self.kept, kept
+        return before
+
+
+@pytest.fixture
+def life(tmp_path: Path, network: None, group: Cgroup) -> Iterator[Life]:
+    if not os.path.ismount("/sys/fs/bpf"):
+        pytest.skip("no bpf file system at /sys/fs/bpf")
+    life = Life(tmp_path, group.path)
+    yield life
+    for made in life.made:
+        made.leave()
+    life.pins.drop()
+
+
+def breaker_of(sensors: KernelSensors) -> BreakerSensor:
+    assert sensors.breaker is not None
+    return sensors.breaker
+
+
+def lose(sensors: KernelSensors, count: int) -> None:
+    """As if the ring had been full so often."""
+    breaker_of(sensors)._maps["counters"].set(bytes(4), COUNTERS.pack(count, count))
+
+
+def test_what_is_lost_before_the_links_are_off_can_be_counted_after(life: Life) -> None:
+    sensors = life.sensors("breaker")
+    sensors.keep()
+    sensors.force(HERE, PORT, soon(60))
+    assert sensors.lost() == {"breaker": 0}
+    lose(sensors, 9)
+    with listen(PORT):
+        assert connect(PORT) == BLOCKED
+        sensors.stop(leave=False)
+        assert connect(PORT) == OK  # it sees and refuses nothing any more, so nothing more can be lost
+    assert sensors.lost() == {"breaker": 9}
+    assert life.pins.lost == 0  # there is no pinned breaker that this could be of
+    sensors.leave()
+    assert sensors.lost() == {}
+    assert not life.pins.found()
+
+
+def test_what_stays_pinned_is_counted_by_the_next_from_where_the_last_one_looked(life: Life) -> None:
+    first = life.sensors("breaker")
+    first.keep()
+    lose(first, 5)
+    first.stop(leave=True)
+    assert first.lost() == {"breaker": 5}
+    lose(first, 7)  # it goes on, and nobody looks
+    first.leave()
+    second = life.sensors("breaker")
+    life.kept = None
+    second.keep()
+    assert second.lost() == {"breaker": 2}
+
+
+def test_a_new_breaker_does_not_inherit_what_the_old_one_lost(life: Life) -> None:
+    first = life.sensors("breaker")
+    first.keep()
+    lose(first, 5)
+    second = life.sensors("breaker", threshold=4)  # other constants: other programs
+    second.keep()
+    first.stop(leave=True)
+    assert first.lost() == {"breaker": 5}
+    first.leave()
+    assert life.pins.lost == 0
+    assert second.lost() == {"breaker": 0}
+    lose(second, 3)
+    second.leave()
+    life.kept = None
+    third = life.sensors("breaker", threshold=4)
+    third.keep()
+    assert third.lost() == {"breaker": 3}
+
+
+def test_what_cannot_be_pinned_changes_nothing(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = life.sensors("breaker")
+    first.keep()
+    first.force(HERE, PORT, soon(60))
+
+    def refuse(*_: object) -> None:
+        raise KernelError("the sensor could not be pinned", id="kernel.pin")
+
+    second = life.sensors("breaker", threshold=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(BreakerSensor, "pin", refuse)
+        with pytest.raises(KernelError):
+            second.keep()
+    second.detach()
+    assert life.kept is first
+    assert life.pins.found()
+    third = life.sensors("breaker", threshold=5)
+    third.keep()
+    first.stop(leave=True)
+    first.leave()
+    with listen(PORT):
+        assert connect(PORT) == BLOCKED  # the lease went from the first to the third
+        third.detach()
+        assert connect(PORT) == OK
+    assert not life.pins.found()
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_an_isolation_that_an_earlier_executor_left_is_known_and_can_end(
+    life: Life, group: Cgroup, declared: bool
+) -> None:
+    first = life.sensors("breaker", "isolate")
+    first.keep()
+    until_ns = soon(60)
+    first.isolate(group.id, until_ns)
+    first.stop(leave=True)
+    first.leave()
+    life.kept = None
+    with listen(PORT):
+        assert connect(PORT) == BLOCKED
+        second = life.sensors("breaker", *(["isolate"] if declared else []))
+        assert second.isolations() == {group.id: until_ns}
+        second.keep()
+        assert second.isolations() == {group.id: until_ns}
+        assert connect(PORT) == BLOCKED
+        if declared:
+            second.isolate(group.id, soon(1))  # a longer one stays
+            assert second.isolated_until(group.id) == until_ns
+            second.end_isolation(group.id)
+            assert connect(PORT) == OK
+            assert pinned_isolations(life.pins.isolations) == {}
+        second.detach()
+        assert connect(PORT) == OK
+
+
+def test_pins_without_a_session_can_be_taken_out(life: Life) -> None:
+    first = life.sensors("breaker")
+    first.keep()
+    first.force(HERE, PORT, soon(60))
+    first.leave()
+    with listen(PORT):
+        assert connect(PORT) == BLOCKED
+        assert life.pins.found()
+        life.pins.drop()
+        deadline = time.monotonic() + 5  # the kernel lets go of what nobody holds a moment later
+        while connect(PORT) != OK:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert not life.pins.found()
