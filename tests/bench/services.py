@@ -15,6 +15,7 @@ import contextlib
 import functools
 import hashlib
 import importlib.util
+import multiprocessing
 import os
 import shutil
 import signal
@@ -24,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +191,30 @@ def pointcall(
             executor.close(stop_services=True)
 
 
+def _serve(channel: Connection, folder: Path, program: Path, ports: Sequence[int], memory_bytes: int | None) -> None:
+    with pointcall(folder, program, ports, memory_bytes):
+        channel.send("ready")
+        channel.recv()
+
+
+@contextlib.contextmanager
+def apart(folder: Path, program: Path, ports: Sequence[int], memory_bytes: int | None) -> Iterator[None]:
+    """The same in a process of its own, as every other one here is."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, folder, program, ports, memory_bytes))
+    process.start()
+    try:
+        if not ours.poll(WAIT_SECONDS * 3):
+            raise TimeoutError("the executor does not start")
+        ours.recv()
+        yield
+    finally:
+        with contextlib.suppress(BrokenPipeError):
+            ours.send("end")
+        process.join()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=40)
@@ -201,8 +227,8 @@ def main() -> None:
         limit = 64 << 20
         makers: dict[str, Callable[[Path, Path, Sequence[int]], contextlib.AbstractContextManager[None]]] = {
             "floor": floor,
-            "pointcall": functools.partial(pointcall, memory_bytes=None),
-            "pointcall_memory_limit": functools.partial(pointcall, memory_bytes=limit),
+            "pointcall": functools.partial(apart, memory_bytes=None),
+            "pointcall_memory_limit": functools.partial(apart, memory_bytes=limit),
         }
         if importlib.util.find_spec("supervisor"):
             makers["supervisord"] = supervisord
