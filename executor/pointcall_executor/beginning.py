@@ -1,9 +1,10 @@
 """What `pointcall run` does first: it looks at the node, starts the spawner and gives up its privileges.
 
 Nothing is imported here that this does not need. The rest of the executor is imported afterwards, by a process that may
-do less, while the child that will verify the manifest's signatures gets ready beside it. The order matters: the spawner
-is started first and keeps its privileges (docs/adr/0015); then this process gives up its own, before it has a thread;
-what it starts after that is as confined as itself.
+do less, while the child that will verify the manifest's signatures gets ready beside it.
+
+The order matters: the spawner is started first and keeps its privileges (docs/adr/0015); then this process gives up its
+own, before it has a thread; what it starts after that is as confined as itself.
 """
 
 from __future__ import annotations

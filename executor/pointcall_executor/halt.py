@@ -35,13 +35,17 @@ class Halt:
 def halted(state: Path) -> Halt | None:
     """The halt that is in force. A file that cannot be read holds the node still as well."""
     try:
-        fd = os.open(state / FILE, os.O_RDONLY | os.O_CLOEXEC)  # asked before each action: mostly there is none
-        with os.fdopen(fd, "rb") as file:
-            raw = file.read(MAX_BYTES)
+        fd = os.open(f"{state}/{FILE}", os.O_RDONLY | os.O_NONBLOCK)  # asked four times a second: nothing that is dear
     except FileNotFoundError:
         return None
     except OSError as error:
         return Halt(f"{FILE} cannot be read: {error}", "")
+    try:
+        raw = os.read(fd, MAX_BYTES)
+    except OSError as error:
+        return Halt(f"{FILE} cannot be read: {error}", "")
+    finally:
+        os.close(fd)
     try:
         body = json.loads(raw)
         return Halt(str(body["reason"]), str(body["since"]))

@@ -103,6 +103,7 @@ class Journal(JournalReader):
         self._log = tree  # what is durable
         self._leaves: list[bytes] = []  # what the open transaction adds
         self._checkpointed_s = float("-inf")
+        self._noted: tuple[int, bytes | None] = (-1, None)  # the last checkpoint that is durable, and what it covers
         self._failure: BaseException | None = None
         self._closed = False
         self._queueing = threading.Lock()  # nothing is queued after the close
@@ -192,7 +193,10 @@ class Journal(JournalReader):
         At most one a second by `now_s` (any monotonic clock) unless `force`: within it, and where nothing was added,
         the last one is returned. Never signs a smaller tree, nor one that the last one is not a prefix of.
         """
-        note: bytes | None = self._do(lambda: self._checkpoint(sign, now_s, force=force))
+        self.require()
+        size, note = self._noted
+        if size != self._log.size:  # an idle log costs no transaction
+            size, note = self._noted = self._do(lambda: self._checkpoint(sign, now_s, force=force))
         return note
 
     def keep_cosigned(self, note: Checkpoint, witnesses: Sequence[str]) -> None:
@@ -387,16 +391,16 @@ class Journal(JournalReader):
         self._writer.execute("update meta set value = ? where key = 'minimum'", (str(minimum),))
         return self._insert(*row)
 
-    def _checkpoint(self, sign: SignCheckpoint, now_s: float, *, force: bool) -> bytes | None:
+    def _checkpoint(self, sign: SignCheckpoint, now_s: float, *, force: bool) -> tuple[int, bytes | None]:
         size, root, note = self._last_checkpoint()
         if self._log.size == size or (not force and now_s - self._checkpointed_s < CHECKPOINT_INTERVAL_S):
-            return note
+            return size, note
         if self._log.size < size or self._log.root(size) != root:
             raise damaged("the log", want=f"the {size} entries that were signed", got=f"{self._log.size} entries")
         note = sign(self._origin(), self._log.size, self._log.root())
         self._keep_checkpoint(Checkpoint.parse(note), size)
         self._checkpointed_s = now_s
-        return note
+        return self._log.size, note
 
     def _last_checkpoint(self) -> tuple[int, bytes, bytes | None]:
         row = self._writer.execute("select size, root, note from checkpoint order by size desc limit 1").fetchone()

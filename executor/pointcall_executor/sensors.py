@@ -47,6 +47,8 @@ from pointcall_executor.services.managed import ServiceError
 from pointcall_runbook.vocabulary import Address, Network, Resource
 
 TCP: Final = 6
+CALM_SECONDS: Final = 1.0  # between two looks at the circuits while none is open
+CALM_STUCK_NS: Final = 10_000_000_000  # only where stuck means open for so long: a second is little beside it
 
 
 class KernelSensors:
@@ -180,7 +182,7 @@ class KernelSensors:
     def _look(self, timeout_s: float) -> list[bytes]:
         """On the lookout's thread."""
         assert self._pressure is not None
-        fired = self._pressure.wait(timeout_s)
+        fired = self._pressure.wait(CALM_SECONDS if self._calm() else timeout_s)
         now_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         found: list[KernelEvent] = [
             PressureEvent(Kind.PRESSURE, now_ns, p.cgroup, p.resource, p.stalled_ns, p.window_ns) for p in fired
@@ -191,6 +193,11 @@ class KernelSensors:
             self._stuck, stuck = look(self._stuck, circuits, now_ns, self._stuck_ns)
             found += stuck
         return [encode(event) for event in found]
+
+    def _calm(self) -> bool:
+        """Nothing is open, so nothing can be stuck soon: the kernel keeps when a circuit opens."""
+        assert self._pressure is not None
+        return not self._stuck and self._stuck_ns >= CALM_STUCK_NS and not self._pressure.measures
 
     # ---- what the loop asks for ------------------------------------------------------------------------------------
 

@@ -104,7 +104,8 @@ class Shipping:
 
     def round(self, reader: JournalReader, now_s: float) -> None:
         """Whatever is due now. JournalError if the journal has stopped."""
-        settings, head = self._settings(), reader.head()
+        settings = self._settings()
+        head = reader.head() if any(getattr(settings, name) for name in _DESTINATIONS) else None
         self._turn("witnesses", settings, head, now_s, lambda note: self._witness(settings.witnesses, note))
         self._turn("mirror", settings, head, now_s, lambda _: self._mirror(settings.mirror, reader))
         if now_s >= self._erase_due_s:

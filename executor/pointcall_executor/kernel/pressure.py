@@ -99,6 +99,11 @@ class PressureWatch:
         self._epoll.register(self._stop, select.EPOLLIN)
         self._triggers: dict[int, PressureTrigger] = {}  # by descriptor
 
+    @property
+    def measures(self) -> bool:
+        """Whether a trigger is wanted at all: without one there is nothing to sample."""
+        return bool(self._stalls)
+
     def watch(self, cgroup_id: int) -> None:
         """Set the triggers. KernelError where the cgroup is gone or the kernel refuses."""
         if not self._stalls:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from pointcall_executor import cli
-from pointcall_executor.halt import halted
+from pointcall_executor.halt import FILE, halted
 from pointcall_executor.pins import Pins
 
 
@@ -20,3 +21,21 @@ def test_a_relative_state_folder_has_the_pins_of_the_absolute_one(
     assert cli.main(["halt", "--state-dir", "state", "--reason", "stop"]) == 0
     assert dropped == [Pins(tmp_path / "state").folder]
     assert halted(tmp_path / "state") is not None
+
+
+def test_whatever_lies_there_holds_the_node_still_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    assert halted(tmp_path) is None
+    path = tmp_path / FILE
+    path.mkdir()
+    assert "cannot be read" in halted(tmp_path).reason  # type: ignore[union-attr]
+    path.rmdir()
+    os.mkfifo(path)
+    assert "cannot be understood" in halted(tmp_path).reason  # type: ignore[union-attr]
+    path.unlink()
+    path.symlink_to(path)
+    assert "cannot be read" in halted(tmp_path).reason  # type: ignore[union-attr]
+    path.unlink()
+    path.write_text("")
+    assert "cannot be understood" in halted(tmp_path).reason  # type: ignore[union-attr]
+    path.unlink()
+    assert halted(tmp_path) is None

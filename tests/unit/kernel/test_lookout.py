@@ -6,10 +6,13 @@ import os
 import select
 import threading
 import time
+from typing import Any
 
 import pytest
 
-from pointcall_executor.kernel.lookout import Lookout
+from pointcall_executor.kernel.lookout import PERIOD_SECONDS, Lookout
+from pointcall_executor.kernel.pressure import Pressure
+from pointcall_executor.sensors import CALM_SECONDS, KernelSensors
 
 
 class Look:
@@ -74,3 +77,34 @@ def test_it_ends_at_once_and_leaves_no_descriptor() -> None:
 def test_one_that_never_started_can_be_closed() -> None:
     look = Look()
     Lookout(look, look.interrupt).close()
+
+
+class Waited:
+    """A pressure watch that only notes how long it should wait."""
+
+    def __init__(self, *, measures: bool) -> None:
+        self.measures, self.seconds = measures, list[float]()
+
+    def wait(self, seconds: float) -> list[Pressure]:
+        self.seconds.append(seconds)
+        return []
+
+
+@pytest.mark.parametrize(
+    ("known", "stuck_ns", "measures", "calm"),
+    [
+        ({}, 60_000_000_000, False, True),
+        ({"a circuit": "open"}, 60_000_000_000, False, False),
+        ({}, 500_000_000, False, False),
+        ({}, 0, True, False),
+        ({}, 60_000_000_000, True, False),
+    ],
+)
+def test_circuits_are_looked_at_rarely_only_while_none_is_open(
+    known: Any, stuck_ns: int, measures: bool, calm: bool
+) -> None:
+    sensors, waited = KernelSensors.__new__(KernelSensors), Waited(measures=measures)
+    sensors._pressure, sensors._stuck, sensors._stuck_ns = waited, known, stuck_ns  # type: ignore[assignment]
+    sensors._objects = {}
+    assert sensors._look(PERIOD_SECONDS) == []
+    assert waited.seconds == [CALM_SECONDS if calm else PERIOD_SECONDS]

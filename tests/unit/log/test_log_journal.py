@@ -195,6 +195,21 @@ def test_checkpoints_grow_at_most_once_a_second(node: world.Node) -> None:
     assert Checkpoint.parse(forced).size == 7
 
 
+def test_a_checkpoint_of_an_idle_log_costs_no_transaction(node: world.Node) -> None:
+    journal, keys = node.journal, node.keys
+    first = journal.checkpoint(keys.sign_checkpoint, 10.0)
+    statements: list[str] = []
+    journal._writer.set_trace_callback(statements.append)
+    assert journal.checkpoint(keys.sign_checkpoint, 20.0) == first
+    assert journal.checkpoint(keys.sign_checkpoint, 20.0, force=True) == first
+    assert statements == []
+    node.run()
+    second = journal.checkpoint(keys.sign_checkpoint, 30.0)
+    assert second is not None
+    assert Checkpoint.parse(second).size == journal.size
+    assert statements
+
+
 def test_an_empty_log_has_no_checkpoint(tmp_path: Path) -> None:
     journal = Journal.open(tmp_path / "j.db", origin=ORIGIN)
     assert journal.checkpoint(EpochKeys.generate().sign_checkpoint, 1.0) is None

@@ -19,6 +19,7 @@ SYSTEMD = Path("/lib/systemd/systemd")
 # In the new namespaces: a v2-only view of the cgroups whose root is our own folder, a /run of its own, systemd.
 INSIDE = """
 set -e
+umount -R -l /sys/fs/cgroup
 mount -t tmpfs none /sys/fs/cgroup
 mount -t cgroup2 none /sys/fs/cgroup
 mkdir -p /sys/fs/cgroup/init.scope
