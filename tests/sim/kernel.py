@@ -405,6 +405,7 @@ class Sensors:
         """Only what stays pinned goes on seeing."""
         self.scheduler.alive()
         if not leave and self._kept:
+            self.lost()
             self.kernel.unpin()
             self._kept = self._notes = False
         if self.lifecycle is not None:
