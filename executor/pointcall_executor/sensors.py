@@ -421,6 +421,7 @@ class KernelSensors:
     def stop(self, *, leave: bool) -> None:
         """Nothing is seen any more, `leave`: but by what is pinned. What was lost can be asked for until they go."""
         if not leave and self._pins is not None and self._kept:
+            self.lost()  # from where these count is noted beside the pins
             self._pins.drop()
             self._kept = self._notes = False
         with self._changing:

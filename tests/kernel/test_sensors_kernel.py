@@ -109,6 +109,19 @@ def test_what_stays_pinned_is_counted_by_the_next_from_where_the_last_one_looked
     assert second.lost() == {"breaker": 2}
 
 
+def test_what_the_last_one_has_counted_is_not_counted_again_by_one_that_ends_at_once(life: Life) -> None:
+    first = life.sensors("breaker")
+    first.keep()
+    lose(first, 5)
+    assert first.lost() == {"breaker": 5}
+    second = life.sensors("breaker")
+    second.keep()
+    first.stop(leave=True)
+    first.leave()
+    second.stop(leave=False)  # before anybody has asked it
+    assert second.lost() == {"breaker": 0}
+
+
 def test_a_new_breaker_does_not_inherit_what_the_old_one_lost(life: Life) -> None:
     first = life.sensors("breaker")
     first.keep()

@@ -189,7 +189,7 @@ class Sensors:
         self.lifecycle: LifecycleRing | None = None
         self.isolations_held: dict[int, int] | None = None
         self._connections = False
-        self._notes = False
+        self._notes = self._served = False
         self._lost_before: int | None = None
         self._taken_up = False
         self.fd = self.kernel.descriptors.open()
@@ -366,6 +366,7 @@ class Sensors:
         before = self._succeed(self)
         if before is not None:
             self._take_over(before)
+        self._served = True
         for ring in self._rings().values():
             ring.armed = True
         if self._pin:
@@ -404,6 +405,7 @@ class Sensors:
         """Only what stays pinned goes on seeing."""
         self.scheduler.alive()
         if not leave and self._kept:
+            self.lost()
             self.kernel.unpin()
             self._kept = self._notes = False
         if self.lifecycle is not None:
@@ -421,7 +423,8 @@ class Sensors:
         self.isolations_held = None
         if self.breaker is not None:
             self.breaker.holders.discard(self.fd)
-            self.breaker.ring.left = self.breaker.ring.lost
+            if self._served:  # else whoever has it pinned still counts from where it looked last
+                self.breaker.ring.left = self.breaker.ring.lost
             self.kernel.forget(self.breaker)
         if self.lifecycle is not None:
             self.lifecycle.holders.discard(self.fd)

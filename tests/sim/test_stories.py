@@ -11,10 +11,13 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from pointcall_executor import daemon
 from pointcall_executor.core import guard
 from pointcall_executor.core.event import CircuitEvent, Destination, Kind, encode
 from pointcall_executor.core.guard import GuardState, Request, Rules
+from pointcall_executor.kernel.errors import KernelError
 from pointcall_runbook.errors import PointcallError
 from pointcall_runbook.vocabulary import Address, Recreate, Service
 from tests.sim import runbooks, services
@@ -193,6 +196,54 @@ def test_what_was_lost_just_before_a_disarming_is_counted() -> None:
         story.sleep(SECOND),
         story.close,
     )
+
+
+def test_what_is_lost_while_a_sensor_is_taken_off_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    story, real = Story(), daemon.Executor._count_lost
+    lost: list[int] = []
+
+    def count(self: daemon.Executor, sensors: Any) -> None:
+        real(self, sensors)
+        if lost:
+            story.die(10)(self)  # just after the last look, if anybody still sees it
+
+    def disarm(executor: daemon.Executor) -> None:
+        lost.append(10)
+        executor.disarm("enough")
+        lost.clear()
+
+    monkeypatch.setattr(daemon.Executor, "_count_lost", count)
+    story.play(story.sleep(SECOND), disarm, story.sleep(SECOND), story.close)
+
+
+def test_a_takeover_that_cannot_pin_leaves_what_is_armed_in_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    story = Story(pin=True)
+    refused, taken = story.spec(2), story.spec(3)
+    here = Address.parse("10.0.0.1")
+    until: list[int] = []
+
+    def cannot_pin(executor: daemon.Executor) -> None:
+        executor.trip(here, 80, MINUTE, "by hand")
+        with monkeypatch.context() as patch:
+            patch.setattr(story.machine, "no_pins", lambda: True)
+            patch.setattr(story.machine, "other_constants", lambda: True)
+            with pytest.raises(KernelError):
+                executor.arm(bundle(refused))
+
+    def look(executor: daemon.Executor) -> None:
+        assert executor.session is not None
+        until.append(executor.session.sensors.forced_until(here, 80))
+
+    def arm(executor: daemon.Executor) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(story.machine, "other_constants", lambda: True)
+            executor.arm(bundle(taken))
+
+    story.play(cannot_pin, look, arm, look, story.sleep(SECOND))
+    assert until[0] == until[1] > 0
+    assert story.machine.executor is not None
+    assert story.machine.executor.admitted is not None
+    assert story.machine.executor.admitted.manifest.sequence == 3
 
 
 def test_what_a_pinned_breaker_lost_is_counted_once() -> None:

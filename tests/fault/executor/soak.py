@@ -197,7 +197,10 @@ class Soak:
         with contextlib.closing(JournalReader.open(self.state / "journal.db")) as journal:
             before = journal.size
         begin = time.monotonic()
-        os.kill(pid, signal.SIGKILL)
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:  # the executor was quicker: it is being recreated
+            return
         self.counts["kills"] += 1
         while (took_s := time.monotonic() - begin) < RECOVERED_S + HEALTHY_S:
             time.sleep(0.02)
@@ -283,7 +286,8 @@ class Soak:
     def kill_service_quietly(self) -> None:
         pid = self.service_pid()
         if pid:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def _again(self, running: Running) -> Running:
         if not any("journal" in line or "storage" in line for line in running.said):
