@@ -77,8 +77,8 @@ def install(cut: Cut) -> None:
     cut.around(Executor, "_disarm", "disarm")
     cut.around(Runner, "decide", "decide")
     for sensors in (KernelSensors, RecordedSensors):
-        cut.around(sensors, "keep", "keep")
-        cut.around(sensors, "detach", "detach")
+        for name in ("keep", "stop", "leave"):
+            cut.around(sensors, name, name)
     for services in (DeclaredServices, RecordedServices):
         for name in ("destroy", "start"):
             _told(cut, services, name, f"service-{name}")

@@ -17,7 +17,7 @@ from tests.fault.executor.setting import Teller, copy, why
 STEPS = (
     *("log-roll", "commit", "log-reconcile", "decide", "record-intent", "service-start", "record-outcome", "keep"),
     *("sequence", "record-config", "switch", "event", "act-open_circuit", "act-notify", "submit-outcome"),
-    *("act-recreate", "service-destroy", "log-receipt", "detach", "disarm", "log-close"),
+    *("act-recreate", "service-destroy", "log-receipt", "stop", "leave", "disarm", "log-close"),
 )
 LABELS = (*(f"{step}.{side}#1" for step in STEPS for side in ("before", "after")), "told.before#1")
 LATER = ("record-intent.after#2", "record-intent.after#3", "service-start.before#2", "service-start.after#2")

@@ -32,7 +32,14 @@ LABELS = (
     *("service-start.before#1", "service-start.after#1", "keep.after#1", "switch.after#1", "event.before#1"),
     *("act-open_circuit.before#1", "act-open_circuit.after#1", "record-intent.after#2", "record-intent.after#3"),
     *("act-recreate.before#1", "service-destroy.after#1", "service-start.before#2", "service-start.after#2"),
-    *("act-recreate.after#1", "log-receipt.before#1", "log-receipt.after#2", "detach.before#1", "detach.after#1"),
+    *(
+        "act-recreate.after#1",
+        "log-receipt.before#1",
+        "log-receipt.after#2",
+        "stop.before#1",
+        "leave.before#1",
+        "leave.after#1",
+    ),
 )
 
 
