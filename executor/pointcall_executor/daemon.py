@@ -510,6 +510,7 @@ class Executor:
         self.state = self.state._replace(armed=session.armed, memory=memory, guard=held._replace(approvals={}))
         self._acted = None
         self._session, self._stopped, self._lost = session, None, {}
+        self._count_lost(session.sensors)  # from here on these count: before others take over from them in turn
         self._waiting.forget_asked()
         if old is None:
             self._found_in_kernel(session)
@@ -1017,9 +1018,11 @@ class Executor:
                 run = self._runs[id]
                 act = run.acts[index]
                 act.action, act.target, act.outcome = action, self._target(run.session, action), Outcome.MONITORED
+                act.over = True
             case Refuse(id, index, action, refusal):
                 run = self._runs[id]
                 self._refuse(run, run.acts[index], action, refusal)
+                run.acts[index].over = True
             case _:
                 assert_never(effect)
 
@@ -1147,7 +1150,7 @@ class Executor:
     def _built_in(self, run: Run, act: Act, action: Remember | Again) -> None:
         """The core's own actions: `remember` is done by the step itself, `again` is a timer here."""
         act.started_ns = act.ended_ns = time.monotonic_ns()
-        act.outcome = Outcome.APPLIED
+        act.outcome, act.over = Outcome.APPLIED, True
         if isinstance(action, Again):
             if len(self._timers) >= TIMERS_MAX:
                 act.outcome, act.detail = Outcome.FAILED, {"error": f"more than {TIMERS_MAX} timers"}
@@ -1228,6 +1231,7 @@ class Executor:
             self.state = self.state._replace(guard=held)
             if act.outcome not in (Outcome.APPLIED, Outcome.REFUSED):
                 self._escalate(run, act)
+        act.over = True
         self._advance(Ended(run.id, run.runbook, run.subject, act.action, act.outcome, now_ns), "action", now_ns)
         self._maybe_finish(run)
 

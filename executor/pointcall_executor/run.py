@@ -85,6 +85,7 @@ class Act:
     started_ns: int | None = None
     applied_ns: int | None = None  # it is in force; whether its post-condition holds is looked at next
     ended_ns: int | None = None
+    over: bool = False  # the loop knows its outcome, and has done what follows from it
 
 
 @dataclass(slots=True)
@@ -119,12 +120,13 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return all(act.outcome is not None for act in self.acts)
+        """Whether all its actions are over. An action that ends on another thread has an outcome a little earlier."""
+        return all(act.over for act in self.acts)
 
     def receipt(self) -> Receipt:
         """The receipt of the finished run."""
         epoch = self.epoch
-        assert self.finished, f"run {self.id} has actions in flight"
+        assert all(act.outcome is not None for act in self.acts), f"run {self.id} has actions in flight"
         name = type(self.event).__name__
         return Receipt(
             run=RunPart(id=self.id, node=epoch.node, epoch=epoch.key, number=self.number, mode=self.runbook.mode),

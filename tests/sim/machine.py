@@ -325,9 +325,12 @@ class Machine:
         return not self.calm and self.chance.random() < 0.02
 
     def held_services(self) -> set[int]:
-        """Services that are frozen or isolated now."""
+        """Services that are frozen or isolated now. Of one that another manifest replaced, the new instance counts: the
+        old one goes as soon as that manifest is armed."""
         now, kernel = self.scheduler.now, self.kernel
-        return {h.number for c, h in self.services.items() if h.frozen_until_ns > now or kernel.isolated(c)}
+        newest = {held.number: cgroup for cgroup, held in sorted(self.services.items())}
+        found = ((cgroup, self.services[cgroup]) for cgroup in newest.values())
+        return {held.number for cgroup, held in found if held.frozen_until_ns > now or kernel.isolated(cgroup)}
 
     def dies(self, held: servers.Running, cgroup: int) -> None:
         """The main process of a service gets a signal that ends it."""

@@ -254,6 +254,24 @@ def test_what_a_pinned_breaker_lost_is_counted_once() -> None:
     )
 
 
+def test_two_takeovers_in_a_row_count_what_was_lost_before_them_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    story = Story(pin=True)
+    second, third = story.spec(2), story.spec(3)
+
+    def look_no_more(_executor: daemon.Executor) -> None:
+        monkeypatch.setattr(daemon, "TICK_SECONDS", 3600.0)
+
+    def twice(executor: daemon.Executor) -> None:
+        executor.arm(bundle(second))
+        with monkeypatch.context() as patch:
+            patch.setattr(story.machine, "other_constants", lambda: True)
+            executor.arm(bundle(third))
+        monkeypatch.undo()
+
+    look = story.sleep(SECOND)
+    story.play(story.opened(10), look, look_no_more, look, twice, look)
+
+
 def test_a_service_that_never_recovers_is_left_alone_for_ten_minutes_in_the_end() -> None:
     grant = guard.Grant(frozenset({"recreate"}), frozenset({1}))
     limits, rules, state, now = guard.Limits(600, 100), Rules(), GuardState(), 10**15
