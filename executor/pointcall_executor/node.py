@@ -114,6 +114,8 @@ class KernelNode:
             self._forgotten = True
 
     def unpin(self) -> bool:
+        if self._forgotten:  # at the beginning, with the privileges of that moment
+            return False
         found = self._pins.found()
         self._pins.drop()
         return found

@@ -367,10 +367,10 @@ def test_a_failed_journal_stops_the_executor_and_detaches(watched: Watched, monk
     sensors = watched.node.current_sensors
     assert sensors is not None
 
-    def broken(_leaf: bytes) -> Future[int]:
+    def broken(_leaf: bytes, _opening: object = None) -> Future[int]:
         raise sqlite3.OperationalError("disk I/O error")
 
-    monkeypatch.setattr(watched.executor.journal, "submit", broken)
+    monkeypatch.setattr(watched.executor.journal, "enqueue", broken)
     sensors.happen(opened())
     deadline = time.monotonic() + 5
     while watched.executor.failure is None:

@@ -223,7 +223,7 @@ def test_without_its_privileges_it_arms_opens_circuits_and_recreates(
         ask(open_lab, "disarm", "--reason", "enough")
         assert pointcall("status", "--ready", "--state-dir", str(open_lab.state)).returncode == Exit.REFUSED
         run.process.send_signal(signal.SIGTERM)
-        assert run.process.wait(timeout=20) == Exit.OK
+        assert run.process.wait(timeout=20) == Exit.OK, (open_lab.state / "run.err").read_text()
     with contextlib.closing(JournalReader.open(open_lab.state / "journal.db")) as journal:
         assert journal.entries()[-1].kind == "epoch-close"
     if user:
