@@ -58,8 +58,7 @@ class DeclaredChannels:
     def send(self, number: int, level: Level, code: int) -> str:
         """Tell the channel; its name. ChannelError says why that failed.
 
-        An answer takes `SEND_SECONDS` at the most once there is a connection, however slowly it comes; looking up a
-        name and connecting to each of its addresses come before that.
+        All of it takes `SEND_SECONDS` at the most: name, connection, request and answer, however slowly they come.
         """
         found = self._channel(number)
         if found.kind == "log":
@@ -68,7 +67,7 @@ class DeclaredChannels:
         message = {"node": self._node, "channel": found.name, "level": level.name.lower(), "code": code}
         try:
             (_to_socket if found.kind == "unix" else _to_web)(found.address, json.dumps(message).encode())
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except (OSError, http.client.HTTPException, ValueError, RuntimeError) as error:  # the last: no thread left
             raise ChannelError(
                 f"channel {found.name} could not be told", id="channel.unreachable",
                 want=f"{found.kind} {found.address}", got=str(error) or type(error).__name__,

@@ -204,7 +204,7 @@ class Executor:
         self._paused_until_ns = 0
         self._acted: list[tuple[str, str, int]] | None = None  # until arming, what was done before: _times
         sys.setswitchinterval(SWITCH_SECONDS)
-        self._open_epoch(self._attest(None, self.trust), self.trust, None, (), "boot")
+        self._open_epoch(self._attest(None, self.trust, datetime.now(UTC)), self.trust, None, (), "boot")
         self._take_up()
         self._thread = threading.Thread(target=self._loop, name="core", daemon=True)
         self._thread.start()
@@ -257,9 +257,20 @@ class Executor:
         session = self._session
         return session.admitted if session else None
 
-    def _attest(self, admitted: Candidate | Admitted | None, trust: Trust) -> Attested:
+    def _judged_at(self) -> datetime:
+        """When what is armed is judged again: now, but no earlier than what has passed since it was admitted.
+
+        A clock that is set back revives nothing that has expired, and undoes nothing that was admitted.
+        """
+        now, session = datetime.now(UTC), self._session
+        if session is None:
+            return now
+        passed = timedelta(microseconds=(time.monotonic_ns() - session.admitted_ns) // 1000)
+        return max(now, session.admitted_at + passed)
+
+    def _attest(self, admitted: Candidate | Admitted | None, trust: Trust, at: datetime) -> Attested:
         manifest = admitted.manifest if admitted else None
-        return attest(self._platform, trust, manifest, nonce=os.urandom(32), at=datetime.now(UTC))
+        return attest(self._platform, trust, manifest, nonce=os.urandom(32), at=at)
 
     def _open_epoch(
         self, attested: Attested, trust: Trust, admitted: Admitted | None, signatures: tuple[bytes, ...], reason: str
@@ -320,12 +331,12 @@ class Executor:
     def _renew(self, reason: str) -> None:
         session = self._session
         if session is None:
-            attested, trust = self._attest(None, self.trust), self.trust
+            attested, trust = self._attest(None, self.trust, datetime.now(UTC)), self.trust
             with self._quiet():
                 self._call(lambda: self._open_epoch(attested, trust, None, (), reason))
             return
         try:
-            admitted, attested = self._admit(session.bundle, self.trust)
+            admitted, attested = self._admit(session.bundle, self.trust, self._judged_at())
         except RefusedError as refusal:
             self._record_refusal(refusal)
             self.disarm("the armed manifest is not admitted any more")
@@ -396,8 +407,8 @@ class Executor:
         for check in refusal.verdict.failed:
             self._recorder.record(_refusal(check.id, "manifest", check.expected, check.observed, check.hint))
 
-    def _admit(self, bundle: Bundle, trust: Trust) -> tuple[Admitted, Attested]:
-        root, at = trust.trusted_root, datetime.now(UTC)
+    def _admit(self, bundle: Bundle, trust: Trust, at: datetime) -> tuple[Admitted, Attested]:
+        root = trust.trusted_root
         self._notices = read_notices(self.state_dir / FOLDER)
         candidate = check_manifest(
             bundle.signatures,
@@ -410,13 +421,14 @@ class Executor:
             executor_version=VERSION,
             notices=verify_notices(self._notices, trusted_root=root, policy=trust.policy, at=at),
         )
-        attested = self._attest(candidate, trust)
+        attested = self._attest(candidate, trust, at)
         return admit(candidate, attested.verdict), attested
 
     def _arm(self, bundle: Bundle) -> Admitted:
         self.require_not_halted()
         generation, trust = self._generation, self.trust
-        admitted, attested = self._admit(bundle, trust)
+        at, at_ns = datetime.now(UTC), time.monotonic_ns()
+        admitted, attested = self._admit(bundle, trust, at)
         armed = armed_of(admitted, trust.policy, self.config.mode)
         runners = {
             b.name: wasm.Runner(admitted.module(b.name), admitted.modules[b.name]) for b in admitted.manifest.runbooks
@@ -432,7 +444,9 @@ class Executor:
             undo.callback(sensors.detach)
             channels = self._node.channels(admitted)
             topology = topology_of(admitted.manifest)
-            session = Session(bundle, trust, admitted, armed, runners, sensors, attached_ns, channels, topology)
+            session = Session(
+                bundle, trust, admitted, at, at_ns, armed, runners, sensors, attached_ns, channels, topology
+            )
             with self._quiet(), contextlib.ExitStack() as put_back:  # nobody decides while services are put back
                 self._start_services(session, put_back)
                 self._call(lambda: self._switch(session, attested, generation))
@@ -761,9 +775,11 @@ class Executor:
             self._telling -= 1
 
         def tell() -> None:
-            with contextlib.suppress(PointcallError, OSError):
-                session.channels.send(number, Level.CRITICAL, code)
-            self._post(told)
+            try:
+                with contextlib.suppress(PointcallError, OSError):
+                    session.channels.send(number, Level.CRITICAL, code)
+            finally:
+                self._post(told)
 
         with contextlib.suppress(RuntimeError):  # the messenger is closed: the executor ends
             self._messenger.submit(tell)
@@ -968,7 +984,7 @@ class Executor:
             self._disarm_by_itself("executor.halted", "not halted", held.reason, "pointcall halt --clear, then arm")
             return
         expires = session.admitted.manifest.predicate.expires
-        if datetime.now(UTC) >= expires:
+        if self._judged_at() >= expires:
             self._disarm_by_itself("manifest.expires", "still valid", instant(expires), "arm a newer manifest")
             return
         if now_ns < self._recheck_due_ns:

@@ -495,9 +495,11 @@ def _lengthen(db: sqlite3.Connection) -> None:
     (cached,) = db.execute("pragma cache_size").fetchone()
     db.execute(f"pragma cache_size = {LENGTHEN_CACHE_PAGES}")  # what does not fit in it goes to the log at once
     try:
-        with suppress(sqlite3.OperationalError):
-            db.execute("savepoint long")
-            db.execute(f"create table long as select zeroblob({WAL_BYTES + 4 * LENGTHEN_CACHE_PAGES * PAGE_BYTES})")
+        db.execute("savepoint long")
+        db.execute(f"create table long as select zeroblob({WAL_BYTES + 4 * LENGTHEN_CACHE_PAGES * PAGE_BYTES})")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+            raise
     finally:
         if db.in_transaction:
             db.execute("rollback")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -55,6 +56,8 @@ class Session:
     bundle: Bundle
     trust: Trust
     admitted: Admitted
+    admitted_at: datetime  # when it was admitted first, and the same moment by CLOCK_MONOTONIC
+    admitted_ns: int
     armed: Armed
     runners: dict[str, Runner]
     sensors: Sensors

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -360,6 +361,32 @@ def test_the_epoch_is_closed_at_the_end_and_everything_is_covered_by_a_checkpoin
         assert (last.kind, last.body["next"]) == ("epoch-close", None)
         assert head is not None
         assert head.size == journal.size
+
+
+def test_a_clock_that_is_set_back_undoes_nothing_that_was_admitted(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shift = [timedelta()]
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            return datetime.now(tz) + shift[0]
+
+    watched.arm()
+    begun = datetime.now(UTC)
+    monkeypatch.setattr(daemon, "datetime", Clock)
+    shift[0] = timedelta(hours=-2)
+    executor = watched.executor
+    executor.roll_epoch()
+    assert executor.admitted is not None
+    assert executor._judged_at() >= begun
+    expires = executor.admitted.manifest.predicate.expires
+    shift[0] = expires - datetime.now(UTC) + timedelta(hours=1)
+    deadline = time.monotonic() + 5
+    while executor.admitted is not None:
+        assert time.monotonic() < deadline, "what has expired stays armed"
+        time.sleep(0.01)
 
 
 def test_a_failed_journal_stops_the_executor_and_detaches(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:

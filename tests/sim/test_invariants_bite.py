@@ -144,7 +144,7 @@ def change_epochs_at_any_time(patch: Patch) -> None:
     def renew(self: Any, reason: str) -> None:
         session = self._session
         if session is not None:
-            admitted, attested = self._admit(session.bundle, self.trust)
+            admitted, attested = self._admit(session.bundle, self.trust, self._judged_at())
             self._call(lambda: self._continue(session, admitted, attested, reason))
 
     patch.setattr(Executor, "_renew", renew)

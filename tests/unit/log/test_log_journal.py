@@ -82,13 +82,28 @@ def test_a_journal_works_where_its_log_cannot_be_lengthened(tmp_path: Path) -> N
         assert reader.tree().size == 3
 
 
+def test_a_disk_that_fails_while_the_log_is_lengthened_is_not_overlooked(tmp_path: Path) -> None:
+    with pytest.raises(StorageError):
+        Journal.open(tmp_path / "journal.db", origin=ORIGIN, connection=Torn)
+
+
 class Short(sqlite3.Connection):
     """There is no room to lengthen its log."""
 
+    code = sqlite3.SQLITE_FULL
+
     def execute(self, sql: str, *args: object) -> sqlite3.Cursor:
         if sql.startswith("create table long"):
-            raise sqlite3.OperationalError("database or disk is full")
+            error = sqlite3.OperationalError("it cannot be written")
+            error.sqlite_errorcode = self.code
+            raise error
         return super().execute(sql, *args)  # type: ignore[arg-type]
+
+
+class Torn(Short):
+    """The disk fails at that moment."""
+
+    code = sqlite3.SQLITE_IOERR
 
 
 def test_a_reader_may_be_shared_between_threads(node: world.Node) -> None:
