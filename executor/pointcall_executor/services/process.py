@@ -42,7 +42,7 @@ from pointcall_executor.services.ready import await_ready, described, unready
 from pointcall_executor.services.record import RunRecord
 from pointcall_executor.services.spawning import Spawner, Unborn, readable
 
-FORGET_AFTER_SECONDS: Final = 0.5
+FORGET_AFTER_SECONDS: Final = 0.5  # until then the record names a process that nobody can adopt
 PREPARE_AFTER_SECONDS: Final = 0.3  # after a start, when whoever waited for it has gone on
 
 
@@ -342,17 +342,11 @@ class Process:
                 self._stop(grace_ns)
                 pidfd, self.pidfd, self.pid = self.pidfd, -1, 0
                 os.close(pidfd)
-                CHORES.later(FORGET_AFTER_SECONDS, self._forget_record)
+                CHORES.later(FORGET_AFTER_SECONDS, functools.partial(records.forget, self.folder, self.cgroup_id))
             if self._groups is not None:
                 groups, self._groups, self.cgroup_id = self._groups, None, 0
                 groups.destroy()
             return time.monotonic_ns() - begin
-
-    def _forget_record(self) -> None:
-        """That of an instance that ended. Until then it names a process that nobody can adopt."""
-        with self._lock:
-            if self.pidfd < 0:
-                records.forget(self.folder)
 
     def _stop(self, grace_ns: int) -> None:
         if grace_ns <= 0 or self._groups is None or not self.running:
