@@ -29,6 +29,7 @@ import socket
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 _SYS_CLONE3: Final = 435  # on every architecture
@@ -193,6 +194,15 @@ def _traced() -> bool:
     return not LIBC.ptrace(ctypes.c_long(_TRACEME), ctypes.c_long(0), ctypes.c_long(0), ctypes.c_long(0))
 
 
+def _signalled(pid: int) -> bool:
+    """Whether a signal waits for a process, or it is gone."""
+    try:
+        with Path(f"/proc/{pid}/status").open("rb") as status:
+            return any(int(row.split()[1], 16) for row in status if row.startswith((b"SigPnd:", b"ShdPnd:")))
+    except OSError:
+        return True
+
+
 @dataclass(slots=True)
 class Held:
     """A process that the kernel holds before the first instruction of its program; it ends with its tracer."""
@@ -203,9 +213,9 @@ class Held:
     report: int
 
     def settle(self) -> None:
-        """`go` is readable: let it go, or end it."""
+        """`go` is readable: let it go, or end it. A signal that came while it was held would meet the service later."""
         try:
-            if os.read(self.go, 1):
+            if os.read(self.go, 1) and not _signalled(self.pid):
                 with contextlib.suppress(OSError):  # somebody killed it meanwhile: no word says so
                     _trace(_DETACH, self.pid)
                     os.write(self.report, HEARD)

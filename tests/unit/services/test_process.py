@@ -449,6 +449,20 @@ def test_an_instance_that_was_killed_while_it_waited_is_not_used(make: Callable[
     assert process.start().pid != waiting
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGSTOP, signal.SIGUSR1])
+def test_a_signal_to_what_is_held_never_meets_the_service(make: Callable[..., Process], number: int) -> None:
+    process = make("import time; time.sleep(600)")
+    process.start()
+    assert CHORES.finish()
+    waiting = process._next.unborn.pid
+    os.kill(waiting, number)
+    assert process.start().pid != waiting
+    wait_for(lambda: state_of(process.pid) == "S")
+    time.sleep(0.1)
+    assert process.running
+    assert not Path(f"/proc/{waiting}").exists()
+
+
 def test_what_waits_has_executed_its_program_and_is_held(make: Callable[..., Process], port: int) -> None:
     process = serving(make, port)
     process.start()
