@@ -238,8 +238,8 @@ class Born:
 
 def unborn(plan: Plan, cgroup: int) -> Born:
     """{"pid"} and [pidfd, go, report] of a process that begins once a byte is written to `go`; `report` then says HEARD
-    and ends, or goes on with {"step", "errno"}. {"step", "errno"} and nothing if it could not be prepared. `cgroup` is
-    the open v2 folder.
+    and ends, or goes on with {"step", "errno"}. With "held": true it is the spawner who lets it begin. {"step",
+    "errno"} and nothing if it could not be prepared. `cgroup` is the open v2 folder.
 
     SIGCHLD must be blocked: nobody else may reap it.
     """
@@ -281,13 +281,15 @@ def _executed(pid: int, pidfd: int, go: int, report: int) -> bytes:
     _, status = os.waitpid(pid, 0)
     told = False
     while os.WIFSTOPPED(status) and status >> 8 != _AT_EXEC:
-        with contextlib.suppress(OSError):  # it was killed
+        try:
             if not told:
                 _trace(_SETOPTIONS, pid, _END_WITH_TRACER | _STOP_AT_EXEC)
                 os.write(go, b"1")
                 told = True
             number = os.WSTOPSIG(status)
             _trace(_CONT, pid, 0 if number == signal.SIGSTOP else number)
+        except OSError:  # it was killed; or else it would stand here for ever
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
     return b"" if os.WIFSTOPPED(status) else os.read(report, _MAX_FAILURE_BYTES).removeprefix(HEARD) or _SILENT
 
@@ -295,4 +297,4 @@ def _executed(pid: int, pidfd: int, go: int, report: int) -> bytes:
 def _held(pid: int, pidfd: int) -> Born:
     report, told = os.pipe2(os.O_CLOEXEC)
     hear, go = os.pipe2(os.O_CLOEXEC)
-    return Born({"pid": pid}, (pidfd, go, report), Held(pid, os.dup(pidfd), hear, told))
+    return Born({"pid": pid, "held": True}, (pidfd, go, report), Held(pid, os.dup(pidfd), hear, told))

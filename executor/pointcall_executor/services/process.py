@@ -142,9 +142,9 @@ class Process:
         waiting = self._take_next(program)
         if waiting is not None and self._execute(waiting, on_cgroup):
             return
-        self.destroy(0)  # what waited was killed
+        self.destroy(0)  # what waited was killed, or does not answer
         if not self._execute(self._prepare(program), on_cgroup):
-            raise ServiceError(f"{self.name} was killed before it began", id="service.spawn", got="no process")
+            raise ServiceError(f"{self.name} did not begin", id="service.spawn", got="no process")
 
     def _execute(self, instance: _Prepared, on_cgroup: OnCgroup) -> bool:
         self._groups, self.cgroup_id = instance.groups, instance.cgroup_id

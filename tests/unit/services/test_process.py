@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ import pytest
 
 from pointcall_attest.declaration import ServiceDeclaration
 from pointcall_executor.kernel.cgroup import find_root
+from pointcall_executor.services import spawning
 from pointcall_executor.services.chores import CHORES
 from pointcall_executor.services.groups import remove_empty
 from pointcall_executor.services.listening import listening
@@ -473,6 +475,50 @@ def test_what_waits_has_executed_its_program_and_is_held(make: Callable[..., Pro
     process.destroy(0)
     assert process.start().pid == waiting
     assert tracer_of(waiting) == 0
+
+
+def test_a_spawner_that_does_not_let_go_what_it_holds_is_replaced(
+    make: Callable[..., Process], port: int, spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = serving(make, port)
+    process.start()
+    assert CHORES.finish()
+    waiting, stopped = process._next.unborn.pid, spawner.pid
+    monkeypatch.setattr(spawning, "ANSWER_SECONDS", 0.3)
+    with stopping(stopped):
+        assert process.start().pid != waiting
+    assert spawner.pid != stopped
+    assert process.healthy() == ""
+    wait_for(lambda: not Path(f"/proc/{waiting}").exists())
+
+
+def test_what_waits_by_itself_and_does_not_answer_costs_no_spawner(
+    make: Callable[..., Process], port: int, spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = serving(make, port)
+    request = process._request()
+    monkeypatch.setattr(process, "_request", lambda: request | {"no_new_privileges": False})
+    process.start()
+    assert CHORES.finish()
+    waiting, before = process._next.unborn.pid, spawner.pid
+    monkeypatch.setattr(spawning, "ANSWER_SECONDS", 0.3)
+    with stopping(waiting):
+        assert process.start().pid != waiting
+    assert spawner.pid == before
+    wait_for(lambda: not Path(f"/proc/{waiting}").exists())
+
+
+@contextlib.contextmanager
+def stopping(pid: int) -> Iterator[None]:
+    """It stands still, and does not for ever if the test fails."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGSTOP)
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGCONT)
+        os.close(pidfd)
 
 
 def test_what_is_held_ends_with_the_spawner(make: Callable[..., Process], port: int, spawner: Spawner) -> None:
