@@ -68,6 +68,8 @@ READY: Final = b"+"  # it waits
 TRACED: Final = b"="  # it waits, and its parent may trace it
 HEARD: Final = b"!"  # it executes now, unless a failure follows
 
+Mapped = tuple[bytes, tuple[tuple[int, int, int] | None, ...]]
+
 # Not CDLL: that would give up the interpreter's lock around the call, and the child has no other thread to return it.
 LIBC: Final = ctypes.PyDLL(None, use_errno=True)
 
@@ -203,6 +205,27 @@ def _signalled(pid: int) -> bool:
         return True
 
 
+def _mapped(pid: int) -> Mapped | None:
+    """What a process has mapped, as text, and what is at the paths of it now. None: that cannot be said, or one of the
+    files was removed."""
+    try:
+        text = Path(f"/proc/{pid}/maps").read_bytes()
+    except OSError:
+        return None
+    if b" (deleted)\n" in text:
+        return None
+    paths = sorted({fields[5] for row in text.splitlines() if len(fields := row.split(None, 5)) == 6})
+    return text, tuple(_identity(path) for path in paths if path.startswith(b"/"))
+
+
+def _identity(path: bytes) -> tuple[int, int, int] | None:
+    try:
+        about = os.stat(path)  # noqa: PTH116 - of bytes, as the kernel has it
+    except OSError:
+        return None
+    return about.st_dev, about.st_ino, about.st_ctime_ns
+
+
 @dataclass(slots=True)
 class Held:
     """A process that the kernel holds before the first instruction of its program; it ends with its tracer."""
@@ -211,11 +234,14 @@ class Held:
     pidfd: int
     go: int  # a byte on it lets the process go; its end ends the process
     report: int
+    mapped: Mapped | None
 
     def settle(self) -> None:
-        """`go` is readable: let it go, or end it. A signal that came while it was held would meet the service later."""
+        """`go` is readable: let it go, or end it. A signal that came while it was held would meet the service later,
+        and the loader that it executes first (the ELF interpreter) may have been replaced since."""
         try:
-            if os.read(self.go, 1) and not _signalled(self.pid):
+            as_it_was = self.mapped is not None and self.mapped == _mapped(self.pid)
+            if os.read(self.go, 1) and as_it_was and not _signalled(self.pid):
                 with contextlib.suppress(OSError):  # somebody killed it meanwhile: no word says so
                     _trace(_DETACH, self.pid)
                     os.write(self.report, HEARD)
@@ -297,4 +323,4 @@ def _executed(pid: int, pidfd: int, go: int, report: int) -> bytes:
 def _held(pid: int, pidfd: int) -> Born:
     report, told = os.pipe2(os.O_CLOEXEC)
     hear, go = os.pipe2(os.O_CLOEXEC)
-    return Born({"pid": pid, "held": True}, (pidfd, go, report), Held(pid, os.dup(pidfd), hear, told))
+    return Born({"pid": pid, "held": True}, (pidfd, go, report), Held(pid, os.dup(pidfd), hear, told, _mapped(pid)))

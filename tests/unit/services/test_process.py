@@ -10,7 +10,9 @@ import pwd
 import shutil
 import signal
 import socket
+import struct
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -519,6 +521,66 @@ def stopping(pid: int) -> Iterator[None]:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, signal.SIGCONT)
         os.close(pidfd)
+
+
+@pytest.fixture
+def loader() -> Iterator[Path]:
+    """A copy of the node's ELF interpreter, at a path that is short enough to be put in the place of the usual one."""
+    with tempfile.TemporaryDirectory(prefix="pc.", dir="/tmp") as folder:
+        path = Path(folder, "ld")
+        shutil.copy(_interpreter(Path("/bin/sleep").read_bytes())[1], path)
+        yield path
+
+
+def _interpreter(elf: bytes) -> tuple[slice, str]:
+    """Where a 64-bit ELF program names its interpreter (elf(5): PT_INTERP), and the name."""
+    (at,), (size, count) = struct.unpack_from("=Q", elf, 32), struct.unpack_from("=HH", elf, 54)
+    heads = [at + n * size for n in range(count)]
+    head = next(h for h in heads if struct.unpack_from("=I", elf, h) == (3,))
+    (offset,), (length,) = struct.unpack_from("=Q", elf, head + 8), struct.unpack_from("=Q", elf, head + 32)
+    place = slice(offset, offset + length)
+    return place, elf[place].rstrip(b"\0").decode()
+
+
+def _removed(loader: Path) -> None:
+    new = loader.with_name("new")
+    shutil.copy(loader, new)
+    new.replace(loader)
+
+
+def _moved_away(loader: Path) -> None:
+    shutil.move(loader, loader.with_name("old"))
+    shutil.copy(loader.with_name("old"), loader)
+
+
+def _written_to(loader: Path) -> None:
+    with loader.open("r+b") as file:
+        magic = file.read(4)
+        file.seek(0)
+        file.write(magic)
+
+
+@pytest.mark.parametrize("change", [None, _removed, _moved_away, _written_to])
+@pytest.mark.parametrize("namespaces", [[], ["mount", "pid"]])
+def test_what_is_held_with_a_loader_that_was_replaced_is_not_used(
+    make: Callable[..., Process], tmp_path: Path, loader: Path, change: Callable[[Path], None] | None,
+    namespaces: list[str],
+) -> None:  # fmt: skip
+    program, elf = tmp_path / "sleep", bytearray(Path("/bin/sleep").read_bytes())
+    place, _ = _interpreter(bytes(elf))
+    elf[place] = os.fsencode(loader).ljust(place.stop - place.start, b"\0")
+    program.write_bytes(elf)
+    program.chmod(0o755)
+    files = [{"path": str(program), "sha256": sha256(program)}]
+    process = make("", argv=[str(program), "600"], files=files, namespaces=namespaces)
+    process.start()
+    assert CHORES.finish()
+    waiting = process._next.unborn.pid
+    if change is not None:
+        change(loader)
+    assert (process.start().pid == waiting) is (change is None)
+    wait_for(lambda: str(loader) in Path(f"/proc/{process.pid}/maps").read_text())
+    assert process.running
 
 
 def test_what_is_held_ends_with_the_spawner(make: Callable[..., Process], port: int, spawner: Spawner) -> None:
