@@ -181,18 +181,21 @@ class Process:
         return None
 
     def _prepare_next(self) -> None:
-        """While nothing is wrong, so that the next start is fast. ServiceError costs that start its speed only."""
-        with self._lock:
-            seats = self.spawner.seats
-            if self._next is not None or not self.running or not seats.acquire(blocking=False):
-                return
-            try:
-                with opened_verified(self._declared.files, self._declared.argv[0]) as program:
-                    self._next = self._prepare(program)
-                    self._next.seats = seats
-            finally:
-                if self._next is None:
-                    seats.release()
+        """While nothing is wrong, so that the next start is fast. ServiceError costs that start its speed only.
+
+        The files are read before the lock is taken: nothing that is asked of the service waits for that.
+        """
+        seats, made = self.spawner.seats, None
+        if self._next is not None or not self.running or not seats.acquire(blocking=False):
+            return
+        try:
+            with opened_verified(self._declared.files, self._declared.argv[0]) as program, self._lock:
+                if self._next is None and self.running:
+                    made = self._prepare(program)
+                    made.seats, self._next = seats, made
+        finally:
+            if made is None:
+                seats.release()
 
     def release(self) -> None:
         """Nothing is kept for a next start. Twice without harm."""

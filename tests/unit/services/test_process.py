@@ -24,8 +24,10 @@ import pytest
 
 from pointcall_attest.declaration import ServiceDeclaration
 from pointcall_executor.kernel.cgroup import find_root
+from pointcall_executor.services import process as processes
 from pointcall_executor.services import spawning
 from pointcall_executor.services.chores import CHORES
+from pointcall_executor.services.files import opened_verified
 from pointcall_executor.services.groups import remove_empty
 from pointcall_executor.services.listening import listening
 from pointcall_executor.services.managed import ServiceError
@@ -620,6 +622,49 @@ def test_no_instance_waits_with_a_file_that_is_not_as_declared(
     script.write_text("raise SystemExit\n")
     assert CHORES.finish()
     assert process._next is None
+
+
+@contextlib.contextmanager
+def slowly_read(monkeypatch: pytest.MonkeyPatch, done: Callable[[], object]) -> Iterator[list[object]]:
+    """What `done` answers, which is called while the declared files are read for the next instance."""
+    answers: list[object] = []
+
+    @contextlib.contextmanager
+    def slow(*words: Any) -> Iterator[int]:
+        with opened_verified(*words) as program, ThreadPoolExecutor(1) as other:
+            answers.append(other.submit(done).result(5))
+            yield program
+
+    with monkeypatch.context() as patch:
+        patch.setattr(processes, "opened_verified", slow)
+        yield answers
+
+
+def test_nothing_waits_for_the_files_of_the_next_instance_to_be_read(
+    make: Callable[..., Process], port: int, spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = serving(make, port)
+    process.start()
+    with slowly_read(monkeypatch, lambda: process.freeze(time.monotonic_ns() + 60_000_000_000)) as answers:
+        process._prepare_next()
+    assert answers == [None]
+    wait_for(lambda: frozen(process))
+    assert process._next is not None
+
+
+def test_what_ended_while_its_files_were_read_gets_no_next_instance(
+    make: Callable[..., Process], port: int, spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = serving(make, port)
+    monkeypatch.setattr(spawner, "seats", threading.BoundedSemaphore(1))
+    process.start()
+    with slowly_read(monkeypatch, lambda: process.destroy(0)) as answers:
+        process._prepare_next()
+    assert len(answers) == 1
+    assert process._next is None
+    assert spawner.seats.acquire(blocking=False)
+    spawner.seats.release()
+    assert swept() == []
 
 
 def test_what_waits_ends_when_it_is_released(make: Callable[..., Process], port: int) -> None:
