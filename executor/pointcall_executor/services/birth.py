@@ -262,6 +262,17 @@ class Born:
     held: Held | None = None
 
 
+def _pipes() -> tuple[int, int, int, int]:
+    """The ends of two: report to read and to write, go to read and to write."""
+    first = os.pipe2(os.O_CLOEXEC)
+    try:
+        return *first, *os.pipe2(os.O_CLOEXEC)
+    except OSError:
+        for fd in first:
+            os.close(fd)
+        raise
+
+
 def unborn(plan: Plan, cgroup: int) -> Born:
     """{"pid"} and [pidfd, go, report] of a process that begins once a byte is written to `go`; `report` then says HEARD
     and ends, or goes on with {"step", "errno"}. With "held": true it is the spawner who lets it begin. {"step",
@@ -269,8 +280,7 @@ def unborn(plan: Plan, cgroup: int) -> Born:
 
     SIGCHLD must be blocked: nobody else may reap it.
     """
-    report, told = os.pipe2(os.O_CLOEXEC)
-    hear, go = os.pipe2(os.O_CLOEXEC)
+    report, told, hear, go = _pipes()
     try:
         pid, pidfd = _clone(plan.request["namespaces"], cgroup)
         if pid == 0:
@@ -321,6 +331,15 @@ def _executed(pid: int, pidfd: int, go: int, report: int) -> bytes:
 
 
 def _held(pid: int, pidfd: int) -> Born:
-    report, told = os.pipe2(os.O_CLOEXEC)
-    hear, go = os.pipe2(os.O_CLOEXEC)
-    return Born({"pid": pid, "held": True}, (pidfd, go, report), Held(pid, os.dup(pidfd), hear, told, _mapped(pid)))
+    """Nobody could let it go without these descriptors: if they cannot be had it ends. Then OSError."""
+    found = [pidfd]
+    try:
+        report, told, hear, go = _pipes()
+        found += [report, told, hear, go]
+        return Born({"pid": pid, "held": True}, (pidfd, go, report), Held(pid, os.dup(pidfd), hear, told, _mapped(pid)))
+    except OSError:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        for fd in found:
+            os.close(fd)
+        raise

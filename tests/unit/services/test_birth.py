@@ -78,3 +78,10 @@ def test_a_birth_that_cannot_be_traced_to_its_end_is_ended(groups: ServiceGroups
     said = born(groups, "birth._trace", 5, after)
     assert said == {"answer": {"step": "killed", "errno": 3}, "left": 0}
     assert empty(groups)
+
+
+@pytest.mark.parametrize(("what", "after"), [("os.pipe2", n) for n in range(4)] + [("os.dup", 0)])
+def test_a_birth_for_which_no_descriptor_is_left_is_ended(groups: ServiceGroups, what: str, after: int) -> None:
+    said = born(groups, what, 24, after)
+    assert said == {"answer": {"step": "[Errno 24] refused", "errno": 24}, "left": 0}
+    assert empty(groups)
