@@ -29,6 +29,7 @@ import socket
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 _SYS_CLONE3: Final = 435  # on every architecture
@@ -66,6 +67,8 @@ _AT_EXEC: Final = signal.SIGTRAP | (4 << 8)  # the status, without its low byte,
 READY: Final = b"+"  # it waits
 TRACED: Final = b"="  # it waits, and its parent may trace it
 HEARD: Final = b"!"  # it executes now, unless a failure follows
+
+Mapped = tuple[bytes, tuple[tuple[int, int, int] | None, ...]]
 
 # Not CDLL: that would give up the interpreter's lock around the call, and the child has no other thread to return it.
 LIBC: Final = ctypes.PyDLL(None, use_errno=True)
@@ -193,6 +196,36 @@ def _traced() -> bool:
     return not LIBC.ptrace(ctypes.c_long(_TRACEME), ctypes.c_long(0), ctypes.c_long(0), ctypes.c_long(0))
 
 
+def _signalled(pid: int) -> bool:
+    """Whether a signal waits for a process, or it is gone."""
+    try:
+        with Path(f"/proc/{pid}/status").open("rb") as status:
+            return any(int(row.split()[1], 16) for row in status if row.startswith((b"SigPnd:", b"ShdPnd:")))
+    except OSError:
+        return True
+
+
+def _mapped(pid: int) -> Mapped | None:
+    """What a process has mapped, as text, and what is at the paths of it now. None: that cannot be said, or one of the
+    files was removed."""
+    try:
+        text = Path(f"/proc/{pid}/maps").read_bytes()
+    except OSError:
+        return None
+    if b" (deleted)\n" in text:
+        return None
+    paths = sorted({fields[5] for row in text.splitlines() if len(fields := row.split(None, 5)) == 6})
+    return text, tuple(_identity(path) for path in paths if path.startswith(b"/"))
+
+
+def _identity(path: bytes) -> tuple[int, int, int] | None:
+    try:
+        about = os.stat(path)  # noqa: PTH116 - of bytes, as the kernel has it
+    except OSError:
+        return None
+    return about.st_dev, about.st_ino, about.st_ctime_ns
+
+
 @dataclass(slots=True)
 class Held:
     """A process that the kernel holds before the first instruction of its program; it ends with its tracer."""
@@ -201,11 +234,14 @@ class Held:
     pidfd: int
     go: int  # a byte on it lets the process go; its end ends the process
     report: int
+    mapped: Mapped | None
 
     def settle(self) -> None:
-        """`go` is readable: let it go, or end it."""
+        """`go` is readable: let it go, or end it. A signal that came while it was held would meet the service later,
+        and the loader that it executes first (the ELF interpreter) may have been replaced since."""
         try:
-            if os.read(self.go, 1):
+            as_it_was = self.mapped is not None and self.mapped == _mapped(self.pid)
+            if os.read(self.go, 1) and as_it_was and not _signalled(self.pid):
                 with contextlib.suppress(OSError):  # somebody killed it meanwhile: no word says so
                     _trace(_DETACH, self.pid)
                     os.write(self.report, HEARD)
@@ -226,15 +262,25 @@ class Born:
     held: Held | None = None
 
 
+def _pipes() -> tuple[int, int, int, int]:
+    """The ends of two: report to read and to write, go to read and to write."""
+    first = os.pipe2(os.O_CLOEXEC)
+    try:
+        return *first, *os.pipe2(os.O_CLOEXEC)
+    except OSError:
+        for fd in first:
+            os.close(fd)
+        raise
+
+
 def unborn(plan: Plan, cgroup: int) -> Born:
     """{"pid"} and [pidfd, go, report] of a process that begins once a byte is written to `go`; `report` then says HEARD
-    and ends, or goes on with {"step", "errno"}. {"step", "errno"} and nothing if it could not be prepared. `cgroup` is
-    the open v2 folder.
+    and ends, or goes on with {"step", "errno"}. With "held": true it is the spawner who lets it begin. {"step",
+    "errno"} and nothing if it could not be prepared. `cgroup` is the open v2 folder.
 
     SIGCHLD must be blocked: nobody else may reap it.
     """
-    report, told = os.pipe2(os.O_CLOEXEC)
-    hear, go = os.pipe2(os.O_CLOEXEC)
+    report, told, hear, go = _pipes()
     try:
         pid, pidfd = _clone(plan.request["namespaces"], cgroup)
         if pid == 0:
@@ -271,18 +317,29 @@ def _executed(pid: int, pidfd: int, go: int, report: int) -> bytes:
     _, status = os.waitpid(pid, 0)
     told = False
     while os.WIFSTOPPED(status) and status >> 8 != _AT_EXEC:
-        with contextlib.suppress(OSError):  # it was killed
+        try:
             if not told:
                 _trace(_SETOPTIONS, pid, _END_WITH_TRACER | _STOP_AT_EXEC)
                 os.write(go, b"1")
                 told = True
             number = os.WSTOPSIG(status)
             _trace(_CONT, pid, 0 if number == signal.SIGSTOP else number)
+        except OSError:  # it was killed; or else it would stand here for ever
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
     return b"" if os.WIFSTOPPED(status) else os.read(report, _MAX_FAILURE_BYTES).removeprefix(HEARD) or _SILENT
 
 
 def _held(pid: int, pidfd: int) -> Born:
-    report, told = os.pipe2(os.O_CLOEXEC)
-    hear, go = os.pipe2(os.O_CLOEXEC)
-    return Born({"pid": pid}, (pidfd, go, report), Held(pid, os.dup(pidfd), hear, told))
+    """Nobody could let it go without these descriptors: if they cannot be had it ends. Then OSError."""
+    found = [pidfd]
+    try:
+        report, told, hear, go = _pipes()
+        found += [report, told, hear, go]
+        return Born({"pid": pid, "held": True}, (pidfd, go, report), Held(pid, os.dup(pidfd), hear, told, _mapped(pid)))
+    except OSError:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        for fd in found:
+            os.close(fd)
+        raise

@@ -168,8 +168,10 @@ def remove_empty(relative: str) -> None:
 
 
 def _remove_all(folders: Sequence[Path]) -> None:
-    for folder in folders:
-        _remove(folder)
+    """One that cannot be removed costs no other. OSError of one of them."""
+    with contextlib.ExitStack() as each:
+        for folder in reversed(folders):
+            each.callback(_remove, folder)
 
 
 def _remove(folder: Path) -> None:

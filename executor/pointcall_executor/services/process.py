@@ -42,7 +42,7 @@ from pointcall_executor.services.ready import await_ready, described, unready
 from pointcall_executor.services.record import RunRecord
 from pointcall_executor.services.spawning import Spawner, Unborn, readable
 
-FORGET_AFTER_SECONDS: Final = 0.5
+FORGET_AFTER_SECONDS: Final = 0.5  # until then the record names a process that nobody can adopt
 PREPARE_AFTER_SECONDS: Final = 0.3  # after a start, when whoever waited for it has gone on
 
 
@@ -142,9 +142,9 @@ class Process:
         waiting = self._take_next(program)
         if waiting is not None and self._execute(waiting, on_cgroup):
             return
-        self.destroy(0)  # what waited was killed
+        self.destroy(0)  # what waited was killed, or does not answer
         if not self._execute(self._prepare(program), on_cgroup):
-            raise ServiceError(f"{self.name} was killed before it began", id="service.spawn", got="no process")
+            raise ServiceError(f"{self.name} did not begin", id="service.spawn", got="no process")
 
     def _execute(self, instance: _Prepared, on_cgroup: OnCgroup) -> bool:
         self._groups, self.cgroup_id = instance.groups, instance.cgroup_id
@@ -181,18 +181,21 @@ class Process:
         return None
 
     def _prepare_next(self) -> None:
-        """While nothing is wrong, so that the next start is fast. ServiceError costs that start its speed only."""
-        with self._lock:
-            seats = self.spawner.seats
-            if self._next is not None or not self.running or not seats.acquire(blocking=False):
-                return
-            try:
-                with opened_verified(self._declared.files, self._declared.argv[0]) as program:
-                    self._next = self._prepare(program)
-                    self._next.seats = seats
-            finally:
-                if self._next is None:
-                    seats.release()
+        """While nothing is wrong, so that the next start is fast. ServiceError costs that start its speed only.
+
+        The files are read before the lock is taken: nothing that is asked of the service waits for that.
+        """
+        seats, made = self.spawner.seats, None
+        if self._next is not None or not self.running or not seats.acquire(blocking=False):
+            return
+        try:
+            with opened_verified(self._declared.files, self._declared.argv[0]) as program, self._lock:
+                if self._next is None and self.running:
+                    made = self._prepare(program)
+                    made.seats, self._next = seats, made
+        finally:
+            if made is None:
+                seats.release()
 
     def release(self) -> None:
         """Nothing is kept for a next start. Twice without harm."""
@@ -342,17 +345,11 @@ class Process:
                 self._stop(grace_ns)
                 pidfd, self.pidfd, self.pid = self.pidfd, -1, 0
                 os.close(pidfd)
-                CHORES.later(FORGET_AFTER_SECONDS, self._forget_record)
+                CHORES.later(FORGET_AFTER_SECONDS, functools.partial(records.forget, self.folder, self.cgroup_id))
             if self._groups is not None:
                 groups, self._groups, self.cgroup_id = self._groups, None, 0
                 groups.destroy()
             return time.monotonic_ns() - begin
-
-    def _forget_record(self) -> None:
-        """That of an instance that ended. Until then it names a process that nobody can adopt."""
-        with self._lock:
-            if self.pidfd < 0:
-                records.forget(self.folder)
 
     def _stop(self, grace_ns: int) -> None:
         if grace_ns <= 0 or self._groups is None or not self.running:

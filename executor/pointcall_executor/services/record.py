@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -24,6 +25,7 @@ FILE: Final = "running.json"
 MAX_RECORD_BYTES: Final = 4096
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 _START_FIELD: Final = 19  # of /proc/PID/stat after the command: starttime, field 22 of proc(5)
+_CHANGING: Final = threading.Lock()  # two declarations of one name, an old and a new one, share a folder
 
 Number = Annotated[int, Field(ge=1, le=2**63 - 1)]
 
@@ -63,7 +65,8 @@ def write(folder: Path, record: RunRecord) -> None:
     """All or nothing. Not synced: after a power cut there is nothing to adopt."""
     new = folder / f"{FILE}.new"
     new.write_text(record.model_dump_json())
-    new.replace(folder / FILE)
+    with _CHANGING:
+        new.replace(folder / FILE)
 
 
 def read(folder: Path) -> RunRecord | None:
@@ -75,8 +78,12 @@ def read(folder: Path) -> RunRecord | None:
         return None
 
 
-def forget(folder: Path) -> None:
-    (folder / FILE).unlink(missing_ok=True)
+def forget(folder: Path, cgroup_id: int) -> None:
+    """Remove the record of the instance in that cgroup. That of another one, in the same folder, stays."""
+    with _CHANGING:
+        record = read(folder)
+        if record is not None and record.cgroup_id == cgroup_id:
+            (folder / FILE).unlink(missing_ok=True)
 
 
 def program_of(pid: int) -> int:

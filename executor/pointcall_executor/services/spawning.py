@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import select
@@ -15,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -95,9 +96,11 @@ class Unborn:
     pidfd: int
     go: int
     report: int
+    unheard: Callable[[], None]  # what to do if nothing is heard of it
 
     def execute(self, what: str) -> int | None:
-        """Let it execute; its pidfd, which the caller closes. None if somebody killed it while it waited.
+        """Let it execute; its pidfd, which the caller closes. None if it did not begin: somebody killed it while it
+        waited, or nothing was heard of it in time, and then the caller kills it.
 
         ServiceError `service.spawn` if it could not.
         """
@@ -122,7 +125,9 @@ class Unborn:
                 if not data:
                     return said
                 said += data
-            return HEARD + json.dumps({"step": "exec", "errno": errno.ETIMEDOUT}).encode()
+            if said:
+                return said + json.dumps({"step": "exec", "errno": errno.ETIMEDOUT}).encode()
+            self.unheard()
         return said
 
     def close(self) -> None:
@@ -213,9 +218,17 @@ class Spawner:
         """A process that only has to execute. ServiceError `service.spawn` names what failed."""
         with self._lock:
             answer, found = self._ask({"do": "prepare"} | request, descriptors)
+            process = self._process
         if "pid" not in answer or len(found) != 3:
             raise _cannot_start(request["argv"][0], answer)
-        return Unborn(int(answer["pid"]), *found)
+        unheard = functools.partial(self._end, process) if answer.get("held") else _nothing
+        pidfd, go, report = found
+        return Unborn(int(answer["pid"]), pidfd, go, report, unheard)
+
+    def _end(self, process: _Process) -> None:
+        """One that does not let go what it holds. It is replaced, unless it was already."""
+        with self._lock:
+            process.kill()
 
     def read(self, pipe: int, folder: Path) -> None:
         """Keep what comes out of `pipe` in `folder`; the spawner gets its own descriptor."""
@@ -280,6 +293,10 @@ def _sweep(parent: str) -> None:
         if born_ns.isdecimal() and time.monotonic_ns() - int(born_ns) > SWEEP_AFTER_NS:
             with contextlib.suppress(OSError):  # one lives in it
                 path.rmdir()
+
+
+def _nothing() -> None:
+    """It waits by itself: the spawner has no part in it."""
 
 
 def _failure(answer: dict[str, Any]) -> str:

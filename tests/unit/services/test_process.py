@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -9,7 +10,9 @@ import pwd
 import shutil
 import signal
 import socket
+import struct
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +24,10 @@ import pytest
 
 from pointcall_attest.declaration import ServiceDeclaration
 from pointcall_executor.kernel.cgroup import find_root
+from pointcall_executor.services import process as processes
+from pointcall_executor.services import spawning
 from pointcall_executor.services.chores import CHORES
+from pointcall_executor.services.files import opened_verified
 from pointcall_executor.services.groups import remove_empty
 from pointcall_executor.services.listening import listening
 from pointcall_executor.services.managed import ServiceError
@@ -449,6 +455,20 @@ def test_an_instance_that_was_killed_while_it_waited_is_not_used(make: Callable[
     assert process.start().pid != waiting
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGSTOP, signal.SIGUSR1])
+def test_a_signal_to_what_is_held_never_meets_the_service(make: Callable[..., Process], number: int) -> None:
+    process = make("import time; time.sleep(600)")
+    process.start()
+    assert CHORES.finish()
+    waiting = process._next.unborn.pid
+    os.kill(waiting, number)
+    assert process.start().pid != waiting
+    wait_for(lambda: state_of(process.pid) == "S")
+    time.sleep(0.1)
+    assert process.running
+    assert not Path(f"/proc/{waiting}").exists()
+
+
 def test_what_waits_has_executed_its_program_and_is_held(make: Callable[..., Process], port: int) -> None:
     process = serving(make, port)
     process.start()
@@ -459,6 +479,110 @@ def test_what_waits_has_executed_its_program_and_is_held(make: Callable[..., Pro
     process.destroy(0)
     assert process.start().pid == waiting
     assert tracer_of(waiting) == 0
+
+
+def test_a_spawner_that_does_not_let_go_what_it_holds_is_replaced(
+    make: Callable[..., Process], port: int, spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = serving(make, port)
+    process.start()
+    assert CHORES.finish()
+    waiting, stopped = process._next.unborn.pid, spawner.pid
+    monkeypatch.setattr(spawning, "ANSWER_SECONDS", 0.3)
+    with stopping(stopped):
+        assert process.start().pid != waiting
+    assert spawner.pid != stopped
+    assert process.healthy() == ""
+    wait_for(lambda: not Path(f"/proc/{waiting}").exists())
+
+
+def test_what_waits_by_itself_and_does_not_answer_costs_no_spawner(
+    make: Callable[..., Process], port: int, spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = serving(make, port)
+    request = process._request()
+    monkeypatch.setattr(process, "_request", lambda: request | {"no_new_privileges": False})
+    process.start()
+    assert CHORES.finish()
+    waiting, before = process._next.unborn.pid, spawner.pid
+    monkeypatch.setattr(spawning, "ANSWER_SECONDS", 0.3)
+    with stopping(waiting):
+        assert process.start().pid != waiting
+    assert spawner.pid == before
+    wait_for(lambda: not Path(f"/proc/{waiting}").exists())
+
+
+@contextlib.contextmanager
+def stopping(pid: int) -> Iterator[None]:
+    """It stands still, and does not for ever if the test fails."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGSTOP)
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGCONT)
+        os.close(pidfd)
+
+
+@pytest.fixture
+def loader() -> Iterator[Path]:
+    """A copy of the node's ELF interpreter, at a path that is short enough to be put in the place of the usual one."""
+    with tempfile.TemporaryDirectory(prefix="pc.", dir="/tmp") as folder:
+        path = Path(folder, "ld")
+        shutil.copy(_interpreter(Path("/bin/sleep").read_bytes())[1], path)
+        yield path
+
+
+def _interpreter(elf: bytes) -> tuple[slice, str]:
+    """Where a 64-bit ELF program names its interpreter (elf(5): PT_INTERP), and the name."""
+    (at,), (size, count) = struct.unpack_from("=Q", elf, 32), struct.unpack_from("=HH", elf, 54)
+    heads = [at + n * size for n in range(count)]
+    head = next(h for h in heads if struct.unpack_from("=I", elf, h) == (3,))
+    (offset,), (length,) = struct.unpack_from("=Q", elf, head + 8), struct.unpack_from("=Q", elf, head + 32)
+    place = slice(offset, offset + length)
+    return place, elf[place].rstrip(b"\0").decode()
+
+
+def _removed(loader: Path) -> None:
+    new = loader.with_name("new")
+    shutil.copy(loader, new)
+    new.replace(loader)
+
+
+def _moved_away(loader: Path) -> None:
+    shutil.move(loader, loader.with_name("old"))
+    shutil.copy(loader.with_name("old"), loader)
+
+
+def _written_to(loader: Path) -> None:
+    with loader.open("r+b") as file:
+        magic = file.read(4)
+        file.seek(0)
+        file.write(magic)
+
+
+@pytest.mark.parametrize("change", [None, _removed, _moved_away, _written_to])
+@pytest.mark.parametrize("namespaces", [[], ["mount", "pid"]])
+def test_what_is_held_with_a_loader_that_was_replaced_is_not_used(
+    make: Callable[..., Process], tmp_path: Path, loader: Path, change: Callable[[Path], None] | None,
+    namespaces: list[str],
+) -> None:  # fmt: skip
+    program, elf = tmp_path / "sleep", bytearray(Path("/bin/sleep").read_bytes())
+    place, _ = _interpreter(bytes(elf))
+    elf[place] = os.fsencode(loader).ljust(place.stop - place.start, b"\0")
+    program.write_bytes(elf)
+    program.chmod(0o755)
+    files = [{"path": str(program), "sha256": sha256(program)}]
+    process = make("", argv=[str(program), "600"], files=files, namespaces=namespaces)
+    process.start()
+    assert CHORES.finish()
+    waiting = process._next.unborn.pid
+    if change is not None:
+        change(loader)
+    assert (process.start().pid == waiting) is (change is None)
+    wait_for(lambda: str(loader) in Path(f"/proc/{process.pid}/maps").read_text())
+    assert process.running
 
 
 def test_what_is_held_ends_with_the_spawner(make: Callable[..., Process], port: int, spawner: Spawner) -> None:
@@ -498,6 +622,49 @@ def test_no_instance_waits_with_a_file_that_is_not_as_declared(
     script.write_text("raise SystemExit\n")
     assert CHORES.finish()
     assert process._next is None
+
+
+@contextlib.contextmanager
+def slowly_read(monkeypatch: pytest.MonkeyPatch, done: Callable[[], object]) -> Iterator[list[object]]:
+    """What `done` answers, which is called while the declared files are read for the next instance."""
+    answers: list[object] = []
+
+    @contextlib.contextmanager
+    def slow(*words: Any) -> Iterator[int]:
+        with opened_verified(*words) as program, ThreadPoolExecutor(1) as other:
+            answers.append(other.submit(done).result(5))
+            yield program
+
+    with monkeypatch.context() as patch:
+        patch.setattr(processes, "opened_verified", slow)
+        yield answers
+
+
+def test_nothing_waits_for_the_files_of_the_next_instance_to_be_read(
+    make: Callable[..., Process], port: int, spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = serving(make, port)
+    process.start()
+    with slowly_read(monkeypatch, lambda: process.freeze(time.monotonic_ns() + 60_000_000_000)) as answers:
+        process._prepare_next()
+    assert answers == [None]
+    wait_for(lambda: frozen(process))
+    assert process._next is not None
+
+
+def test_what_ended_while_its_files_were_read_gets_no_next_instance(
+    make: Callable[..., Process], port: int, spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = serving(make, port)
+    monkeypatch.setattr(spawner, "seats", threading.BoundedSemaphore(1))
+    process.start()
+    with slowly_read(monkeypatch, lambda: process.destroy(0)) as answers:
+        process._prepare_next()
+    assert len(answers) == 1
+    assert process._next is None
+    assert spawner.seats.acquire(blocking=False)
+    spawner.seats.release()
+    assert swept() == []
 
 
 def test_what_waits_ends_when_it_is_released(make: Callable[..., Process], port: int) -> None:

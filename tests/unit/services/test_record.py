@@ -22,9 +22,15 @@ GOOD = RunRecord(
 def test_what_is_written_is_read_back_and_forgotten(tmp_path: Path) -> None:
     records.write(tmp_path, GOOD)
     assert records.read(tmp_path) == GOOD
-    records.forget(tmp_path)
-    records.forget(tmp_path)
-    assert records.read(tmp_path) is None
+    for _ in range(2):
+        records.forget(tmp_path, GOOD.cgroup_id)
+        assert records.read(tmp_path) is None
+
+
+def test_the_record_of_another_instance_is_not_forgotten(tmp_path: Path) -> None:
+    records.write(tmp_path, GOOD)
+    records.forget(tmp_path, GOOD.cgroup_id + 1)
+    assert records.read(tmp_path) == GOOD
 
 
 @given(st.binary(max_size=300), st.integers(0, 300))

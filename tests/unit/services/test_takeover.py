@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +20,10 @@ from pointcall_executor.services.chores import CHORES
 from pointcall_executor.services.declared import DeclaredServices, Kinds
 from pointcall_executor.services.groups import remove_empty
 from pointcall_executor.services.managed import ServiceError
+from pointcall_executor.services.record import FILE
 from pointcall_executor.services.spawning import Spawner
 from pointcall_runbook.vocabulary import service
+from tests.unit.services.world import wait_for
 
 PARENT = f"pointcall-takeover-{os.getpid()}"
 SLEEP = "import time; time.sleep(600)"
@@ -117,6 +120,41 @@ def test_a_start_that_fails_half_way_leaves_the_old_one_to_be_put_back(stage: St
         broken.start(number)
     broken.undo()
     assert first.pids()["a"] != 0
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_what_replaces_another_keeps_its_own_record(stage: Stage, ended: bool) -> None:
+    first = stage.started(b=SLEEP)
+    first.commit()
+    if ended:  # it is destroyed only after the new one has written its record
+        first.signal(B, signal.SIGKILL)
+        wait_for(lambda: not first.pids()["b"])
+    second = stage.started(first, b=SLEEP + " # other")
+    second.commit()
+    assert CHORES.finish()
+    third = stage.services(None, b=SLEEP + " # other")
+    assert third.adopt() == []
+    assert third.pids() == second.pids()
+
+
+def test_what_is_put_back_keeps_its_own_record(stage: Stage) -> None:
+    first = stage.started(b=SLEEP)
+    first.commit()
+    second = stage.started(first, b=SLEEP + " # other")
+    second.undo()
+    assert CHORES.finish()
+    third = stage.services(None, b=SLEEP)
+    assert third.adopt() == []
+    assert third.pids() == first.pids()
+
+
+def test_what_ended_for_good_leaves_no_record(stage: Stage) -> None:
+    first = stage.started(b=SLEEP)
+    first.commit()
+    assert (stage.folder / "b" / FILE).exists()
+    first.stop_all()
+    assert CHORES.finish()
+    assert not (stage.folder / "b" / FILE).exists()
 
 
 def test_an_earlier_executors_service_is_adopted_if_it_is_declared_alike_and_destroyed_if_not(stage: Stage) -> None:
