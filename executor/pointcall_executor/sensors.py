@@ -70,6 +70,7 @@ class KernelSensors:
         self._pins, self._rules, self._gate = pins, rules, gate
         self._kept = False  # the pins are of these
         self._notes = False  # what the pinned breaker loses is what these count
+        self._ended = False  # disarmed: nothing begins any more
         self._learned, self._succeed = learned or Learned(), succeed
         self._identities: dict[str, Identity] = {}
         declared = destinations_of(admitted.manifest, netns_cookie())
@@ -326,11 +327,15 @@ class KernelSensors:
     def isolate(self, cgroup_id: int, until_ns: int) -> None:
         """Refuse all traffic of a service's cgroup until `until_ns` (CLOCK_MONOTONIC); the kernel holds the deadline.
 
-        KernelError `kernel.undeclared` where the manifest has no sensor `isolate`, else as Isolator.isolate.
+        KernelError `kernel.undeclared` where the manifest has no sensor `isolate`, `executor.disarmed` where these have
+        been disarmed, else as Isolator.isolate.
         """
-        if self.isolator is None:
-            raise _undeclared("isolate", "isolate")
-        self.isolator.isolate(cgroup_id, until_ns)
+        with self._changing:
+            if self._ended:
+                raise KernelError("it was disarmed meanwhile", id="executor.disarmed", want="armed sensors", got="none")
+            if self.isolator is None:
+                raise _undeclared("isolate", "isolate")
+            self.isolator.isolate(cgroup_id, until_ns)
 
     def isolated_until(self, cgroup_id: int) -> int:
         """Until when the cgroup is isolated; 0: it is not."""
@@ -344,9 +349,10 @@ class KernelSensors:
 
     def end_isolation(self, cgroup_id: int) -> None:
         """Let the traffic of a cgroup pass again. Twice without harm."""
-        if self.isolator is None:
-            raise _undeclared("isolate", "isolate")
-        self.isolator.end(cgroup_id)
+        with self._changing:
+            if self.isolator is None:
+                raise _undeclared("isolate", "isolate")
+            self.isolator.end(cgroup_id)
 
     def begin_drill(self, cgroup_id: int, fault: Fault, until_ns: int) -> None:
         """Inject a fault into a service's cgroup (0: the gate). KernelError `kernel.undeclared` without a sensor
@@ -426,11 +432,12 @@ class KernelSensors:
 
     def stop(self, *, leave: bool) -> None:
         """Nothing is seen any more, `leave`: but by what is pinned. What was lost can be asked for until they go."""
-        if not leave and self._pins is not None and self._kept:
-            self.lost()  # from where these count is noted beside the pins
-            self._pins.drop()
-            self._kept = self._notes = False
         with self._changing:
+            self._ended = self._ended or not leave
+            if not leave and self._pins is not None and self._kept:
+                self.lost()  # from where these count is noted beside the pins
+                self._pins.drop()
+                self._kept = self._notes = False
             for sensor in self._sensors().values():
                 sensor.detach()
 

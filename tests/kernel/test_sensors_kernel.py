@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -269,4 +271,50 @@ def test_pins_without_a_session_can_be_taken_out(life: Life) -> None:
         while connect(PORT) != OK:
             assert time.monotonic() < deadline
             time.sleep(0.01)
+    assert not life.pins.found()
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_nothing_is_isolated_any_more_once_it_is_disarmed(life: Life, group: Cgroup, kept: bool) -> None:
+    sensors = life.sensors("breaker", "isolate")
+    if kept:
+        sensors.keep()
+    with listen(PORT):
+        sensors.isolate(group.id, soon(60))
+        sensors.stop(leave=False)
+        with pytest.raises(KernelError) as refused:  # an action that began before
+            sensors.isolate(group.id, soon(60))
+        assert refused.value.id == "executor.disarmed"
+        sensors.end_isolation(group.id)
+        sensors.leave()
+        assert connect(PORT) == OK
+    assert pinned_isolations(life.pins.isolations) == {}
+    life.pins.drop()
+    assert not life.pins.found()
+
+
+def test_what_is_being_isolated_when_it_is_disarmed_ends_too(
+    life: Life, group: Cgroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Disarming waits for the one that has begun, and then takes it out."""
+    sensors = life.sensors("breaker", "isolate")
+    sensors.keep()
+    real, begun, go_on = isolation._pin, threading.Event(), threading.Event()
+
+    def slow(folder: Path, links: dict[str, int], slot: int) -> None:
+        begun.set()
+        assert go_on.wait(30)
+        real(folder, links, slot)
+
+    monkeypatch.setattr(isolation, "_pin", slow)
+    with ThreadPoolExecutor(2) as pool, listen(PORT):
+        isolating = pool.submit(sensors.isolate, group.id, soon(60))
+        assert begun.wait(30)
+        disarming = pool.submit(sensors.detach)
+        with pytest.raises(TimeoutError):
+            disarming.result(0.2)
+        go_on.set()
+        isolating.result(30)
+        disarming.result(30)
+        assert connect(PORT) == OK
     assert not life.pins.found()
