@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+from pointcall_executor.durable import write_whole
 from pointcall_executor.kernel.breaker import BreakerSensor
 from pointcall_executor.kernel.errors import KernelError
 from pointcall_executor.kernel.identity import Identity
@@ -27,8 +28,10 @@ class Pins:
 
     def __init__(self, state_dir: Path, bpffs: Path = BPFFS) -> None:
         self._record, self._lost = state_dir / "pins.json", state_dir / "pins.lost"
+        self._record_next = state_dir / "pins.json.next"
         self.folder = bpffs / f"pointcall_{hashlib.sha256(str(state_dir).encode()).hexdigest()[:12]}"
         self._next = bpffs / f"{self.folder.name}_next"  # pins that are about to be `folder`
+        self._old = bpffs / f"{self.folder.name}_old"  # pins that were `folder` until a moment ago
         self.isolations = bpffs / f"{self.folder.name}_isolated"
 
     def adopt(self, make: Callable[[Pinned | None], BreakerSensor]) -> BreakerSensor:
@@ -40,29 +43,55 @@ class Pins:
         except (OSError, ValueError, KeyError, TypeError, KernelError):
             return make(None)
 
-    def keep(self, breaker: BreakerSensor, *, taken_up: bool) -> None:
-        """Let the breaker outlive this process, instead of what was pinned before. KernelError where bpffs is not
-        mounted: then that stays pinned. `taken_up`: it is the same one, and what it had lost then stays noted."""
-        unpin(self._next)
+    @contextlib.contextmanager
+    def keep(self, breaker: BreakerSensor, *, taken_up: bool) -> Iterator[None]:
+        """Let the breaker outlive this process, instead of what was pinned before; that goes when the block ends. Where
+        the block fails all is as it was. KernelError `kernel.pin` where bpffs is not mounted or the record cannot be
+        written. `taken_up`: it is the same one, and what it had lost then stays noted."""
+        with contextlib.ExitStack() as undo:
+            undo.callback(unpin, self._next)
+            undo.callback(self._record_next.unlink, missing_ok=True)
+            self._prepare(breaker)
+            if self.folder.exists():
+                self.folder.rename(self._old)
+                undo.callback(self._old.rename, self.folder)
+            self._next.rename(self.folder)
+            undo.callback(self.folder.rename, self._next)
+            yield
+            if not taken_up:
+                undo.callback(self.note_lost, self.lost)
+                self._lost.unlink(missing_ok=True)
+            self._record_next.replace(self._record)
+            undo.pop_all()
+        with contextlib.suppress(OSError):  # what is kept is in place; the next time tries again
+            unpin(self._old)
+
+    def _prepare(self, breaker: BreakerSensor) -> None:
+        """Pins and record beside those that are there, on the disk."""
+        for leftover in (self._next, self._old):  # of a process that was killed
+            unpin(leftover)
         pinned = breaker.pin(self._next)
-        self._drop_breaker()
-        if not taken_up:
-            self._lost.unlink(missing_ok=True)
-        self._next.rename(self.folder)
-        self._record.write_text(json.dumps(pinned.identity.as_dict()))
+        try:
+            write_whole(self._record_next, json.dumps(pinned.identity.as_dict()).encode())
+        except OSError as error:
+            raise KernelError(
+                "what is pinned could not be recorded", id="kernel.pin", want="a state folder with space",
+                got=error.strerror or "", hint="make space in the state folder, and arm again",
+            ) from None  # fmt: skip
 
     def drop(self) -> None:
         """Remove all pins. What this process holds stays."""
-        unpin(self._next)
-        self._drop_breaker()
-        self._lost.unlink(missing_ok=True)
+        for pins in (self._next, self._old, self.folder):
+            unpin(pins)
+        for file in (self._record, self._record_next, self._lost):
+            file.unlink(missing_ok=True)
         end_pinned(self.isolations, only_expired=False)
         with contextlib.suppress(FileNotFoundError):
             self.isolations.rmdir()
 
     def found(self) -> bool:
         """Whether anything is pinned."""
-        return any(folder.exists() for folder in (self.folder, self._next, self.isolations))
+        return any(folder.exists() for folder in (self.folder, self._next, self._old, self.isolations))
 
     @property
     def lost(self) -> int:
@@ -76,7 +105,3 @@ class Pins:
         """Remember it for the next executor; written only when it grows."""
         if count > self.lost:
             self._lost.write_text(str(count))
-
-    def _drop_breaker(self) -> None:
-        unpin(self.folder)
-        self._record.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -70,6 +70,7 @@ class KernelSensors:
         self._pins, self._rules, self._gate = pins, rules, gate
         self._kept = False  # the pins are of these
         self._notes = False  # what the pinned breaker loses is what these count
+        self._ended = False  # disarmed: nothing begins any more
         self._learned, self._succeed = learned or Learned(), succeed
         self._identities: dict[str, Identity] = {}
         declared = destinations_of(admitted.manifest, netns_cookie())
@@ -326,11 +327,15 @@ class KernelSensors:
     def isolate(self, cgroup_id: int, until_ns: int) -> None:
         """Refuse all traffic of a service's cgroup until `until_ns` (CLOCK_MONOTONIC); the kernel holds the deadline.
 
-        KernelError `kernel.undeclared` where the manifest has no sensor `isolate`, else as Isolator.isolate.
+        KernelError `kernel.undeclared` where the manifest has no sensor `isolate`, `executor.disarmed` where these have
+        been disarmed, else as Isolator.isolate.
         """
-        if self.isolator is None:
-            raise _undeclared("isolate", "isolate")
-        self.isolator.isolate(cgroup_id, until_ns)
+        with self._changing:
+            if self._ended:
+                raise KernelError("it was disarmed meanwhile", id="executor.disarmed", want="armed sensors", got="none")
+            if self.isolator is None:
+                raise _undeclared("isolate", "isolate")
+            self.isolator.isolate(cgroup_id, until_ns)
 
     def isolated_until(self, cgroup_id: int) -> int:
         """Until when the cgroup is isolated; 0: it is not."""
@@ -344,9 +349,10 @@ class KernelSensors:
 
     def end_isolation(self, cgroup_id: int) -> None:
         """Let the traffic of a cgroup pass again. Twice without harm."""
-        if self.isolator is None:
-            raise _undeclared("isolate", "isolate")
-        self.isolator.end(cgroup_id)
+        with self._changing:
+            if self.isolator is None:
+                raise _undeclared("isolate", "isolate")
+            self.isolator.end(cgroup_id)
 
     def begin_drill(self, cgroup_id: int, fault: Fault, until_ns: int) -> None:
         """Inject a fault into a service's cgroup (0: the gate). KernelError `kernel.undeclared` without a sensor
@@ -377,39 +383,45 @@ class KernelSensors:
         before = self._succeed(self)
         try:
             if before is not None:
-                self._take_over(before)
-            if self._pins is not None:
-                self._pin(self._pins)
+                self._go_on_from(before)
+            with self._pinned():
+                self._take_isolations(before)
         except BaseException:
             self._succeed(before)
             raise
+        self._kept = self._notes = self._pins is not None
         if before is not None:
             before._kept = False
             before._notes = before._notes and self._taken_up
+            if self.isolator is not None and before.isolator is not None:
+                before.isolator.detach()  # its sweep would end what is ours now
 
-    def _pin(self, pins: Pins) -> None:
-        if self.isolator is not None:  # an earlier executor's become ours: they can be ended, and end with these
-            for cgroup_id, until_ns in pinned_isolations(pins.isolations).items():
-                with contextlib.suppress(KernelError):  # it is over, or its cgroup is gone, meanwhile
-                    self.isolator.isolate(cgroup_id, until_ns)
-        if self.breaker is not None:
-            self._pin_breaker(pins, self.breaker)
-        self._kept = self._notes = True
+    @contextlib.contextmanager
+    def _pinned(self) -> Iterator[None]:
+        """The breaker, if the settings say so; where the block fails it is not."""
+        if self._pins is None or self.breaker is None:
+            yield
+            return
+        with self._pins.keep(self.breaker, taken_up=self._taken_up):
+            yield
+            self._disarm_undeclared(self.breaker)
 
-    def _pin_breaker(self, pins: Pins, breaker: BreakerSensor) -> None:
-        pins.keep(breaker, taken_up=self._taken_up)
-        self._disarm_undeclared(breaker)
-
-    def _take_over(self, before: KernelSensors) -> None:
+    def _go_on_from(self, before: KernelSensors) -> None:
+        """With what can be shared: nothing is taken from those before."""
         if self._learning is not None and before._learning is not None:
             before._learning.keep()
             self._learning.refresh()
         if self.breaker is not None and before.breaker is not None:
             self.breaker.take_over(before.breaker)
-        if self.isolator is not None and before.isolator is not None:
-            for isolation in before.isolator.isolations():
-                with contextlib.suppress(KernelError):  # it is over, or its cgroup is gone, meanwhile
-                    self.isolator.isolate(isolation.cgroup, isolation.until_ns)
+
+    def _take_isolations(self, before: KernelSensors | None) -> None:
+        """Also an earlier executor's become ours: they can be ended, and end with these."""
+        if self.isolator is None:
+            return
+        held = pinned_isolations(self._pins.isolations) if self._pins is not None else {}
+        if before is not None:
+            held |= before.isolations()
+        self.isolator.take_over(held)
 
     def _disarm_undeclared(self, breaker: BreakerSensor) -> None:
         """A breaker that was taken up again may still watch what an older manifest declared."""
@@ -420,11 +432,12 @@ class KernelSensors:
 
     def stop(self, *, leave: bool) -> None:
         """Nothing is seen any more, `leave`: but by what is pinned. What was lost can be asked for until they go."""
-        if not leave and self._pins is not None and self._kept:
-            self.lost()  # from where these count is noted beside the pins
-            self._pins.drop()
-            self._kept = self._notes = False
         with self._changing:
+            self._ended = self._ended or not leave
+            if not leave and self._pins is not None and self._kept:
+                self.lost()  # from where these count is noted beside the pins
+                self._pins.drop()
+                self._kept = self._notes = False
             for sensor in self._sensors().values():
                 sensor.detach()
 

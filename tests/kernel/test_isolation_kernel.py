@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -13,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from pointcall_executor.kernel import bpf, isolation
 from pointcall_executor.kernel.bpf import prog_exists
 from pointcall_executor.kernel.cgroup import Cgroup, by_id, find_root
 from pointcall_executor.kernel.errors import KernelError
-from pointcall_executor.kernel.isolation import PREFIX, Isolator, end_pinned
+from pointcall_executor.kernel.isolation import PREFIX, Isolator, end_pinned, pinned_isolations
 from tests.kernel.lab import BLOCKED, DGRAM, OK, V4, V6, connect, listen, member, need_blob, outcome, private_network
 
 pytestmark = pytest.mark.kernel
@@ -209,3 +211,78 @@ def test_a_killed_executor(isolator: Isolator, group: Cgroup, tmp_path: Path, pi
         end_pinned(folder, only_expired=False)
         if folder.exists():
             folder.rmdir()
+
+
+@pytest.fixture
+def pins() -> Iterator[Path]:
+    if not os.path.ismount("/sys/fs/bpf"):
+        pytest.skip("no bpf file system at /sys/fs/bpf")
+    folder = Path(f"/sys/fs/bpf/pctest-iso-{os.getpid()}")
+    yield folder
+    end_pinned(folder, only_expired=False)
+    if folder.exists():
+        folder.rmdir()
+
+
+def test_who_cannot_take_over_leaves_it_where_it_is(
+    isolator: Isolator, group: Cgroup, pins: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Isolator(isolator.blob, pins) as first, Isolator(isolator.blob, pins) as second, listen(PORT):
+        first.isolate(group.id, until_ns := soon(60_000))
+        real = bpf.pin
+
+        def refuse(fd: int, path: str) -> None:
+            if path.endswith("/isolations"):  # the last one
+                raise OSError(errno.ENOSPC, "No space left on device")
+            real(fd, path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(bpf, "pin", refuse)
+            for take in (
+                lambda: second.isolate(group.id, soon(30_000)),
+                lambda: second.take_over({group.id: until_ns}),
+            ):
+                with pytest.raises(KernelError) as refused:
+                    take()
+                assert refused.value.id == "kernel.pin"
+        assert second.isolations() == []
+        first.sweep()
+        assert pinned_isolations(pins) == {group.id: until_ns}
+        second.close()
+        assert connect(PORT) == BLOCKED
+        first.close()
+        assert connect(PORT) == BLOCKED
+        assert [place.name for place in pins.iterdir()] == [f"{PREFIX}{group.id}"]
+
+
+def test_what_is_over_or_gone_is_not_taken_over(isolator: Isolator, group: Cgroup) -> None:
+    doomed = Cgroup.create("doomed", group.path)
+    number = doomed.id
+    doomed.remove()
+    isolator.take_over({number: soon(60_000), group.id: soon(-1)})
+    assert isolator.isolations() == []
+    isolator.take_over({number: soon(60_000), group.id: (until_ns := soon(60_000))})
+    assert [(i.cgroup, i.until_ns) for i in isolator.isolations()] == [(group.id, until_ns)]
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_an_executor_that_was_killed_while_it_took_over(
+    isolator: Isolator, group: Cgroup, pins: Path, ended: bool
+) -> None:
+    """Before or after it had ended the earlier one: the isolation goes on, is known, and can end."""
+    with Isolator(isolator.blob, pins) as first, Isolator(isolator.blob, pins) as killed, listen(PORT):
+        first.isolate(group.id, soon(50_000))
+        killed._held[group.id] = killed._begun(group.id, until_ns := soon(60_000))
+        if ended:
+            isolation._end(pins / f"{PREFIX}{group.id}", group.id)
+        first.close()
+        killed.close()
+        assert connect(PORT) == BLOCKED
+        assert pinned_isolations(pins) == {group.id: until_ns}
+        assert end_pinned(pins, only_expired=True) == [group.id]
+        with Isolator(isolator.blob, pins) as later:
+            later.isolate(group.id, soon(10_000))
+            assert pinned_isolations(pins) == {group.id: until_ns}
+            later.end(group.id)
+            assert connect(PORT) == OK
+            assert list(pins.iterdir()) == []

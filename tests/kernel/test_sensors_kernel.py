@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +17,7 @@ import pytest
 
 from pointcall_attest.manifest import Sensor
 from pointcall_executor.core.guard import Rules
+from pointcall_executor.kernel import isolation
 from pointcall_executor.kernel.breaker import BreakerSensor
 from pointcall_executor.kernel.cgroup import Cgroup
 from pointcall_executor.kernel.errors import KernelError
@@ -37,7 +42,7 @@ class Life:
     """One life of an executor after another: sensors that are made, kept, and left or taken out."""
 
     def __init__(self, folder: Path, gate: Path) -> None:
-        self.pins, self.gate = Pins(folder, Path("/sys/fs/bpf")), gate
+        self.pins, self.state, self.gate = Pins(folder, Path("/sys/fs/bpf")), folder, gate
         self.kept: KernelSensors | None = None
         self.made: list[KernelSensors] = []
 
@@ -141,31 +146,88 @@ def test_a_new_breaker_does_not_inherit_what_the_old_one_lost(life: Life) -> Non
     assert third.lost() == {"breaker": 3}
 
 
-def test_what_cannot_be_pinned_changes_nothing(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = life.sensors("breaker")
+def no_pin(*_: object) -> None:
+    raise KernelError("it could not be pinned", id="kernel.pin")
+
+
+def no_isolation(patch: pytest.MonkeyPatch) -> None:
+    """The second cgroup that is isolated cannot be: when the first one was done."""
+    real = isolation._pin
+    count = itertools.count()
+    patch.setattr(isolation, "_pin", lambda *args: no_pin() if next(count) else real(*args))
+
+
+def no_breaker(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(BreakerSensor, "pin", no_pin)
+
+
+def no_record(patch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    patch.setattr(os, "fsync", full)
+
+
+@pytest.mark.parametrize("broken", [no_breaker, no_record, no_isolation])
+def test_what_cannot_be_pinned_changes_nothing(
+    life: Life, group: Cgroup, monkeypatch: pytest.MonkeyPatch, broken: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    first = life.sensors("breaker", "isolate")
     first.keep()
     first.force(HERE, PORT, soon(60))
-
-    def refuse(*_: object) -> None:
-        raise KernelError("the sensor could not be pinned", id="kernel.pin")
-
-    second = life.sensors("breaker", threshold=4)
+    beside = Cgroup.create("pctest-beside", group.path)
+    held = {each.id: soon(60) for each in (group, beside)}
+    for cgroup_id, until_ns in held.items():
+        first.isolate(cgroup_id, until_ns)
+    record = (life.state / "pins.json").read_bytes()
+    second = life.sensors("breaker", "isolate", threshold=4)
     with monkeypatch.context() as patch:
-        patch.setattr(BreakerSensor, "pin", refuse)
-        with pytest.raises(KernelError):
+        broken(patch)
+        with pytest.raises(KernelError) as refused:
             second.keep()
+    assert refused.value.id == "kernel.pin"
     second.detach()
     assert life.kept is first
     assert life.pins.found()
-    third = life.sensors("breaker", threshold=5)
+    assert (life.state / "pins.json").read_bytes() == record
+    first.unwatch(group.id + 1)  # another service moves: who isolates looks what is over
+    assert first.isolations() == pinned_isolations(life.pins.isolations) == held
+    third = life.sensors("breaker", "isolate", threshold=5)
     third.keep()
+    first.unwatch(group.id + 1)
+    assert third.isolations() == pinned_isolations(life.pins.isolations) == held
     first.stop(leave=True)
     first.leave()
-    with listen(PORT):
-        assert connect(PORT) == BLOCKED  # the lease went from the first to the third
+    with listen(PORT), listen(PORT + 1):
+        assert connect(PORT + 1) == BLOCKED  # the isolation went from the first to the third
+        for cgroup_id in held:
+            third.end_isolation(cgroup_id)
+        assert connect(PORT + 1) == OK
+        assert connect(PORT) == BLOCKED  # and so did the lease of the circuit
         third.detach()
         assert connect(PORT) == OK
+    beside.remove()
     assert not life.pins.found()
+
+
+def test_what_could_not_be_replaced_is_taken_up_again(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = life.sensors("breaker")
+    first.keep()
+    first.force(HERE, PORT, soon(60))
+    numbers = first.programs()
+    second = life.sensors("breaker", threshold=4)
+    with monkeypatch.context() as patch:
+        no_record(patch)
+        with pytest.raises(KernelError):
+            second.keep()
+    second.detach()
+    first.stop(leave=True)
+    first.leave()
+    life.kept = None
+    third = life.sensors("breaker")
+    assert third.programs() == numbers
+    with listen(PORT):
+        assert connect(PORT) == BLOCKED
 
 
 @pytest.mark.parametrize("declared", [True, False])
@@ -209,4 +271,50 @@ def test_pins_without_a_session_can_be_taken_out(life: Life) -> None:
         while connect(PORT) != OK:
             assert time.monotonic() < deadline
             time.sleep(0.01)
+    assert not life.pins.found()
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_nothing_is_isolated_any_more_once_it_is_disarmed(life: Life, group: Cgroup, kept: bool) -> None:
+    sensors = life.sensors("breaker", "isolate")
+    if kept:
+        sensors.keep()
+    with listen(PORT):
+        sensors.isolate(group.id, soon(60))
+        sensors.stop(leave=False)
+        with pytest.raises(KernelError) as refused:  # an action that began before
+            sensors.isolate(group.id, soon(60))
+        assert refused.value.id == "executor.disarmed"
+        sensors.end_isolation(group.id)
+        sensors.leave()
+        assert connect(PORT) == OK
+    assert pinned_isolations(life.pins.isolations) == {}
+    life.pins.drop()
+    assert not life.pins.found()
+
+
+def test_what_is_being_isolated_when_it_is_disarmed_ends_too(
+    life: Life, group: Cgroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Disarming waits for the one that has begun, and then takes it out."""
+    sensors = life.sensors("breaker", "isolate")
+    sensors.keep()
+    real, begun, go_on = isolation._pin, threading.Event(), threading.Event()
+
+    def slow(folder: Path, links: dict[str, int], slot: int) -> None:
+        begun.set()
+        assert go_on.wait(30)
+        real(folder, links, slot)
+
+    monkeypatch.setattr(isolation, "_pin", slow)
+    with ThreadPoolExecutor(2) as pool, listen(PORT):
+        isolating = pool.submit(sensors.isolate, group.id, soon(60))
+        assert begun.wait(30)
+        disarming = pool.submit(sensors.detach)
+        with pytest.raises(TimeoutError):
+            disarming.result(0.2)
+        go_on.set()
+        isolating.result(30)
+        disarming.result(30)
+        assert connect(PORT) == OK
     assert not life.pins.found()

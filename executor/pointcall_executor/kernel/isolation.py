@@ -28,6 +28,7 @@ from pointcall_executor.kernel.pins import unpin
 VALUE: Final = struct.Struct("<QQQQ")  # struct isolation
 LEASE_MAX_NS: Final = 3_600_000_000_000  # every lease ends within the hour
 PREFIX: Final = "isolate_"
+NEXT: Final = "_next"  # pins that are about to be those of that cgroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +64,18 @@ class Isolator(KernelObject):
             )  # fmt: skip
         with self._lock:
             if cgroup_id not in self._held:
-                self._held[cgroup_id] = self._begun(cgroup_id, until_ns)
+                self._begin({cgroup_id: until_ns})
             else:
                 self._extend(cgroup_id, until_ns)
+
+    def take_over(self, isolations: Mapping[int, int]) -> None:
+        """Isolate these (cgroup id -> until when), instead of who isolates them now. What is over or whose cgroup is
+        gone is left out. KernelError `kernel.attach` or `kernel.pin`; then nothing is changed, of none of them."""
+        now_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        with self._lock:
+            self._begin(
+                {i: until for i, until in isolations.items() if 0 < until - now_ns <= LEASE_MAX_NS and _lives(i)}
+            )
 
     def end(self, cgroup_id: int) -> Isolation | None:
         """End it now; what it refused, None where the cgroup is not isolated. Twice does no harm."""
@@ -100,19 +110,41 @@ class Isolator(KernelObject):
     def _slot(self) -> Map:
         return self._maps["isolations"]
 
+    def _place(self, cgroup_id: int) -> Path | None:
+        """Where it is pinned, if the settings say so."""
+        return self._pins / f"{PREFIX}{cgroup_id}" if self._pins is not None else None
+
+    def _begin(self, isolations: Mapping[int, int]) -> None:
+        """Cgroup id -> until when. All that can fail is done, of each, before anything is taken from who was before."""
+        begun: dict[int, dict[str, int]] = {}
+        try:
+            for cgroup_id, until_ns in isolations.items():
+                begun[cgroup_id] = self._begun(cgroup_id, until_ns)
+        except (KernelError, OSError):
+            for cgroup_id, links in begun.items():
+                if (place := self._place(cgroup_id)) is not None:
+                    unpin(_next(place))
+                _close(links)
+            raise
+        self._held |= begun
+        for cgroup_id in begun:
+            if (place := self._place(cgroup_id)) is not None:
+                _end(place, cgroup_id)  # perhaps an earlier executor's: these take over from it without a gap
+                _next(place).rename(place)
+
     def _begun(self, cgroup_id: int, until_ns: int) -> dict[str, int]:
-        """Links on this cgroup with their deadline, pinned where the settings say so."""
-        path = by_id(cgroup_id).path
-        place = self._pins / f"{PREFIX}{cgroup_id}" if self._pins is not None else None
+        """Links on this cgroup with their deadline, pinned beside what is pinned there now."""
+        path, place = by_id(cgroup_id).path, self._place(cgroup_id)
         links: dict[str, int] = {}
         try:
+            if place is not None:
+                _finish(place, cgroup_id)
             for program in self.blob.programs:
                 links[program.name] = self._attach_cgroup(program.name, program.section, path)
             # a slot is there as long as a program is attached
             self._extend(cgroup_id, max(until_ns, _pinned_until(place, cgroup_id) if place is not None else 0))
-            if place is not None:  # perhaps there is an earlier executor's: these take over from it without a gap
-                _end(place, cgroup_id)
-                _pin(place, links, self._slot.fd)
+            if place is not None:
+                _pin(_next(place), links, self._slot.fd)
         except (KernelError, OSError):
             _close(links)
             raise
@@ -131,8 +163,9 @@ class Isolator(KernelObject):
         links = self._held.pop(cgroup_id, {})
         if links and self._slot.get(struct.pack("<Q", cgroup_id)) is not None:
             self._slot.set(struct.pack("<Q", cgroup_id), bytes(VALUE.size))
-        if self._pins is not None:  # perhaps an earlier executor's
-            _end(self._pins / f"{PREFIX}{cgroup_id}", cgroup_id)
+        if (place := self._place(cgroup_id)) is not None:  # perhaps an earlier executor's
+            _finish(place, cgroup_id)
+            _end(place, cgroup_id)
         _close(links)
 
 
@@ -142,7 +175,7 @@ def end_pinned(folder: Path, *, only_expired: bool) -> list[int]:
     `only_expired` leaves those alone whose deadline is still ahead.
     """
     lasting = pinned_isolations(folder) if only_expired else {}
-    for cgroup_id, place in _places(folder).items():
+    for cgroup_id, place in _places(folder):
         if cgroup_id not in lasting:
             _end(place, cgroup_id)
     return sorted(lasting)
@@ -151,12 +184,37 @@ def end_pinned(folder: Path, *, only_expired: bool) -> list[int]:
 def pinned_isolations(folder: Path) -> dict[int, int]:
     """Cgroup id -> until when (CLOCK_MONOTONIC ns), of what is pinned below `folder` and still holds."""
     now_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-    found = {cgroup_id: _pinned_until(place, cgroup_id) for cgroup_id, place in _places(folder).items()}
+    found: dict[int, int] = {}
+    for cgroup_id, place in _places(folder):
+        found[cgroup_id] = max(found.get(cgroup_id, 0), _pinned_until(place, cgroup_id))
     return {cgroup_id: until_ns for cgroup_id, until_ns in found.items() if until_ns > now_ns}
 
 
-def _places(folder: Path) -> dict[int, Path]:
-    return {int(place.name.removeprefix(PREFIX)): place for place in sorted(folder.glob(f"{PREFIX}*"))}
+def _places(folder: Path) -> list[tuple[int, Path]]:
+    """Cgroup id and pins; one cgroup has two where an executor was killed while it took over."""
+    places = sorted(folder.glob(f"{PREFIX}*"))
+    return [(int(place.name.removeprefix(PREFIX).removesuffix(NEXT)), place) for place in places]
+
+
+def _next(place: Path) -> Path:
+    return place.with_name(place.name + NEXT)
+
+
+def _finish(place: Path, cgroup_id: int) -> None:
+    """What an executor that was killed began: one of the two goes on."""
+    if _pinned_until(_next(place), cgroup_id) > _pinned_until(place, cgroup_id):
+        _end(place, cgroup_id)
+        _next(place).rename(place)
+    else:
+        unpin(_next(place))
+
+
+def _lives(cgroup_id: int) -> bool:
+    try:
+        by_id(cgroup_id)
+    except KernelError:
+        return False
+    return True
 
 
 def _pinned_until(place: Path, cgroup_id: int) -> int:
