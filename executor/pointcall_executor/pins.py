@@ -28,7 +28,7 @@ class Pins:
 
     def __init__(self, state_dir: Path, bpffs: Path = BPFFS) -> None:
         self._record, self._lost = state_dir / "pins.json", state_dir / "pins.lost"
-        self._record_next = state_dir / "pins.json.next"
+        self._record_next, self._record_old = state_dir / "pins.json.next", state_dir / "pins.json.old"
         self.folder = bpffs / f"pointcall_{hashlib.sha256(str(state_dir).encode()).hexdigest()[:12]}"
         self._next = bpffs / f"{self.folder.name}_next"  # pins that are about to be `folder`
         self._old = bpffs / f"{self.folder.name}_old"  # pins that were `folder` until a moment ago
@@ -52,19 +52,16 @@ class Pins:
             undo.callback(unpin, self._next)
             undo.callback(self._record_next.unlink, missing_ok=True)
             self._prepare(breaker)
-            if self.folder.exists():
-                self.folder.rename(self._old)
-                undo.callback(self._old.rename, self.folder)
-            self._next.rename(self.folder)
-            undo.callback(self.folder.rename, self._next)
-            yield
+            _swap(self._next, self.folder, self._old, undo)
+            _swap(self._record_next, self._record, self._record_old, undo)
             if not taken_up:
                 undo.callback(self.note_lost, self.lost)
                 self._lost.unlink(missing_ok=True)
-            self._record_next.replace(self._record)
+            yield
             undo.pop_all()
         with contextlib.suppress(OSError):  # what is kept is in place; the next time tries again
             unpin(self._old)
+            self._record_old.unlink(missing_ok=True)
 
     def _prepare(self, breaker: BreakerSensor) -> None:
         """Pins and record beside those that are there, on the disk."""
@@ -83,7 +80,7 @@ class Pins:
         """Remove all pins. What this process holds stays."""
         for pins in (self._next, self._old, self.folder):
             unpin(pins)
-        for file in (self._record, self._record_next, self._lost):
+        for file in (self._record, self._record_next, self._record_old, self._lost):
             file.unlink(missing_ok=True)
         end_pinned(self.isolations, only_expired=False)
         with contextlib.suppress(FileNotFoundError):
@@ -105,3 +102,12 @@ class Pins:
         """Remember it for the next executor; written only when it grows."""
         if count > self.lost:
             self._lost.write_text(str(count))
+
+
+def _swap(new: Path, place: Path, old: Path, undo: contextlib.ExitStack) -> None:
+    """Put `new` in its place, and aside what is there."""
+    if place.exists():
+        place.rename(old)
+        undo.callback(old.rename, place)
+    new.rename(place)
+    undo.callback(place.rename, new)
