@@ -92,3 +92,18 @@ def test_root_writes_through_no_link_that_the_account_made(tmp_path: Path) -> No
     with pytest.raises(OSError, match="symbolic"):
         probes.note(tmp_path, {"what": "begins"})
     assert (victim.read_text(), (tmp_path / "halt.json").read_bytes()) == ("as it was", b"{}")
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_whole(tmp_path / "halt.json", b"old")
+
+    def full(_fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(tmp_path / "halt.json", b"new")
+    assert [p.name for p in tmp_path.iterdir()] == ["halt.json"]
+    assert (tmp_path / "halt.json").read_bytes() == b"old"
