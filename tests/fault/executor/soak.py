@@ -406,10 +406,9 @@ def installation(folder: Path) -> Iterator[Soak]:
                     with contextlib.suppress(OSError):
                         os.kill(int(line), signal.SIGKILL)
             time.sleep(0.3)
-            for procs in sorted((find_root() / group).glob("services/*")):
-                remove_empty(str(procs.relative_to(find_root())))
-            for name in ("services", "clients/keep"):
-                remove_empty(f"{group}/{name}")
+            place = find_root() / group
+            for below in sorted((p for p in place.rglob("*") if p.is_dir()), reverse=True):  # the spawner's as well
+                remove_empty(str(below.relative_to(find_root())))
             libc.umount2(str(disk).encode(), MNT_DETACH)
 
 
