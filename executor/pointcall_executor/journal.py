@@ -156,12 +156,6 @@ class Journal(JournalReader):
         index: int = self._do(lambda: self._insert(*row))
         return index
 
-    def append_all(self, leaves: Sequence[bytes]) -> list[int]:
-        """The indices of these entries: all of them are durable, or none."""
-        rows = [_row(leaf) for leaf in leaves]
-        indices: list[int] = self._do(lambda: [self._insert(*row) for row in rows])
-        return indices
-
     def submit(self, leaf: bytes, opening: Opening | None = None) -> Future[int]:
         """The same as `append` without waiting. The order of calls is the order of entries."""
         waiting = self.enqueue(leaf, opening)

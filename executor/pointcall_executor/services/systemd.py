@@ -177,7 +177,7 @@ class SystemdService:
             wrong = self._differs(state) if state.active == "active" else f"it is {state.active}"
             if wrong:
                 self.destroy(self._declared.grace_ms * 1_000_000)
-            return NOTHING_LEFT if state.active == "inactive" else wrong
+            return NOTHING_LEFT if state.active in ("inactive", "failed") else wrong
 
     def _differs(self, state: State) -> str:
         try:

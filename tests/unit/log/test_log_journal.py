@@ -154,13 +154,6 @@ def test_many_callers_share_commits(node: world.Node) -> None:
     assert {node.journal.entry(i).raw for i in indices} == set(made)
 
 
-def test_a_batch_is_whole(node: world.Node) -> None:
-    assert node.journal.append_all(leaves(node.keys, 5)) == [1, 2, 3, 4, 5]
-    with pytest.raises(MalformedError):
-        node.journal.append_all([*leaves(node.keys, 2), b"nonsense"])
-    assert node.journal.size == 6
-
-
 def test_what_no_reader_accepts_is_never_written(node: world.Node) -> None:
     with pytest.raises(MalformedError):
         node.journal.append(b"{}")
@@ -188,7 +181,7 @@ def test_a_sequence_never_goes_back(node: world.Node) -> None:
         assert error.value.id == "journal.sequence"
     journal.raise_sequence("m", 9, "b" * 64)
     assert journal.highest_sequence("m") == 9
-    journal.append_all(leaves(node.keys, 1))  # a refusal of one caller does not stop the journal
+    journal.append(*leaves(node.keys, 1))  # a refusal of one caller does not stop the journal
 
 
 def test_checkpoints_grow_at_most_once_a_second(node: world.Node) -> None:

@@ -198,6 +198,13 @@ def test_what_runs_as_declared_is_adopted_and_what_was_started_from_other_files_
     assert stage.service().adopt() == NOTHING_LEFT
 
 
+def test_of_a_unit_that_failed_nothing_is_left_to_adopt(stage: Stage) -> None:
+    one = stage.service()
+    os.kill(one.start().pid, signal.SIGKILL)
+    wait_for(lambda: one.healthy() == "its unit is failed")
+    assert stage.service().adopt() == NOTHING_LEFT
+
+
 def test_a_bus_that_is_not_there_is_an_error_with_its_address(tmp_path: Path) -> None:
     address = f"unix:path={tmp_path}/no-bus"
     units = Units(address)
