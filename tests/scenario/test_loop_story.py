@@ -434,9 +434,9 @@ def eventually(true: Callable[[], bool]) -> None:
 
 def test_an_armed_manifest_that_expires_is_disarmed(watched: Watched) -> None:
     watched.arm(days=5 / 86400)
-    eventually(lambda: watched.executor.state.armed is None)
+    eventually(lambda: watched.executor.admitted is None)
+    assert watched.executor.state.armed is None
     assert watched.refusals() == ["manifest.expires"]
-    assert watched.executor.admitted is None
 
 
 def test_a_trust_policy_that_no_longer_names_the_signer_disarms(watched: Watched) -> None:
