@@ -16,11 +16,15 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 from pointcall_attest.admission import Admitted
+from pointcall_executor.core.event import CircuitEvent, Destination, Kind
 from pointcall_executor.core.guard import Rules
+from pointcall_executor.core.history import KEYS_MAX, History
+from pointcall_executor.core.trigger import Topology, notice
 from pointcall_executor.daemon import Executor
 from pointcall_executor.kernel.cgroup import Cgroup
 from pointcall_executor.kernel.probe import BLOBS
@@ -143,12 +147,35 @@ def report(runs: list[Run], metric: str, until: str) -> None:
         )
 
 
+def scanned() -> None:
+    """What a record costs the core after a scan, when clients have failed to reach more destinations than it keeps."""
+    took = {known: notices(known) for known in (1, 2 * KEYS_MAX)}
+    few, many = (percentile(took[known], 0.5) for known in took)
+    figure(
+        "loop", "notice_after_a_scan_us_p50", many, "us", KEYS_MAX, baseline="one known destination", ratio=many / few
+    )
+
+
+def notices(known: int) -> list[float]:
+    """Microseconds for each of so many records that a circuit opened, after `known` destinations."""
+    history, took = History(), []
+    topology = Topology()
+    for number in range(known + KEYS_MAX):
+        where = Destination(LOOPBACK, number % min(known, 2**16))
+        record = CircuitEvent(Kind.CIRCUIT_OPENED, number, where, THRESHOLD, 111, 1, 1)
+        began = time.perf_counter_ns()
+        history, _ = notice(record, topology, history)
+        took.append((time.perf_counter_ns() - began) / 1e3)
+    return took[known:]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     if os.geteuid():
         sys.exit("tests.bench.loop needs root")
+    scanned()
     closed = ports()[:64]
     gate = Cgroup.create(f"pointcall-bench-{os.getpid()}")
     with (

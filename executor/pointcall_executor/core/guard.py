@@ -127,6 +127,7 @@ class Bucket(NamedTuple):
 
     tokens_micro: int
     at_ns: int
+    full_ns: int  # when it is full again, which is as good as none
 
 
 class GuardState(NamedTuple):
@@ -236,6 +237,13 @@ def _tokens(state: GuardState, request: Request) -> int:
         return full
     refill = (request.now_ns - bucket.at_ns) * request.limits.per_minute * TOKEN_MICRO // MINUTE_NS
     return min(full, bucket.tokens_micro + refill)
+
+
+def _taken(state: GuardState, request: Request) -> Bucket:
+    """The bucket with one token less."""
+    limits, left = request.limits, _tokens(state, request) - TOKEN_MICRO
+    missing = limits.burst * TOKEN_MICRO - left
+    return Bucket(left, request.now_ns, request.now_ns - (-missing * MINUTE_NS // (limits.per_minute * TOKEN_MICRO)))
 
 
 def _rate(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
@@ -374,8 +382,7 @@ def permitted(state: GuardState, request: Request, rules: Rules) -> GuardState:
         number = request.action.service.number
         history = history.noted(("restart", number), now)
         recreated = _in_a_row(state, number, now, _quiet(rules))
-    bucket = Bucket(_tokens(state, request) - TOKEN_MICRO, now)
-    buckets = {**state.buckets, (request.runbook, target): bucket}
+    buckets = {**state.buckets, (request.runbook, target): _taken(state, request)}
     return state._replace(
         busy={**state.busy, target: request.run},
         buckets=buckets,
@@ -462,7 +469,7 @@ def counted(state: GuardState, now_ns: int, rules: Rules) -> GuardState:
     """The state after one more event. More of them in a minute than a node should see is a storm."""
     if now_ns - state.events_since_ns >= MINUTE_NS:
         leases = {held: until for held, until in state.leases.items() if until > now_ns}
-        buckets = {key: bucket for key, bucket in state.buckets.items() if now_ns - bucket.at_ns < 2 * HOUR_NS}
+        buckets = {key: bucket for key, bucket in state.buckets.items() if bucket.full_ns > now_ns}
         return state._replace(events_since_ns=now_ns, events=1, leases=leases, buckets=buckets)
     until = state.storm_until_ns
     if state.events + 1 > rules.storm_events_per_minute:

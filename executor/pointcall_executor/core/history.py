@@ -8,22 +8,22 @@ can tell apart.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 HOUR_NS: Final = 3_600_000_000_000
 KEEP_MAX: Final = 256  # times a key
-KEYS_MAX: Final = 4096  # keys; the key that happened longest ago is forgotten first
+KEYS_MAX: Final = 4096  # keys; of those of the kind OPENED the one that happened longest ago is forgotten first
+OPENED: Final = "opened"  # what clients tried to reach, without end; others name what is declared or was acted on
 
 Key = tuple[str | int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """Times (ns since boot) at which something happened, by key, in ascending order."""
+    """Times (ns since boot) at which something happened, by key, in ascending order. Never changed in place."""
 
-    times: Mapping[Key, tuple[int, ...]] = field(default_factory=dict)
+    times: dict[Key, tuple[int, ...]] = field(default_factory=dict)  # the key that happened longest ago is the first
 
     def count(self, key: Key, now_ns: int, window_ns: int = HOUR_NS) -> int:
         """How often `key` happened in the window that ends now."""
@@ -42,7 +42,9 @@ class History:
             at_ns = kept[-1]  # two CPUs' clock readings may arrive out of order; the order of the record is kept
         first = max(bisect_right(kept, at_ns - window_ns), len(kept) - (max(keep, KEEP_MAX) - 1))
         kept = kept[first:] if first > 0 else kept
-        times = {**self.times, key: (*kept, at_ns)}
+        times = self.times.copy()
+        times.pop(key, None)  # and to the end: the keys stay in the order in which they last happened
+        times[key] = (*kept, at_ns)
         if len(times) > KEYS_MAX:
-            del times[min(times, key=lambda k: times[k][-1])]
+            del times[next((old for old in times if old[0] == OPENED), next(iter(times)))]
         return History(times)

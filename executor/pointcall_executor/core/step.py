@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import NamedTuple, assert_never
+from typing import Final, NamedTuple, assert_never
 
 from pointcall_executor.core import guard
 from pointcall_executor.core.guard import Grant, GuardState, Limits, Refusal, Request, Rules
@@ -33,6 +33,7 @@ from pointcall_runbook.vocabulary import (
 
 # Actions that say nothing worth deciding about when they end; they never start an `ActionDone`.
 SILENT = frozenset({"remember", "again", "notify", "escalate"})
+MEMORY_MAX: Final = 4096  # (runbook, target) with remembered slots; clients can name destinations without end
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +178,13 @@ def _rememberable(book: Runbook, action: Remember) -> Remember | Refusal:
 
 
 def _remembered(state: State, runbook: Runbook, subject: str, action: Remember) -> State:
-    key = (runbook.name, subject)
-    values = list(state.memory.get(key, runbook.slots))
+    key, memory = (runbook.name, subject), dict(state.memory)
+    values = list(memory.pop(key, runbook.slots))
     values[action.slot] = action.value
-    return state._replace(memory={**state.memory, key: tuple(values)})
+    memory[key] = tuple(values)  # at the end: what was remembered longest ago is the first
+    if len(memory) > MEMORY_MAX:
+        del memory[next(iter(memory))]
+    return state._replace(memory=memory)
 
 
 def _judged(state: State, armed: Armed, decided: Decided, index: int, call: Call) -> tuple[State, Effect]:

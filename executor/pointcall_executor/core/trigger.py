@@ -21,7 +21,7 @@ from pointcall_executor.core.event import (
     SyscallEvent,
     TransportEvent,
 )
-from pointcall_executor.core.history import History, Key
+from pointcall_executor.core.history import OPENED, History, Key
 from pointcall_runbook.vocabulary import (
     U32,
     U63,
@@ -75,7 +75,7 @@ class Noticed(NamedTuple):
 def _circuit(record: CircuitEvent, topology: Topology, history: History) -> tuple[History, Noticed]:
     where, number = record.destination, topology.listening(record.destination)
     subject = str(where)
-    key: Key = ("opened", subject)
+    key: Key = (OPENED, subject)
     at, service = record.at_ns, Service(number)
     restarts = history.count(("restart", number), at)
     match record.kind:

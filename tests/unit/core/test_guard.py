@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pointcall_executor.core import guard
 from pointcall_executor.core.guard import Bucket, Grant, GuardState, Limits, Request, Rules
-from pointcall_executor.core.history import KEEP_MAX, History
+from pointcall_executor.core.history import KEEP_MAX, KEYS_MAX, OPENED, History
 from pointcall_runbook.vocabulary import (
     Action,
     Address,
@@ -68,7 +68,7 @@ def test_a_granted_action_in_quiet_times_passes() -> None:
         (GuardState(storm_until_ns=2000 * SECOND), request(), "guard.storm"),
         (GuardState(), request(limits=Limits(approval=frozenset({"recreate"}))), "guard.approval"),
         (
-            GuardState(buckets={("fix", ("service", API.number)): Bucket(999_999, 1000 * SECOND)}),
+            GuardState(buckets={("fix", ("service", API.number)): Bucket(999_999, 1000 * SECOND, 1001 * SECOND)}),
             request(),
             "guard.rate",
         ),
@@ -137,6 +137,24 @@ def test_a_bucket_lets_a_burst_through_and_refills() -> None:
     assert objection(state, dataclasses.replace(third, now_ns=1011 * SECOND)) is None
     elsewhere = request(OpenCircuit(HERE, 81, SECOND), limits=limits, now_ns=1001 * SECOND)
     assert objection(state, elsewhere) is None
+
+
+@given(
+    per_minute=st.integers(1, 600),
+    burst=st.integers(1, 100),
+    steps=st.lists(st.integers(0, 90 * SECOND), max_size=30),
+)
+def test_to_forget_a_bucket_that_is_full_again_changes_no_answer(per_minute: int, burst: int, steps: list[int]) -> None:
+    limits, now, kept, pruned = Limits(per_minute=per_minute, burst=burst), 1000 * SECOND, GuardState(), GuardState()
+    for step in steps:
+        now += step
+        asked = request(OpenCircuit(HERE, 80, SECOND), limits=limits, now_ns=now)
+        pruned = guard.counted(pruned._replace(events_since_ns=0), now, RULES)
+        assert objection(pruned, asked) == objection(kept, asked)
+        if objection(kept, asked) is None:
+            kept = guard.ended(guard.permitted(kept, asked, RULES), "run-1", asked.action)
+            pruned = guard.ended(guard.permitted(pruned, asked, RULES), "run-1", asked.action)
+    assert guard.counted(pruned._replace(events_since_ns=0), now + 6000 * SECOND, RULES).buckets == {}
 
 
 def test_the_node_as_a_whole_has_a_rate_too() -> None:
@@ -245,6 +263,27 @@ def test_history_is_bounded_and_counts_only_the_last_hour(times: list[int]) -> N
         now = max(times)
         true_count = sum(1 for at in times if now - 3600 * SECOND < at <= now)
         assert history.count(("k",), now) == min(true_count, KEEP_MAX)
+
+
+def test_a_flood_of_destinations_makes_the_guard_forget_nothing_that_it_did() -> None:
+    history = History().noted(("restart", API.number), 1).noted(("target", "fix", "service", API.number), 1)
+    for number in range(KEYS_MAX + 100):
+        history = history.noted((OPENED, f"tcp://192.0.2.1:{number}"), 2 + number)
+        history = history.noted((OPENED, "tcp://192.0.2.2:443"), 2 + number)  # again and again: not the oldest
+    assert len(history.times) == KEYS_MAX
+    assert history.count(("restart", API.number), KEYS_MAX) == 1
+    assert history.last(("target", "fix", "service", API.number)) == 1
+    assert history.last((OPENED, "tcp://192.0.2.1:0")) is None
+    assert history.count((OPENED, "tcp://192.0.2.2:443"), KEYS_MAX + 200) == KEEP_MAX
+
+
+def test_where_there_are_only_deeds_the_oldest_is_forgotten() -> None:
+    history = History()
+    for number in range(KEYS_MAX + 1):
+        history = history.noted(("target", "fix", "service", number), number)
+    assert len(history.times) == KEYS_MAX
+    assert history.last(("target", "fix", "service", 0)) is None
+    assert history.last(("target", "fix", "service", KEYS_MAX)) == KEYS_MAX
 
 
 WIDE = dataclasses.replace(GRANT, actions=frozenset({"recreate", "isolate", "freeze", "thaw"}))

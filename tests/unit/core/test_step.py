@@ -8,6 +8,7 @@ import pytest
 
 from pointcall_executor.core.guard import Grant, Rules
 from pointcall_executor.core.step import (
+    MEMORY_MAX,
     Armed,
     Decide,
     Decided,
@@ -112,6 +113,16 @@ def test_what_is_remembered_comes_back_with_the_next_event_about_the_same_subjec
     _, (other,) = step(state, Happened(OPENED, "db", 50))
     assert same.args[-2:] == (0, 42)
     assert other.args[-2:] == (0, 0)
+
+
+def test_of_too_many_targets_the_one_remembered_longest_ago_starts_anew() -> None:
+    book = dataclasses.replace(BOOK, slots=(0,), ranges=((0, 9),))
+    state = armed(book)
+    for number in (*range(MEMORY_MAX), 0, MEMORY_MAX):  # the first one again, then one more than there is room for
+        state, _ = step(state, Decided("r1", book, f"target {number}", (Call.of(Remember(0, 7)),), 30))
+    assert len(state.memory) == MEMORY_MAX
+    assert state.memory.get((book.name, "target 1")) is None
+    assert state.memory[book.name, "target 0"] == state.memory[book.name, f"target {MEMORY_MAX}"] == (7,)
 
 
 @pytest.mark.parametrize("call", [Remember(2, 1), Remember(0, 10)])
