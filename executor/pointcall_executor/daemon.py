@@ -990,10 +990,21 @@ class Executor:
         if now_ns < self._recheck_due_ns:
             return
         self._recheck_due_ns = now_ns + RECHECK_NS
+        if not self._closed:
+            self._pool.submit(self._note)
+        denied, hint = session.sensors.denied(), "find out who did it, then arm again"
+        if denied:
+            want, got = "nobody swaps or takes off a BPF link", f"{denied} attempts, all denied by the kernel"
+            self._recorder.submit(_refusal("kernel.tamper", "the BPF links of this machine", want, got, hint))
         changed = session.sensors.changed()
         if changed:
-            hint = "find out who did it, then arm again"
             self._disarm_by_itself("kernel.changed", "the programs that were armed", changed[0], hint)
+
+    def _note(self) -> None:
+        try:
+            self._node.note()
+        except BaseException as error:
+            self._post(lambda error=error: self._fail(error))  # type: ignore[misc]
 
     def _count_lost(self, sensors: Sensors) -> None:
         for sensor, count in sensors.lost().items():

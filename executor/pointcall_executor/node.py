@@ -5,6 +5,7 @@ Implements what actions/world.py asks for. recorded.py implements the same witho
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +18,7 @@ from pointcall_executor.core.guard import Rules
 from pointcall_executor.kernel.breaker import CircuitState
 from pointcall_executor.kernel.cgroup import Cgroup, find_root
 from pointcall_executor.kernel.drill import Fault, Observed
-from pointcall_executor.learning import Learned
+from pointcall_executor.learning import Kept
 from pointcall_executor.pins import Pins
 from pointcall_executor.sensors import KernelSensors
 from pointcall_executor.services.declared import DeclaredServices, Kinds, OnMoved
@@ -42,6 +43,7 @@ class Sensors(Circuits, Protocol):
     def begin_drill(self, cgroup_id: int, fault: Fault, until_ns: int) -> None: ...
     def end_drill(self) -> Observed: ...
     def changed(self) -> list[str]: ...
+    def denied(self) -> int: ...
     def keep(self) -> None: ...
     def stop(self, *, leave: bool) -> None: ...
     def leave(self) -> None: ...
@@ -68,13 +70,15 @@ class RunningServices(Services, Protocol):
 class Node(Protocol):
     """Makes what an admitted manifest needs. `before` are the services that run already: the same ones stay.
 
-    `unpin` takes out of the kernel what an earlier executor left pinned; False where there was nothing.
+    `unpin` takes out of the kernel what an earlier executor left pinned; False where there was nothing. `note` puts on
+    disk what only this process knows, every few seconds and not on the loop's thread.
     """
 
     def sensors(self, admitted: Admitted, rules: Rules) -> Sensors: ...
     def services(self, admitted: Admitted, before: RunningServices | None, on_moved: OnMoved) -> RunningServices: ...
     def channels(self, admitted: Admitted) -> Channels: ...
     def unpin(self) -> bool: ...
+    def note(self) -> None: ...
     def shutdown(self) -> None: ...
 
 
@@ -84,7 +88,7 @@ class KernelNode:
     def __init__(self, config: Config, state_dir: Path, say: Callable[[str], None] = to_stderr) -> None:
         self._config, self._folder, self._say = config, state_dir / "services", say
         self._pins, self._forgotten = Pins(state_dir), False
-        self._learned = Learned()
+        self._learned = Kept(state_dir / "learned.json", time.monotonic_ns())
         self._kept: KernelSensors | None = None
         self._spawner: Spawner | None = None
         self._made: Kinds | None = None
@@ -103,7 +107,7 @@ class KernelNode:
             Cgroup.create(self._config.gate)
         self._forget_pins()
         pins = self._pins if self._config.pin else None
-        made = KernelSensors(admitted, rules, gate, pins, self._learned, self._succeed)
+        made = KernelSensors(admitted, rules, gate, pins, self._learned.learned, self._succeed)
         made.allow(self._spawning().cgroup_id)
         return made
 
@@ -124,6 +128,11 @@ class KernelNode:
         """These are in service from now on; the ones that were before."""
         before, self._kept = self._kept, kept
         return before
+
+    def note(self) -> None:
+        if self._kept is not None:
+            self._kept.note_learned()
+        self._learned.save(time.monotonic_ns())
 
     def _spawning(self) -> Spawner:
         if self._spawner is None:
@@ -147,6 +156,7 @@ class KernelNode:
 
     def shutdown(self) -> None:
         """End the spawner and remove our cgroups if nothing lives in them."""
+        self._learned.save(time.monotonic_ns())
         if self._services is not None:
             self._services.release()
             self._services = None

@@ -121,6 +121,9 @@ class RecordedSensors:
     def changed(self) -> list[str]:
         return []
 
+    def denied(self) -> int:
+        return 0
+
     def keep(self) -> None:
         """What the ones before held goes on."""
         if self._before is not None and self._before._wake >= 0:
@@ -238,6 +241,9 @@ class RecordedNode:
 
     def channels(self, admitted: Admitted) -> Channels:
         return DeclaredChannels(admitted.manifest, "recorded", self.said.append)
+
+    def note(self) -> None:
+        """Nothing is learned here."""
 
     def unpin(self) -> bool:
         """Nothing is pinned."""

@@ -84,6 +84,7 @@ class KernelSensors:
         self._changing = threading.RLock()  # services move on other threads than the one that lets go
         self._stuck: Known = {}
         self._stuck_ns = 0
+        self._denied = 0  # attempts on a link when somebody asked last
         self._taken_up = False  # the breaker is one that was pinned
         self._lost_before: int | None = None  # what had been recorded of it before these were armed
         with contextlib.ExitStack() as undo:
@@ -210,6 +211,14 @@ class KernelSensors:
         """What is no longer as it was when it was armed: a swapped program, a link that was taken off."""
         return [line for name, each in self._objects.items() for line in each.recheck(self._identities[name])]
 
+    def denied(self) -> int:
+        """How often somebody tried to swap or take off a link, and was kept from it, since this was asked last."""
+        guard = self._objects.get("tamper")
+        if not isinstance(guard, TamperGuard):
+            return 0
+        before, self._denied = self._denied, guard.denied()
+        return self._denied - before
+
     def fds(self) -> tuple[int, ...]:
         rings = tuple(sensor.ring.fileno() for sensor in self._sensors().values())
         return (*rings, self._lookout.fileno()) if self._lookout is not None else rings
@@ -271,6 +280,12 @@ class KernelSensors:
             self._pressure.unwatch(cgroup_id)
         if self.isolator is not None:
             self.isolator.sweep()
+
+    def note_learned(self) -> None:
+        """Take down what services were learned to call so far."""
+        with self._changing:
+            if self._learning is not None:
+                self._learning.keep()
 
     # ---- what actions ask for --------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from pointcall_executor.kernel.breaker import BreakerSensor
 from pointcall_executor.kernel.cgroup import find_root
 from pointcall_executor.kernel.storage import StorageSensor
 from pointcall_executor.kernel.tamper import TamperGuard
+from pointcall_executor.sensors import KernelSensors
 from pointcall_runbook.vocabulary import Operation
 from tests.kernel.lab import member, need_blob
 from tests.kernel.slowfs import Op, mounted, private_mounts, run
@@ -85,6 +86,9 @@ def test_nobody_else_can_swap_or_take_off_a_link(command: int) -> None:
             tamper.attach()
             assert attack() == 1  # EPERM
             assert tamper.denied() == 1
+            sensors = KernelSensors.__new__(KernelSensors)
+            sensors._objects, sensors._denied = {"tamper": tamper}, 0
+            assert (sensors.denied(), sensors.denied()) == (1, 0)  # what the executor logs
             assert sensor.recheck(recorded) == []
             sensor.detach()  # the executor itself is free
             sensor.attach()

@@ -28,9 +28,11 @@ from pointcall_executor.kernel.blob import Blob
 from pointcall_executor.kernel.cgroup import find_root
 from pointcall_executor.kernel.errors import CircuitError, KernelError
 from pointcall_executor.kernel.probe import BLOBS
+from pointcall_executor.learning import Kept, Learned
 from pointcall_executor.node import KernelNode
 from pointcall_executor.run import Run
 from pointcall_executor.services.groups import remove_empty
+from pointcall_executor.session import Bundle
 from tests.kernel.lab import BLOCKED, LOOPBACK, black_hole, connects, in_namespace, member, need_blob, private_network
 from tests.kernel.slowfs import Op, SlowFs, loop_ext4, mounted, private_mounts
 from tests.kernel.test_pins_kernel import LINK_UPDATE, raw_bpf
@@ -119,6 +121,16 @@ class Story:
         self.lab, self.folder, self.executor, self.said, self.home = lab, folder, executor, said, home
         self._runs: queue.SimpleQueue[Run] = queue.SimpleQueue()
         executor.on_receipt = self._runs.put
+
+    @contextlib.contextmanager
+    def again(self, bundle: Bundle) -> Iterator[Story]:
+        """The next executor of this installation, armed with the same; this one has ended."""
+        config = self.executor.config
+        node, settings = KernelNode(config, self.lab.state, self.said.append), config.model_dump(exclude={"node"})
+        with self.lab.executor(node, **settings) as executor:
+            after = Story(self.lab, self.folder, executor, self.said, self.home)
+            executor.arm(bundle)
+            yield after
 
     def arm(self, *sensors: dict[str, Any], sequence: int) -> None:
         """Take over from what is armed; signed before, because here is no way to Sigstore."""
@@ -242,6 +254,30 @@ def test_a_novel_system_call_and_failing_ones(tell: Tell) -> None:
         time.sleep(1.6)
         assert worker.do("ctypes.CDLL(None).ptrace(0, 0, 0, 0)") == "0"
         proven(story, story.receipt("SyscallUnusual"), "syscalls")
+
+
+def test_a_restart_learns_nothing_again(tell: Tell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed, not stopped: nothing is written at the end. A known call stays known, a novel one is reported at once."""
+    monkeypatch.setattr(daemon, "RECHECK_NS", 100_000_000)
+    params = {"learn_ms": 2000, "error_min": 1000}
+    with tell({"name": "syscalls", "params": params}) as story:
+        session = story.executor.session
+        assert session is not None
+        with contextlib.closing(Worker()) as worker:
+            assert worker.do("ctypes.CDLL(None).getpgid(0) > 0") == "True"
+            deadline = time.monotonic() + 10
+            while list(Learned.load(story.lab.state / "learned.json", 0).until_ns.values()) != [0]:
+                assert time.monotonic() < deadline, "what was learned is not on disk"
+                time.sleep(0.05)
+        with monkeypatch.context() as patch:
+            patch.setattr(Kept, "save", lambda *_: None)
+            story.executor.close()
+        with story.again(session.bundle) as after, contextlib.closing(Worker()) as worker:
+            assert worker.do("ctypes.CDLL(None).getpgid(0) > 0") == "True"
+            assert worker.do("ctypes.CDLL(None).ptrace(0, 0, 0, 0)") == "0"
+            novel = after.receipt("SyscallUnusual")
+            assert novel.inputs.fields["number"] == "101"
+            assert [e.receipt().run.id for e in after.executor.journal.entries(kind="receipt")] == [novel.run.id]
 
 
 def test_pressure(tell: Tell) -> None:

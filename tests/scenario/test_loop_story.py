@@ -439,6 +439,19 @@ def test_an_armed_manifest_that_expires_is_disarmed(watched: Watched) -> None:
     assert watched.refusals() == ["manifest.expires"]
 
 
+def test_what_the_kernel_kept_others_from_is_in_the_log_and_nothing_is_disarmed(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon, "RECHECK_NS", 50_000_000)
+    told = iter((0, 3))
+    monkeypatch.setattr(RecordedSensors, "denied", lambda _: next(told, 0))
+    watched.arm()
+    eventually(lambda: watched.refusals() == ["kernel.tamper"])
+    (refusal,) = watched.executor.journal.entries(kind="refusal")
+    assert refusal.body["got"] == "3 attempts, all denied by the kernel"
+    assert watched.executor.admitted is not None
+
+
 def test_a_trust_policy_that_no_longer_names_the_signer_disarms(watched: Watched) -> None:
     watched.arm()
     signers = [{"issuer": watched.lab.sigstore.issuer, "identity": "https://git.example/else"}]

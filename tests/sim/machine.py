@@ -182,6 +182,9 @@ class Node:
         self._machine.scheduler.alive()
         return self._machine.kernel.unpin()
 
+    def note(self) -> None:
+        self._machine.scheduler.alive()
+
     def _succeed(self, kept: kernels.Sensors | None) -> kernels.Sensors | None:
         before, self._kept = self._kept, kept
         return before
