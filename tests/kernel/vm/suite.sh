@@ -1,5 +1,6 @@
 #!/bin/bash
 # usage: suite.sh <python> <unpacked kernel package>...
+# Kernel headers that are unpacked into the same folder (linux-headers-*, and its -common) are there for bcc.
 # The same kernel tests in each of these kernels, without KVM: the same blobs, relocated again by the guest. One retry,
 # because a boot in ten hangs without a message. A guest is ten times slower: correctness only, no figures.
 set -euo pipefail
@@ -17,12 +18,16 @@ run() {
 }
 
 for kernel in "$@"; do
+    kernel=$(realpath "$kernel")
     name=$(ls "$kernel/lib/modules")
     out=$root/build/vm-$name
     mkdir -p "$out"
     "$here/mkinitrd.sh" "$kernel" "$out/initrd.gz"
     cat > "$out/run.sh" <<I
 export PYTHONDONTWRITEBYTECODE=1 POINTCALL_REQUIRE_BLOBS='breaker drill isolate lifecycle storage syscalls tamper transport vfs' HYPOTHESIS_STORAGE_DIRECTORY=/run/hypothesis
+mkdir -p "/lib/modules/$name"
+mount --bind "$kernel/lib/modules/$name" "/lib/modules/$name"
+[ ! -d "$kernel/usr/src" ] || mount --bind "$kernel/usr/src" /usr/src
 cd "$root"
 "$python" -m pytest tests/kernel tests/unit/kernel -q -p no:cacheprovider ${PYTEST_ARGS:-}
 I
