@@ -171,7 +171,7 @@ class EpochClose(Body):
     next: Sha256 | None
 
 
-BODIES: Final[Mapping[str, type[Body]]] = {
+BODIES: Final[Mapping[Kind, type[Body]]] = {
     "epoch-open": EpochOpen,
     "intent": Intent,
     "outcome": OutcomeBody,
@@ -184,7 +184,7 @@ BODIES: Final[Mapping[str, type[Body]]] = {
     "erase": Erase,
     "epoch-close": EpochClose,
 }
-_KIND_OF: Final = {body: kind for kind, body in BODIES.items()}
+_KIND_OF: Final[Mapping[type[Body], Kind]] = {body: kind for kind, body in BODIES.items()}
 assert {*BODIES, "receipt"} == set(KINDS)
 
 
@@ -296,7 +296,15 @@ def parse_entry(index: int, raw: bytes, opening: Opening | None = None) -> Entry
     return found
 
 
-def outline(raw: bytes) -> tuple[Kind, str | None]:
+Outline = tuple[Kind, str | None]  # kind and run of an entry: what a journal files it under
+
+
+def outline_of(body: Body, run: str | None) -> Outline:
+    """What `outline` would find in the leaf of this body."""
+    return _KIND_OF[type(body)], run
+
+
+def outline(raw: bytes) -> Outline:
     """Kind and run of an entry that was just built: what a journal files it under, four times as fast as `parse_entry`.
 
     MalformedError for what is no envelope or names no kind; whether every part has its form is not looked at.

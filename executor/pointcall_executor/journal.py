@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Final, Self, TypeAlias
 
 from pointcall_attest import entry
-from pointcall_attest.entry import Erase, Prune, outline
+from pointcall_attest.entry import Erase, Outline, Prune, outline
 from pointcall_attest.log.checkpoint import Checkpoint
 from pointcall_attest.log.tree import Tree, leaf_hash
 from pointcall_attest.sealing import Opening
@@ -156,16 +156,16 @@ class Journal(JournalReader):
         index: int = self._do(lambda: self._insert(*row))
         return index
 
-    def submit(self, leaf: bytes, opening: Opening | None = None) -> Future[int]:
+    def submit(self, leaf: bytes, opening: Opening | None = None, outlined: Outline | None = None) -> Future[int]:
         """The same as `append` without waiting. The order of calls is the order of entries."""
-        waiting = self.enqueue(leaf, opening)
+        waiting = self.enqueue(leaf, opening, outlined)
         self._work.set()
         return waiting
 
-    def enqueue(self, leaf: bytes, opening: Opening | None = None) -> Future[int]:
+    def enqueue(self, leaf: bytes, opening: Opening | None = None, outlined: Outline | None = None) -> Future[int]:
         """The same, not begun: whoever calls it calls `settle` next. For those whose lock must not be held while it is
-        written."""
-        row = _row(leaf, opening)
+        written. `outlined` is what the leaf says it is, where the caller has just made it: it is not read again."""
+        row = _row(leaf, opening, outlined)
         return self._queue(lambda: self._insert(*row))
 
     def put_blob(self, data: bytes) -> str:
@@ -414,9 +414,9 @@ class Journal(JournalReader):
 _Row: TypeAlias = tuple[bytes, str, str | None, bytes, Opening | None]  # leaf hash, kind, run, leaf
 
 
-def _row(leaf: bytes, opening: Opening | None = None) -> _Row:
+def _row(leaf: bytes, opening: Opening | None = None, outlined: Outline | None = None) -> _Row:
     """What is stored of a leaf; made in the caller's thread."""
-    kind, run = outline(leaf)
+    kind, run = outlined or outline(leaf)
     return leaf_hash(leaf), kind, run, leaf, opening
 
 

@@ -102,7 +102,7 @@ class Recorder:
         """Append a receipt; its index, once it is durable."""
         with self._lock:
             payload, opening = receipt.sealed(self._salt())
-            waiting = self.journal.enqueue(self.keys.sign(payload), opening)
+            waiting = self.journal.enqueue(self.keys.sign(payload), opening, ("receipt", receipt.run.id))
         return int(self.journal.settle(waiting))
 
     def erase(self, entries: Sequence[entry.Entry], reason: str, *, below: int = 0) -> int:
@@ -113,7 +113,7 @@ class Recorder:
         named = [e for e in entries if e.opening is not None and e.index >= below]
         body = entry.Erase(commitments=tuple(str(e.commitment) for e in named), reason=reason, below=below)
         with self._lock:
-            leaf, opening = self._signed(body)
+            leaf, opening, _ = self._signed(body)
             index = self.journal.erase(leaf, opening, indices=[e.index for e in named])
         self.journal.forget()
         return index
@@ -125,15 +125,16 @@ class Recorder:
         """
         body = entry.Prune(minimum=minimum, reason=reason, retention_days=retention_days)
         with self._lock:
-            index = self.journal.prune(*self._signed(body))
+            leaf, opening, _ = self._signed(body)
+            index = self.journal.prune(leaf, opening)
         self.journal.forget()
         return index
 
-    def _signed(self, body: entry.Body, run: str | None = None) -> tuple[bytes, Opening | None]:
-        """The leaf of an entry with what is personal sealed, and its opening. The caller holds the lock."""
+    def _signed(self, body: entry.Body, run: str | None = None) -> tuple[bytes, Opening | None, entry.Outline]:
+        """The leaf of an entry with what is personal sealed, its opening, and what it is. The caller holds the lock."""
         keys, at, ktime_ns = self.keys, datetime.now(UTC), time.monotonic_ns()
         payload, opening = entry.sealed(body, at=at, ktime_ns=ktime_ns, epoch=keys.id, run=run, salt=self._salt())
-        return keys.sign(payload), opening
+        return keys.sign(payload), opening, entry.outline_of(body, run)
 
     def watch(self) -> None:
         """Raise the failure of any entry that nobody waited for, or of the journal itself, whoever met it first."""

@@ -44,6 +44,7 @@ def test_every_kind_reads_back(body: entry.Body) -> None:
     raw = leaf(body, RUN)
     found = entry.parse_entry(7, raw)
     assert found.typed() == body
+    assert entry.outline(raw) == entry.outline_of(body, RUN) == (found.kind, found.run)
     assert (found.index, found.run, found.epoch, found.ktime_ns) == (7, RUN, KEYS.id, 2**62)
     assert found.leaf_hash == leaf_hash(raw)
     assert found.subject_holds

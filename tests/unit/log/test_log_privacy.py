@@ -169,6 +169,25 @@ def test_whatever_the_recorder_writes_is_sealed(node: world.Node) -> None:
     assert ADDRESS.encode() not in leaves
 
 
+def test_the_recorder_files_each_entry_under_what_its_leaf_says(node: world.Node) -> None:
+    recorder = Recorder(node.journal)
+    recorder._keys = node.keys
+    receipt = world.unsigned_receipt(node.keys.id)
+    for body in BODIES:
+        if not isinstance(body, entry.Prune | entry.Erase):
+            recorder.record(body, receipt.run.id)
+            recorder.record(body)
+            recorder.submit(body, receipt.run.id)
+    recorder.receipt(receipt)
+    said = {e.index: entry.outline(e.raw) for e in node.journal.entries()}
+    for kind in entry.KINDS:
+        of_kind = [index for index, (found, _) in said.items() if found == kind]
+        assert [e.index for e in node.journal.entries(kind=kind)] == of_kind
+    of_run = [index for index, (_, run) in said.items() if run == receipt.run.id]
+    assert [e.index for e in node.journal.entries(run=receipt.run.id)] == of_run
+    assert len(of_run) > len(BODIES)
+
+
 def test_the_same_text_has_another_commitment_each_time(node: world.Node) -> None:
     first, second = (node.append(entry.Config(what="w", detail={"t": SECRET})) for _ in range(2))
     assert node.journal.entry(first).commitment != node.journal.entry(second).commitment
