@@ -72,8 +72,8 @@ test-storm: setup-dev ## ten minutes of events at the highest rate: generated ==
 	$(BIN)/python -m tests.kernel.storm --seconds $(or $(SECONDS_OF_STORM),600)
 
 # KERNELS: folders of unpacked linux-image packages (apt-get download, dpkg -x). Needs qemu-system-x86 busybox-static kmod cpio.
-test-kernels: setup-dev ## the kernel tests on other kernels under QEMU: make test-kernels KERNELS="build/k61 build/k612"
-	tests/kernel/vm/suite.sh $(CURDIR)/$(BIN)/python $(KERNELS)
+test-kernels: setup-dev apt-kernels ## the kernel tests on Debian's kernels 6.1 and 6.12 under QEMU (root, long); KERNELS="folder ...": on others
+	tests/kernel/vm/suite.sh $(CURDIR)/$(BIN)/python $(or $(KERNELS),$$(tests/kernel/vm/kernels.sh build/kernels))
 
 # The release of one commit in dist/, built twice and compared. SIGN: words for `pointcall sign-bundle`; empty: as this CI job.
 release: setup-dev ## sdist, wheel, SBOM and digests, reproducibly; SIGN="--identity-token T" signs them
@@ -89,7 +89,8 @@ setup-dev: apt-dev $(VENV)/.installed-dev bpf-dev generated js
 # Debian packages: only what is missing is installed, and only root can.
 apt: PACKAGES := $(APT)
 apt-dev: PACKAGES := $(APT_DEV)
-apt apt-dev:
+apt-kernels: PACKAGES := qemu-system-x86 busybox-static kmod cpio python3-bpfcc
+apt apt-dev apt-kernels:
 	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" != 0 ]; then echo "pointcall: not root, cannot install:" $$missing; exit 0; fi; \
@@ -136,4 +137,4 @@ clean: ## remove everything made
 	rm -rf build dist $(BLOBS) executor/pointcall_executor/api/generated
 	$(MAKE) -s -C bpf clean
 
-.PHONY: help demo test test-power sim test-crash soak fuzz coverage mutation test-storm test-kernels release lint check bench format setup setup-dev apt apt-dev bpf bpf-dev js generated lock clean
+.PHONY: help demo test test-power sim test-crash soak fuzz coverage mutation test-storm test-kernels release lint check bench format setup setup-dev apt apt-dev apt-kernels bpf bpf-dev js generated lock clean
