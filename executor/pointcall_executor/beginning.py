@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import grp
 import os
+import signal
 import sys
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
@@ -73,6 +74,22 @@ def begin(state: Path, config_path: Path | None, environ: MutableMapping[str, st
         ending.callback(signature_child.discard)
         signature_child.begin(2 if read_notices(state / FOLDER) else 1)  # notices are verified by a child of their own
         return Begun(config, manager, groups, mtls, platform, node, ending.pop_all())
+
+
+def leave_in_order() -> None:
+    """Until more is known: a signal to stop takes away what was made so far, and ends the process with 0."""
+    process = os.getpid()
+
+    def leave(_number: int, _frame: object) -> None:
+        if os.getpid() != process:  # a fork that has not yet become what it will be
+            os._exit(0)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        say("stopped", by="a signal, before it served")
+        raise SystemExit(0)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, leave)
 
 
 def say(text: str, **facts: object) -> None:

@@ -8,6 +8,7 @@ What comes before, while the process still has its privileges, is beginning.py.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from pathlib import Path
@@ -52,7 +53,7 @@ class Serving:
     def run(self) -> int:
         """Until a signal or a failure; the exit code."""
         begun, config = self._begun, self._begun.config
-        with begun.ending as ending:
+        with contextlib.ExitStack() as ending:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, self._on_signal)
             executor = Executor(self._state, config, begun.platform, begun.node)

@@ -175,6 +175,21 @@ def recovers(lab: Lab, run: Running, port: int) -> None:
 
 
 @pytest.mark.kernel
+@pytest.mark.parametrize("after_ms", [None, 0, 30, 60, 120, 240])
+def test_stopped_before_it_serves_it_leaves_nothing(open_lab: Lab, after_ms: int | None) -> None:
+    """At some moment of its start; None: before it has done anything that it would say."""
+    with running(open_lab) as run:
+        place = find_root() / f"pointcall-run-{os.getpid()}" / "services"
+        if after_ms is not None:
+            run.until("privileges dropped")
+            time.sleep(after_ms / 1000)
+        run.process.send_signal(signal.SIGTERM)
+        assert run.process.wait(timeout=10) in ((0,) if after_ms is not None else (0, -signal.SIGTERM))
+        eventually(lambda: not place.exists())
+        assert "Traceback" not in (open_lab.state / "run.err").read_text()
+
+
+@pytest.mark.kernel
 @pytest.mark.parametrize("user", ["", "nobody"])
 def test_without_its_privileges_it_arms_opens_circuits_and_recreates(
     open_lab: Lab, user: str, request: pytest.FixtureRequest

@@ -20,12 +20,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     gc.disable()  # imports free next to nothing: looking for garbage among them would take a sixth of their time
     try:
-        from pointcall_executor.beginning import begin
+        from pointcall_executor.beginning import begin, leave_in_order
         from pointcall_executor.cli.output import state_dir
 
         state = state_dir(args).absolute()
+        leave_in_order()
         begun = begin(state, args.config)
-        from pointcall_executor.serving import Serving  # the large rest, without privileges by now
-    finally:
+    except BaseException:
         gc.enable()
-    return Serving(begun, state, args.config, args.manifest or state / "manifest").run()
+        raise
+    with begun.ending:
+        try:
+            from pointcall_executor.serving import Serving  # the large rest, without privileges by now
+        finally:
+            gc.enable()
+        return Serving(begun, state, args.config, args.manifest or state / "manifest").run()

@@ -83,7 +83,9 @@ def child(state: Path, config: Path, counters: Path) -> int:
     serving.Executor = Counted  # type: ignore[misc]
     clock = Clock(counters.with_name("clock"))
     daemon.datetime = recorder.datetime = clock  # type: ignore[assignment,misc]
-    return serving.Serving(begin(state, config), state, config, state / "manifest-1").run()
+    begun = begin(state, config)
+    with begun.ending:
+        return serving.Serving(begun, state, config, state / "manifest-1").run()
 
 
 class Clock:
