@@ -122,6 +122,11 @@ def test_every_verb_has_a_module_and_every_module_a_verb() -> None:
     assert modules == set(VERBS)
 
 
+def test_the_spec_lists_every_verb() -> None:
+    text = (ROOT / "docs/spec/cli.md").read_text()
+    assert dict(re.findall(r"^\| `([a-z-]+)` \| (.*) \|$", text, re.MULTILINE)).items() >= VERBS.items()
+
+
 def test_the_exit_codes_of_the_spec_are_those_of_the_code() -> None:
     text = (ROOT / "docs/spec/cli.md").read_text()
     assert set(map(int, re.findall(r"^\| (\d+) \|", text, re.MULTILINE))) == set(map(int, Exit))

@@ -48,6 +48,13 @@ def test_the_page_lists_every_kind_of_record() -> None:
     assert rows == {(kind.value, kind.name) for kind in Kind}
 
 
+@pytest.mark.parametrize("path", sorted(BLOBS.glob("*.blob")), ids=lambda path: path.stem)
+def test_the_page_has_every_constant_with_its_default(path: Path) -> None:
+    page, ours = (ROOT / "docs" / "spec" / "kernel-abi.md").read_text(), {"scope_cgroup", "scope_level", "executor"}
+    defaults = Blob.parse(path.read_bytes()).defaults
+    assert [n for n, v in defaults.items() if n not in ours and not re.search(rf"`{n}` {v}\b", page)] == []
+
+
 def test_the_readme_lists_every_file_of_the_room() -> None:
     named = set(re.findall(r"`([\w./-]+\.(?:c|h|py))`", (ROOT / "bpf" / "README.md").read_text()))
     files = {str(p.relative_to(ROOT / "bpf")) for p in (ROOT / "bpf").rglob("*") if p.suffix in (".c", ".h", ".py")}
