@@ -514,15 +514,15 @@ int BPF_PROG(pc_udp_error, const struct sock *sk)
 
 static __always_inline __u64 commanded(const struct pointcall_circuit *c, __u32 op, __u64 until_us, __u64 w, __u64 now)
 {
-	__u64 streak = PC_STATE(w) == PC_OPEN || PC_STATE(w) == PC_HALF ? PC_STREAK(w) : 1;
-
 	switch (op) {
 	case POINTCALL_FORCE:
 		return PC_WORD(PC_FORCED, 0, until_us);
 	case POINTCALL_CLOSE:
 		return PC_WORD(PC_CLOSED, 0, 0);
 	case POINTCALL_PROBE_READY:
-		return PC_STATE(w) == PC_CLOSED ? w : PC_WORD(PC_OPEN, streak, now - cooldown_of(c, streak));
+		if (PC_STATE(w) != PC_OPEN && PC_STATE(w) != PC_HALF)
+			return w; // what somebody holds open ends at its time, or by CLOSE
+		return PC_WORD(PC_OPEN, PC_STREAK(w), now - cooldown_of(c, PC_STREAK(w)));
 	}
 	return w;
 }

@@ -73,7 +73,7 @@ enum pointcall_circuit_flag {
 
 enum pointcall_command_op {
 	POINTCALL_FORCE = 1,       /* any -> FORCED until `until_us` */
-	POINTCALL_PROBE_READY = 2, /* OPEN, HALF, FORCED -> OPEN with its cool-down over: the next connect is the probe */
+	POINTCALL_PROBE_READY = 2, /* OPEN, HALF -> OPEN with its cool-down over: the next connect is the probe */
 	POINTCALL_CLOSE = 3,       /* any -> CLOSED */
 };
 

@@ -152,7 +152,7 @@ class RecordedServices:
         self._on_moved = on_moved
         self.starts: list[str] = []
         self.asked: list[tuple[str, ...]] = []  # signals, freezes and thaws, in order
-        self.frozen: dict[int, int] = {}  # service number -> until when, CLOCK_MONOTONIC ns
+        self.frozen_until: dict[int, int] = {}  # service number -> until when, CLOCK_MONOTONIC ns
         self.refused: dict[str, str] = {}  # whatever a story says was left by an earlier executor
 
     def name(self, number: int) -> str:
@@ -163,7 +163,7 @@ class RecordedServices:
     def destroy(self, number: int, grace_ns: int) -> int:
         self.name(number)
         self._running.pop(number, None)
-        self.frozen.pop(number, None)
+        self.frozen_until.pop(number, None)
         self._on_moved(number, 0)
         return 0
 
@@ -180,12 +180,15 @@ class RecordedServices:
 
     def freeze(self, number: int, until_ns: int) -> None:
         self.cgroup(number)
-        self.frozen[number] = until_ns
+        self.frozen_until[number] = until_ns
         self.asked.append(("freeze", self.name(number), str(until_ns)))
 
     def thaw(self, number: int) -> None:
         self.asked.append(("thaw", self.name(number)))
-        self.frozen.pop(number, None)
+        self.frozen_until.pop(number, None)
+
+    def frozen(self, number: int, until_ns: int) -> bool:
+        return self.frozen_until.get(number) == until_ns
 
     def cgroup(self, number: int) -> int:
         if number not in self._running:
@@ -195,7 +198,7 @@ class RecordedServices:
     def healthy(self, number: int) -> str:
         if number not in self._running:
             return f"{self.name(number)} does not run"
-        return "it is frozen" if self.frozen.get(number, 0) > time.monotonic_ns() else ""
+        return "it is frozen" if self.frozen_until.get(number, 0) > time.monotonic_ns() else ""
 
     @property
     def running(self) -> Mapping[int, int]:

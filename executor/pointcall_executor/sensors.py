@@ -317,13 +317,12 @@ class KernelSensors:
             self.breaker.allow(cgroup_id)
 
     def probe_service(self, number: int) -> int:
-        """Let the next connect to each address of the service be the one probe; how many circuits there are."""
+        """Let the next connect to each address of the service be the one probe; how many circuits are open for it."""
         if self.breaker is None:
             return 0
         mine = [d for d, n in self._destinations.items() if n == number]
-        for destination in mine:
-            self.breaker.make_probe_ready(destination)
-        return len(mine)
+        before = [self.breaker.make_probe_ready(destination).state for destination in mine]
+        return sum(state in (State.OPEN, State.HALF) for state in before)
 
     def kill_connections(self, address: Address, port: int) -> int:
         """Reset every established TCP connection of this network namespace to there; how many there were.

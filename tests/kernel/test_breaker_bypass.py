@@ -186,7 +186,7 @@ def test_half_open_an_outsider_is_not_the_probe(make: Make, group: Cgroup) -> No
     """A success of another cgroup must not close the circuit, nor a failure reopen it."""
     breaker = make()
     breaker.arm(here(PORT))
-    breaker.force(here(PORT), time.clock_gettime_ns(time.CLOCK_MONOTONIC) + 10**9)
+    connects(3, PORT)
     breaker.make_probe_ready(here(PORT))
     with black_hole(PORT) as filler, socket.socket() as probe:
         probe.setblocking(False)
@@ -265,7 +265,11 @@ def test_a_udp_probe_that_stays_silent_closes(make: Make) -> None:
     breaker = make(probe_us=20_000)
     udp = here(PORT, protocol=17)
     breaker.arm(udp)
-    breaker.force(udp, time.clock_gettime_ns(time.CLOCK_MONOTONIC) + 10**9)
+    with socket.socket(V4, DGRAM) as sock:
+        sock.connect(("127.0.0.1", PORT))
+        for _ in range(3):
+            assert outcome(lambda: (sock.send(b"x"), time.sleep(0.002), sock.recv(1))) == REFUSED
+    assert kinds(breaker) == ["CIRCUIT_OPENED"]
     with socket.socket(V4, DGRAM) as server, socket.socket(V4, DGRAM) as client:
         server.bind(("127.0.0.1", PORT))
         send = lambda: client.sendto(b"x", ("127.0.0.1", PORT))  # noqa: E731
@@ -328,9 +332,9 @@ def _with_checksum(data: bytes, at: int) -> bytes:
 def test_a_connect_to_itself_is_no_success(make: Make) -> None:
     """A closed port inside the ephemeral range: the probe must not close the circuit by meeting itself."""
     breaker = make()
-    Path("/proc/sys/net/ipv4/ip_local_port_range").write_text(f"{PORT} {PORT}")
     breaker.arm(here(PORT))
-    breaker.force(here(PORT), time.clock_gettime_ns(time.CLOCK_MONOTONIC) + 10**9)
+    connects(3, PORT)
+    Path("/proc/sys/net/ipv4/ip_local_port_range").write_text(f"{PORT} {PORT}")
     breaker.make_probe_ready(here(PORT))
     with socket.socket() as sock:
         assert outcome(lambda: sock.connect(("127.0.0.1", PORT))) == OK

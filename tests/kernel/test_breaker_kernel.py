@@ -138,7 +138,7 @@ def test_half_open_lets_exactly_the_probe_budget_through(make: Make, budget: int
 def test_a_silent_probe_is_taken_for_lost(make: Make) -> None:
     breaker = make(probe_us=30_000, count_abandoned=0)
     breaker.arm(here(PORT))
-    breaker.force(here(PORT), now_ns() + 10**9)
+    connects(3, PORT)
     breaker.make_probe_ready(here(PORT))
     with black_hole(PORT), socket.socket() as probe:
         probe.setblocking(False)
@@ -183,6 +183,19 @@ def test_make_probe_ready_ends_the_cool_down(make: Make) -> None:
         assert connects(2, PORT) == [OK] * 2
     assert breaker.make_probe_ready(here(PORT)).state is State.CLOSED
     assert breaker.circuit(here(PORT)).state is State.CLOSED
+
+
+def test_make_probe_ready_ends_nothing_that_somebody_holds_open(make: Make) -> None:
+    breaker = make()
+    breaker.arm(here(PORT))
+    until_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC) + 60_000_000_000
+    breaker.force(here(PORT), until_ns)
+    with listen(PORT):
+        assert breaker.make_probe_ready(here(PORT)).state is State.FORCED
+        assert connect(PORT) == BLOCKED
+        assert breaker.circuit(here(PORT)).word.time_us == until_ns // 1000
+        breaker.close_circuit(here(PORT))
+        assert connect(PORT) == OK
 
 
 def test_close_circuit_lets_everything_through_at_once(make: Make) -> None:

@@ -155,11 +155,11 @@ class Journal:
         self._new.append(leaf)
         return leaf.index
 
-    def submit(self, leaf: Leaf, _opening: object = None) -> Future:
+    def submit(self, leaf: Leaf, _opening: object = None, _outlined: object = None) -> Future:
         self.on_submit(leaf)
         return self._queue(lambda: self._insert(leaf))
 
-    def enqueue(self, leaf: Leaf, _opening: object = None) -> Future:
+    def enqueue(self, leaf: Leaf, _opening: object = None, _outlined: object = None) -> Future:
         return self.submit(leaf)
 
     def settle(self, waiting: Future) -> Any:

@@ -358,7 +358,6 @@ class Sensors:
         mine = [d for d, n in self.destinations.items() if n == number] if self.breaker is not None else []
         for destination in mine:
             self._change(destination, breaker.ProbeReady(self.scheduler.now // 1000))
-            self.machine.auditor.closed(self.breaker, destination)
         return len(mine)
 
     def keep(self) -> None:

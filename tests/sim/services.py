@@ -149,6 +149,11 @@ class Services:
         self.scheduler.preempt()
         held.frozen_until_ns = 0
 
+    def frozen(self, number: int, until_ns: int) -> bool:
+        held = self._of(number)
+        self.scheduler.preempt()
+        return self.scheduler.now >= until_ns or (held.frozen_until_ns > 0 and not self.machine.contrary())
+
     def cgroup(self, number: int) -> int:
         held = self._of(number)
         if not held.cgroup_id:

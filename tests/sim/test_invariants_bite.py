@@ -129,7 +129,7 @@ def ask_again_after_a_trap(patch: Patch) -> None:
 def tell_too_early(patch: Patch) -> None:
     real = Journal.submit
 
-    def submit(self: Journal, leaf: Any, _opening: object = None) -> Any:
+    def submit(self: Journal, leaf: Any, _opening: object = None, _outlined: object = None) -> Any:
         future = real(self, leaf)
         if leaf.kind != "receipt":
             return future

@@ -1,6 +1,7 @@
 """freeze: let no task of a service's cgroup run, for a time.
 
-A lease: it ends at its expiry, and when the executor dies. Undo: thaw.
+A lease: it ends at its expiry, and when the executor dies. Undo: thaw. Post-condition: the kernel says that every task
+is stopped. One that waits in the kernel, for a disk say, stops when that lets it go, which may be too late.
 """
 
 from __future__ import annotations
@@ -19,8 +20,13 @@ def perform(action: Freeze, world: World) -> Done:
     return Done(Outcome.APPLIED, world.services.name(number), detail, "thaw", "no task of it runs")
 
 
+def amiss(action: Freeze, world: World) -> str:
+    held = world.services.frozen(action.service.number, world.now_ns + action.hold)
+    return "" if held else "a task of it still runs"
+
+
 def undo(action: Freeze, world: World) -> None:
     world.services.thaw(action.service.number)
 
 
-VERB: Final = Verb(perform, undo=undo)
+VERB: Final = Verb(perform, amiss, undo)

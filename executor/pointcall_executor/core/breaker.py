@@ -244,7 +244,6 @@ def _succeeded(circuit: Circuit, now: int, probe: bool, params: Params) -> Step:
 
 def _probe_ready(circuit: Circuit, now: int, params: Params) -> Circuit:
     word = circuit.word
-    if word.state is State.CLOSED:
+    if word.state not in (State.OPEN, State.HALF):
         return circuit
-    streak = 1 if word.state is State.FORCED else word.streak
-    return replace(circuit, word=Word(State.OPEN, streak, now - cooldown_us(params, streak) & TIME_MASK))
+    return replace(circuit, word=Word(State.OPEN, word.streak, now - cooldown_us(params, word.streak) & TIME_MASK))

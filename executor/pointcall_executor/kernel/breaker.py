@@ -197,7 +197,8 @@ class BreakerSensor(Sensor):
         return self._command(Command.FORCE, destination, until_ns // 1000)
 
     def make_probe_ready(self, destination: Destination) -> Word:
-        """End the cool-down: the next connect is the probe. A closed circuit stays closed. Returns the word before."""
+        """End the cool-down: the next connect is the probe. A closed circuit stays closed, and one that somebody holds
+        open stays open. Returns the word before."""
         return self._command(Command.PROBE_READY, destination)
 
     def close_circuit(self, destination: Destination) -> Word:

@@ -314,6 +314,10 @@ class ContainerService:
         if freezer is not None:
             self._spawner.thaw(freezer)
 
+    def frozen(self, until_ns: int) -> bool:
+        freezer = self._freezer
+        return freezer is not None and freezer.settled(until_ns)
+
     def healthy(self) -> str:
         if not self.running:
             return "its main process does not run"

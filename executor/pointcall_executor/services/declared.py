@@ -123,6 +123,9 @@ class DeclaredServices:
     def thaw(self, number: int) -> None:
         self._one(number).thaw()
 
+    def frozen(self, number: int, until_ns: int) -> bool:
+        return self._one(number).frozen(until_ns)
+
     def healthy(self, number: int) -> str:
         return self._one(number).healthy()
 

@@ -20,6 +20,7 @@ from pointcall_executor.kernel.cgroup import MOUNTS, Cgroup, find_root
 from pointcall_executor.services.chores import CHORES
 
 EMPTY_SECONDS: Final = 5.0  # how long a killed cgroup may take to become empty
+FREEZE_NS: Final = 250_000_000  # how long tasks may take to stop; one that waits for a disk takes as long as the disk
 REMOVE_AFTER_SECONDS: Final = 0.5  # the kernel's cgroup lock, which a new start needs, is held while one is removed
 
 
@@ -54,6 +55,17 @@ class Freezer:
                 return (self.folder / "freezer.state").read_text().strip() == "FROZEN"
             return "frozen 1" in (self.folder / "cgroup.events").read_text()
         return False
+
+    def settled(self, until_ns: int) -> bool:
+        """Whether every task is stopped, a moment later at most: each stops on its way out of the kernel. True also
+        once the freeze has ended, at `until_ns` (CLOCK_MONOTONIC): then nobody can say."""
+        end_ns = time.monotonic_ns() + FREEZE_NS
+        while not self.frozen:
+            now_ns = time.monotonic_ns()
+            if now_ns >= min(end_ns, until_ns):
+                return now_ns >= until_ns
+            time.sleep(0.001)
+        return True
 
 
 class ServiceGroups:

@@ -215,3 +215,6 @@ class KubernetesService:
 
     def thaw(self) -> None:
         raise cannot(self.name, "kubernetes", "freeze")
+
+    def frozen(self, until_ns: int) -> bool:
+        raise cannot(self.name, "kubernetes", "freeze")

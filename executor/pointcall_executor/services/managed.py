@@ -100,6 +100,10 @@ class Managed(Protocol):
         """Let it go on now. Not frozen is no error."""
         ...
 
+    def frozen(self, until_ns: int) -> bool:
+        """Whether no task of it runs, after a moment in which the kernel stops them; or the freeze has ended."""
+        ...
+
     def healthy(self) -> str:
         """Empty if it runs, is not frozen and is ready as declared; otherwise why not."""
         ...

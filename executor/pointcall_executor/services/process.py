@@ -324,6 +324,10 @@ class Process:
                 self._leased = False
                 self.spawner.thaw(self._groups.freezer)
 
+    def frozen(self, until_ns: int) -> bool:
+        groups = self._groups
+        return groups is not None and groups.freezer.settled(until_ns)
+
     def healthy(self) -> str:
         """Empty if it runs, is not frozen and is ready as declared."""
         groups = self._groups

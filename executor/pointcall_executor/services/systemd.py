@@ -316,6 +316,10 @@ class SystemdService:
             if freezer is not None:
                 self._spawner.thaw(freezer)
 
+    def frozen(self, until_ns: int) -> bool:
+        freezer = self._freezer
+        return freezer is not None and freezer.settled(until_ns)
+
     def healthy(self) -> str:
         state = self._state
         if state.active != "active":

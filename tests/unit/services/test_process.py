@@ -303,6 +303,18 @@ def test_a_freeze_ends_at_its_time(make: Callable[..., Process], port: int) -> N
     assert process.healthy() == ""
 
 
+def test_whether_everything_is_stopped_is_asked_of_the_kernel(make: Callable[..., Process], port: int) -> None:
+    process = serving(make, port)
+    process.start()
+    now_ns = time.monotonic_ns()
+    assert not process.frozen(now_ns + 60_000_000_000)
+    process.freeze(now_ns + 60_000_000_000)
+    assert process.frozen(now_ns + 60_000_000_000)
+    process.thaw()
+    assert not process.frozen(now_ns + 60_000_000_000)
+    assert process.frozen(now_ns)  # the freeze would have ended: nobody can say
+
+
 def test_a_freeze_ends_by_thaw_and_both_may_be_called_twice(make: Callable[..., Process], port: int) -> None:
     process = serving(make, port)
     process.start()
