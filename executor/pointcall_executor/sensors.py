@@ -10,7 +10,7 @@ import contextlib
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -36,7 +36,7 @@ from pointcall_executor.kernel.pins import Pinned
 from pointcall_executor.kernel.pressure import PressureWatch, probe_pressure
 from pointcall_executor.kernel.probe import absent_hooks
 from pointcall_executor.kernel.sensor import Sensor
-from pointcall_executor.kernel.storage import StorageSensor
+from pointcall_executor.kernel.storage import Histogram, StorageSensor
 from pointcall_executor.kernel.syscalls import SyscallSensor
 from pointcall_executor.kernel.tamper import TamperGuard
 from pointcall_executor.kernel.transport import TransportSensor
@@ -232,11 +232,23 @@ class KernelSensors:
         return found
 
     def programs(self) -> tuple[tuple[str, int, str], ...]:
-        """(name, kernel id, tag) of every loaded program."""
-        return tuple(program for each in self._objects.values() for program in each.programs())
+        """(name, kernel id, tag) of every loaded program. From any thread."""
+        with self._changing:
+            return tuple(program for each in self._objects.values() for program in each.programs())
 
     def states(self) -> tuple[CircuitState, ...]:
-        return tuple(self.breaker.circuits()) if self.breaker is not None else ()
+        """From any thread."""
+        with self._changing:
+            return tuple(self.breaker.circuits()) if self.breaker is not None else ()
+
+    def histograms(self) -> Mapping[str, Sequence[Histogram]]:
+        """By sensor, how long operations on storage took since these were armed; nothing once they are let go. From any
+        thread, and nobody waits while it reads: up to 4,096 a sensor, 40 ms where they are that many."""
+        with contextlib.ExitStack() as opened:
+            with self._changing:
+                storage = {n: each for n, each in self._objects.items() if isinstance(each, StorageSensor)}
+                kept = {name: opened.enter_context(each.latencies()) for name, each in storage.items()}
+            return {name: tuple(each.histograms()) for name, each in kept.items()}
 
     def watch(self, cgroup_id: int) -> None:
         """A declared service runs in this cgroup now. KernelError where a pressure trigger is refused."""
