@@ -6,7 +6,7 @@ Implements what actions/world.py asks for. recorded.py implements the same witho
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from pointcall_executor.core.guard import Rules
 from pointcall_executor.kernel.breaker import CircuitState
 from pointcall_executor.kernel.cgroup import Cgroup, find_root
 from pointcall_executor.kernel.drill import Fault, Observed
+from pointcall_executor.kernel.storage import Histogram
 from pointcall_executor.learning import Kept
 from pointcall_executor.pins import Pins
 from pointcall_executor.sensors import KernelSensors
@@ -37,6 +38,7 @@ class Sensors(Circuits, Protocol):
     def lost(self) -> Mapping[str, int]: ...
     def programs(self) -> tuple[tuple[str, int, str], ...]: ...
     def states(self) -> tuple[CircuitState, ...]: ...
+    def histograms(self) -> Mapping[str, Sequence[Histogram]]: ...
     def isolations(self) -> Mapping[int, int]: ...
     def watch(self, cgroup_id: int) -> None: ...
     def unwatch(self, cgroup_id: int) -> None: ...

@@ -10,7 +10,7 @@ import collections
 import itertools
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from pointcall_attest.admission import Admitted
@@ -21,6 +21,7 @@ from pointcall_executor.core.event import Destination, KernelEvent, encode
 from pointcall_executor.core.guard import Rules
 from pointcall_executor.kernel.breaker import CircuitState
 from pointcall_executor.kernel.drill import Fault, Observed
+from pointcall_executor.kernel.storage import Histogram
 from pointcall_executor.node import OnMoved, RunningServices
 from pointcall_executor.services.managed import ServiceError, Started, not_running
 from pointcall_runbook.vocabulary import Address, service
@@ -64,6 +65,9 @@ class RecordedSensors:
 
     def states(self) -> tuple[CircuitState, ...]:
         return ()
+
+    def histograms(self) -> Mapping[str, Sequence[Histogram]]:
+        return {}
 
     def isolations(self) -> Mapping[int, int]:
         return {cgroup_id: until_ns for cgroup_id, until_ns in self.isolated.items() if until_ns > time.monotonic_ns()}

@@ -1,50 +1,48 @@
 """The kernel side of one session: the blobs of an admitted manifest, loaded, attached and watched.
 
 Each entry of `sensors[]` is one kernel object, by its name. Not here: what a record means (core/trigger.py), who may
-act (core/guard.py). recorded.py stands in where there is no kernel. Spec: docs/spec/kernel-abi.md.
+act (core/guard.py), how an entry becomes an object (sensor_objects.py). recorded.py stands in where there is no kernel.
+Spec: docs/spec/kernel-abi.md.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from pointcall_attest import manifest as manifests
 from pointcall_attest.admission import Admitted
-from pointcall_executor.arming import SENSORS, ArmingError, destinations_of
+from pointcall_executor.arming import destinations_of
 from pointcall_executor.core.breaker import State
 from pointcall_executor.core.event import Destination, KernelEvent, Kind, PressureEvent, encode
 from pointcall_executor.core.guard import Rules
 from pointcall_executor.core.stuck import Known, Seen, look
-from pointcall_executor.kernel.blob import Blob
 from pointcall_executor.kernel.breaker import BreakerSensor, CircuitState, netns_cookie, normalised
 from pointcall_executor.kernel.cgroup import by_id
 from pointcall_executor.kernel.connections import ConnectionKiller
 from pointcall_executor.kernel.drill import DrillInjector, Fault, Observed
-from pointcall_executor.kernel.errors import CircuitError, KernelError, LoadError
+from pointcall_executor.kernel.errors import CircuitError, KernelError
 from pointcall_executor.kernel.identity import Identity
-from pointcall_executor.kernel.isolation import Isolator, end_pinned, pinned_isolations
+from pointcall_executor.kernel.isolation import Isolator, pinned_isolations
 from pointcall_executor.kernel.kernel_object import KernelObject
 from pointcall_executor.kernel.lifecycle import LifecycleSensor
 from pointcall_executor.kernel.lookout import Lookout
-from pointcall_executor.kernel.pins import Pinned
-from pointcall_executor.kernel.pressure import PressureWatch, probe_pressure
-from pointcall_executor.kernel.probe import absent_hooks
+from pointcall_executor.kernel.pressure import PressureWatch
 from pointcall_executor.kernel.sensor import Sensor
-from pointcall_executor.kernel.storage import StorageSensor
+from pointcall_executor.kernel.storage import Histogram, StorageSensor
 from pointcall_executor.kernel.syscalls import SyscallSensor
 from pointcall_executor.kernel.tamper import TamperGuard
 from pointcall_executor.kernel.transport import TransportSensor
 from pointcall_executor.learning import Key, Learned, Learning
 from pointcall_executor.pins import Pins
+from pointcall_executor.sensor_objects import Loading, pressure_watch
 from pointcall_executor.sensor_params import MS_NS, split
 from pointcall_executor.services.managed import ServiceError
-from pointcall_runbook.vocabulary import Address, Network, Resource
+from pointcall_runbook.vocabulary import Address
 
 TCP: Final = 6
 CALM_SECONDS: Final = 1.0  # between two looks at the circuits while none is open
@@ -68,6 +66,7 @@ class KernelSensors:
         succeed: Callable[[KernelSensors | None], KernelSensors | None] = lambda _: None,
     ) -> None:
         self._pins, self._rules, self._gate = pins, rules, gate
+        self._loading = Loading(pins, gate, rules.never_touch_networks)
         self._kept = False  # the pins are of these
         self._notes = False  # what the pinned breaker loses is what these count
         self._ended = False  # disarmed: nothing begins any more
@@ -85,7 +84,6 @@ class KernelSensors:
         self._stuck: Known = {}
         self._stuck_ns = 0
         self._denied = 0  # attempts on a link when somebody asked last
-        self._taken_up = False  # the breaker is one that was pinned
         self._lost_before: int | None = None  # what had been recorded of it before these were armed
         with contextlib.ExitStack() as undo:
             undo.callback(self.leave)
@@ -111,59 +109,13 @@ class KernelSensors:
     def _load(self, sensor: manifests.Sensor, files: Mapping[str, bytes]) -> None:
         params, own = split(sensor)
         if sensor.blob is None:
-            self._pressure = _pressure(own)
+            self._pressure = pressure_watch(own)
             return
-        blob = Blob.parse(files[sensor.blob])
-        if blob.name != sensor.name:
-            raise ArmingError(
-                f"sensor {sensor.name} has the blob of another one", id="arm.sensor", want=sensor.name, got=blob.name,
-                hint="build the manifest again: pointcall build",
-            )  # fmt: skip
-        try:
-            self._objects[sensor.name] = self._made(sensor.name, blob, params)
-        except LoadError as refused:
-            raise _lacking(sensor.name, blob, refused) from None
+        made = self._objects[sensor.name] = self._loading.loaded(sensor, files[sensor.blob], params)
         if sensor.name == "breaker":
             self._stuck_ns = own["stuck_ms"] * MS_NS
-        if isinstance(made := self._objects[sensor.name], SyscallSensor):
+        if isinstance(made, SyscallSensor):
             self._learning = Learning(made, self._learned, own["learn_ms"] * MS_NS)
-
-    def _made(self, name: str, blob: Blob, params: Mapping[str, int]) -> KernelObject:
-        match name:
-            case "breaker":
-                return self._adopted(blob, params)
-            case "lifecycle":
-                return LifecycleSensor(blob, constants=params)
-            case "transport":
-                return TransportSensor(blob, constants=params)
-            case "storage" | "fuse" | "fsync" | "vfs":
-                return StorageSensor(blob, constants=params)
-            case "syscalls":
-                return SyscallSensor(blob, constants=params)
-            case "drill":
-                return DrillInjector(blob, constants=params)
-            case "tamper":
-                return TamperGuard(blob, constants=params)
-            case "connections":
-                return ConnectionKiller(blob, constants=params)
-            case "isolate":
-                if self._pins is not None:
-                    end_pinned(self._pins.isolations, only_expired=True)
-                return Isolator(blob, self._pins.isolations if self._pins else None, constants=params)
-            case _:
-                raise ArmingError("a sensor of an unknown kind", id="arm.sensor", want=", ".join(SENSORS), got=name)
-
-    def _adopted(self, blob: Blob, params: Mapping[str, int]) -> BreakerSensor:
-        make = functools.partial(_breaker, blob, self._gate, params, self._rules.never_touch_networks)
-        if self._pins is None:
-            return make(None)
-
-        def adopted(pinned: Pinned | None) -> BreakerSensor:
-            breaker = make(pinned)
-            self._taken_up = pinned is not None
-            return breaker
-
-        return self._pins.adopt(adopted)
 
     def _attach(self) -> None:
         """First what is to be watched, then the links: nothing is seen half set up."""
@@ -234,18 +186,30 @@ class KernelSensors:
         found = {name: sensor.lost() for name, sensor in self._sensors().items()}
         if "breaker" in found and self._pins is not None:
             if self._lost_before is None:
-                self._lost_before = self._pins.lost if self._taken_up else 0
+                self._lost_before = self._pins.lost if self._loading.taken_up else 0
             if self._notes:
                 self._pins.note_lost(found["breaker"])
             found["breaker"] -= self._lost_before
         return found
 
     def programs(self) -> tuple[tuple[str, int, str], ...]:
-        """(name, kernel id, tag) of every loaded program."""
-        return tuple(program for each in self._objects.values() for program in each.programs())
+        """(name, kernel id, tag) of every loaded program. From any thread."""
+        with self._changing:
+            return tuple(program for each in self._objects.values() for program in each.programs())
 
     def states(self) -> tuple[CircuitState, ...]:
-        return tuple(self.breaker.circuits()) if self.breaker is not None else ()
+        """From any thread."""
+        with self._changing:
+            return tuple(self.breaker.circuits()) if self.breaker is not None else ()
+
+    def histograms(self) -> Mapping[str, Sequence[Histogram]]:
+        """By sensor, how long operations on storage took since these were armed; nothing once they are let go. From any
+        thread, and nobody waits while it reads: up to 4,096 a sensor, 40 ms where they are that many."""
+        with contextlib.ExitStack() as opened:
+            with self._changing:
+                storage = {n: each for n, each in self._objects.items() if isinstance(each, StorageSensor)}
+                kept = {name: opened.enter_context(each.latencies()) for name, each in storage.items()}
+            return {name: tuple(each.histograms()) for name, each in kept.items()}
 
     def watch(self, cgroup_id: int) -> None:
         """A declared service runs in this cgroup now. KernelError where a pressure trigger is refused."""
@@ -406,7 +370,7 @@ class KernelSensors:
         self._kept = self._notes = self._pins is not None
         if before is not None:
             before._kept = False
-            before._notes = before._notes and self._taken_up
+            before._notes = before._notes and self._loading.taken_up
             if self.isolator is not None and before.isolator is not None:
                 before.isolator.detach()  # its sweep would end what is ours now
 
@@ -416,7 +380,7 @@ class KernelSensors:
         if self._pins is None or self.breaker is None:
             yield
             return
-        with self._pins.keep(self.breaker, taken_up=self._taken_up):
+        with self._pins.keep(self.breaker, taken_up=self._loading.taken_up):
             yield
             self._disarm_undeclared(self.breaker)
 
@@ -479,30 +443,6 @@ class KernelSensors:
         self.leave()
 
 
-def _pressure(own: Mapping[str, int]) -> PressureWatch:
-    stalls = {r: own[f"{r.name.lower()}_ms"] * MS_NS for r in Resource if own[f"{r.name.lower()}_ms"]}
-    try:
-        watch = PressureWatch(stalls, own["window_ms"] * MS_NS)
-    except ValueError as error:
-        raise ArmingError(
-            "the pressure sensor's values make no sense", id="arm.sensor-param", want="stalls within the window",
-            got=str(error),
-        ) from None  # fmt: skip
-    probe_pressure(own["window_ms"] * MS_NS)
-    return watch
-
-
-def _lacking(name: str, blob: Blob, refused: LoadError) -> KernelError:
-    """What exactly this kernel has not, where that is why it refused."""
-    absent = absent_hooks(blob)
-    if not absent:
-        return refused
-    return KernelError(
-        f"this kernel cannot run sensor {name}", id="kernel.hook", want=f"every hook of {blob.name}",
-        got="; ".join(absent), hint="take the sensor out of the manifest for this node; see pointcall doctor",
-    )  # fmt: skip
-
-
 def _undeclared(sensor: str, action: str) -> KernelError:
     return KernelError(
         f"the manifest declares no kernel object for {action}", id="kernel.undeclared",
@@ -517,9 +457,3 @@ def _never(destination: Destination, number: int, rules: Rules) -> bool:
         or (str(destination.address), destination.port) in rules.never_touch_destinations
         or any(destination.address in network for network in rules.never_touch_networks)
     )
-
-
-def _breaker(
-    blob: Blob, gate: Path, constants: Mapping[str, int], never: tuple[Network, ...], pinned: Pinned | None
-) -> BreakerSensor:
-    return BreakerSensor(blob, cgroup=gate, constants=constants, never_touch=never, pinned=pinned)

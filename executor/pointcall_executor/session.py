@@ -24,6 +24,7 @@ from pointcall_runbook.vocabulary import channel
 
 MAX_FILES: Final = 1024  # a manifest names at most 512 subjects
 MAX_FOLDER_BYTES: Final = 64 * 1024 * 1024
+LEFT_MAX: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ class Session:
     topology: Topology
     services: RunningServices = field(init=False)
     _moving: threading.Lock = field(default_factory=threading.Lock)
+    _left: dict[int, int] = field(default_factory=dict)  # cgroups that services had before, the last of them
 
     @property
     def channel_numbers(self) -> tuple[int, ...]:
@@ -78,6 +80,15 @@ class Session:
             for old, owner in self.topology.cgroups.items():
                 if owner == number:
                     self.sensors.unwatch(old)
+                    self._left[old] = owner
+                    if len(self._left) > LEFT_MAX:
+                        del self._left[next(iter(self._left))]
             self.topology = self.topology.moved(number, cgroup_id)
             if cgroup_id:
                 self.sensors.watch(cgroup_id)
+
+    def owner(self, cgroup_id: int) -> str:
+        """The declared service that runs in this cgroup or did, "" for none."""
+        topology = self.topology
+        number = topology.cgroups.get(cgroup_id) or self._left.get(cgroup_id, 0)
+        return topology.names.get(number, "")

@@ -11,16 +11,19 @@ import socket
 import struct
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from pointcall_attest.receipt import Receipt
 from pointcall_attest.replay import replay_all
 from pointcall_executor import daemon
 from pointcall_executor.arming import ArmingError
+from pointcall_executor.backend import ExecutorBackend
 from pointcall_executor.config import Config
 from pointcall_executor.daemon import Executor
 from pointcall_executor.kernel import bpf, btf
@@ -33,6 +36,8 @@ from pointcall_executor.node import KernelNode
 from pointcall_executor.run import Run
 from pointcall_executor.services.groups import remove_empty
 from pointcall_executor.session import Bundle
+from pointcall_executor.telemetry.latencies import FRESH_SECONDS
+from pointcall_executor.telemetry.station import Station
 from tests.kernel.lab import BLOCKED, LOOPBACK, black_hole, connects, in_namespace, member, need_blob, private_network
 from tests.kernel.slowfs import Op, SlowFs, loop_ext4, mounted, private_mounts
 from tests.kernel.test_pins_kernel import LINK_UPDATE, raw_bpf
@@ -227,6 +232,43 @@ def test_a_slow_file_system(tell: Tell, slow_fs: SlowFs) -> None:
         assert worker.do(f"os.pwrite(os.open({str(slow_fs.path)!r}, os.O_RDWR), b'x' * 512, 0)") == "512"
         slow_fs.delay(Op.WRITE, 0)
         proven(story, story.receipt("FilesystemSlow"), "fuse")
+
+
+def test_the_operator_sees_how_long_storage_took_by_service(tell: Tell, slow_fs: SlowFs) -> None:
+    """From a signed manifest to the page over HTTP; also when the service is recreated and another manifest follows."""
+    fuse = {"name": "fuse"}
+    line = f"os.pwrite(os.open({str(slow_fs.path)!r}, os.O_RDWR), b'x' * 512, 0)"
+    with tell(fuse) as story, contextlib.ExitStack() as ending:
+        executor = story.executor
+        station = Station(executor, ExecutorBackend(executor), Config(http="127.0.0.1:0"))
+        ending.callback(station.stop)
+        assert station.listener is not None
+
+        def writes() -> float:
+            time.sleep(FRESH_SECONDS + 0.1)
+            assert station.listener is not None
+            with urllib.request.urlopen(f"http://127.0.0.1:{station.listener.port}/metrics", timeout=20) as answer:
+                families = text_string_to_metric_families(answer.read().decode())
+            wanted = {"sensor": "fuse", "service": "worker", "operation": "write", "le": "+Inf"}
+            (storage,) = [f for f in families if f.name == "pointcall_storage_seconds"]
+            return sum(s.value for s in storage.samples if wanted.items() <= s.labels.items())
+
+        with contextlib.closing(Worker()) as worker:
+            assert [worker.do(line) for _ in range(3)] == ["512"] * 3
+        assert writes() == 3
+        assert executor.session is not None
+        services, (number,) = executor.session.services, executor.session.topology.names
+        services.destroy(number, 0)
+        services.start(number)
+        with contextlib.closing(Worker()) as worker:
+            assert worker.do(line) == "512"
+            assert writes() == 4
+            story.arm(fuse, sequence=3)
+            assert writes() == 4
+            assert worker.do(line) == "512"
+            assert writes() == 5
+        executor.disarm("enough")
+        assert writes() == 5
 
 
 def test_a_disk_error_and_a_slow_disk(tell: Tell, slow_fs: SlowFs, tmp_path: Path) -> None:

@@ -14,12 +14,13 @@ from typing import Any, Final
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from pointcall_executor.api.backend import LogCopy, NodeStatus
 from pointcall_executor.run import Run
-from pointcall_executor.telemetry.table import BUCKETS, METRICS, Metric
+from pointcall_executor.telemetry.latencies import BOUNDS_NS, Latencies
+from pointcall_executor.telemetry.table import BUCKETS, METRICS, STORAGE, Metric
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 STATES: Final = ("armed", "paused", "disarmed", "failed")
@@ -29,6 +30,7 @@ FRESH_SECONDS: Final = 0.5  # one look at the status serves every reader in this
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 Sample = tuple[dict[str, str], float]
+_BOUNDS: Final = (*(repr(ns / 1e9) for ns in BOUNDS_NS), "+Inf")
 
 
 @dataclass(slots=True)
@@ -48,8 +50,14 @@ class Rising:
 class Metrics:
     """Thread-safe. `status` is asked at most twice a second, and only when somebody reads."""
 
-    def __init__(self, status: Callable[[], NodeStatus], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        status: Callable[[], NodeStatus],
+        clock: Callable[[], float] = time.monotonic,
+        latencies: Latencies | None = None,
+    ) -> None:
         self._status, self._clock = status, clock
+        self.latencies = latencies or Latencies(lambda: None)
         self._reading = threading.Lock()
         self._read_at = -1e9
         self._values: Mapping[str, list[Sample]] = {}
@@ -58,6 +66,8 @@ class Metrics:
         self._counted: dict[str, Any] = {}
         self.on_seconds: Callable[[str, float, dict[str, str]], None] = lambda _name, _seconds, _labels: None
         for row in METRICS:
+            if row.name == STORAGE:
+                continue
             if row.kind == "histogram":
                 self._counted[row.name] = Histogram(
                     row.name, row.help, row.labels, buckets=BUCKETS, registry=self.registry
@@ -184,6 +194,8 @@ class _Read:
         for row in METRICS:
             if row.name in values:
                 yield _family(row, values[row.name])
+            elif row.name == STORAGE:
+                yield _histogram(row, self._metrics.latencies)
 
 
 def _family(row: Metric, samples: list[Sample]) -> Any:
@@ -191,6 +203,14 @@ def _family(row: Metric, samples: list[Sample]) -> Any:
     family = make(row.name, row.help, labels=row.labels)
     for labels, value in samples:
         family.add_metric([labels[name] for name in row.labels], value)
+    return family
+
+
+def _histogram(row: Metric, latencies: Latencies) -> Any:
+    """Without `_sum`, since the kernel keeps none; then the format wants no `_count` either: it is the last bucket."""
+    family = HistogramMetricFamily(row.name, row.help, labels=row.labels)
+    for labels, below in latencies.below().items():
+        family.add_metric(labels, list(zip(_BOUNDS, below, strict=True)), None)
     return family
 
 

@@ -6,29 +6,44 @@ nothing but its data. Nothing waits for it, neither the loop nor the end of the 
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import MetricExporter, PeriodicExportingMetricReader
+from opentelemetry.sdk.metrics.export import (
+    AggregationTemporality,
+    Histogram,
+    HistogramDataPoint,
+    MetricExporter,
+    MetricsData,
+    PeriodicExportingMetricReader,
+)
+from opentelemetry.sdk.metrics.export import Metric as Measured
 from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 
 from pointcall_executor import VERSION
+from pointcall_executor.telemetry.latencies import BOUNDS_NS, Latencies
 from pointcall_executor.telemetry.metrics import COUNTED, Metrics
-from pointcall_executor.telemetry.table import BUCKETS, METRICS, Metric
+from pointcall_executor.telemetry.table import BUCKETS, METRICS, STORAGE, Metric
 from pointcall_executor.telemetry.traces import RunIds, Traces
 
+SCOPE: Final = "pointcall"
 TIMEOUT_S: Final = 5
 SPANS_MAX: Final = 2048  # waiting; a run has about five
 EXPORT_MS: Final = 15_000  # between two exports of metrics
 END_S: Final = 3.0  # for the last export
+
+log = logging.getLogger(__name__)
 
 
 class Otlp:
@@ -54,11 +69,11 @@ class Otlp:
         )
         self.traces = Traces(self._tracing, ids, VERSION)
         measured = measured or OTLPMetricExporter(f"{endpoint}/v1/metrics", timeout=TIMEOUT_S)
-        reader = PeriodicExportingMetricReader(measured, export_interval_millis=EXPORT_MS)
+        reader = _Reader(measured, metrics.latencies)
         histogram = ExplicitBucketHistogramAggregation(BUCKETS)
         views = [View(instrument_name=r.name, aggregation=histogram) for r in METRICS if r.kind == "histogram"]
         self._metering = MeterProvider([reader], resource=resource, views=views, shutdown_on_exit=False)
-        _mirror(metrics, self._metering.get_meter("pointcall", VERSION))
+        _mirror(metrics, self._metering.get_meter(SCOPE, VERSION))
 
     def flush(self, timeout_s: float) -> None:
         """Send what waits, as far as the time allows."""
@@ -77,10 +92,52 @@ class Otlp:
         ending.join(END_S)
 
 
+class _Reader(PeriodicExportingMetricReader):
+    """Adds the histograms that the kernel keeps: the SDK has no instrument for what was counted elsewhere."""
+
+    def __init__(self, measured: MetricExporter, latencies: Latencies) -> None:
+        self._latencies = latencies
+        super().__init__(measured, export_interval_millis=EXPORT_MS)
+
+    def _receive_metrics(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> None:
+        try:
+            metrics_data = _with_storage(metrics_data, self._latencies)
+        except Exception:  # it would end the thread that exports
+            log.exception("storage")
+        super()._receive_metrics(metrics_data, timeout_millis, **kwargs)
+
+
+def _with_storage(found: MetricsData, latencies: Latencies) -> MetricsData:
+    """Beside our other metrics."""
+    now_ns = time.time_ns()
+    points = [
+        _point(labels._asdict(), counts, latencies.began_ns, now_ns) for labels, counts in latencies.counts().items()
+    ]
+    if not points:
+        return found
+    row = next(row for row in METRICS if row.name == STORAGE)
+    storage = Measured(row.name, row.help, row.unit, Histogram(points, AggregationTemporality.CUMULATIVE))
+    (resource,) = found.resource_metrics
+    scopes = [
+        replace(scope, metrics=[*scope.metrics, storage]) if scope.scope.name == SCOPE else scope
+        for scope in resource.scope_metrics
+    ]
+    return replace(found, resource_metrics=[replace(resource, scope_metrics=scopes)])
+
+
+def _point(labels: dict[str, str], counts: Sequence[int], began_ns: int, now_ns: int) -> HistogramDataPoint:
+    """Without sum, least and most: the kernel keeps none, and the protocol lets them be absent."""
+    absent: Any = None
+    bounds = [ns / 1e9 for ns in BOUNDS_NS]
+    return HistogramDataPoint(labels, began_ns, now_ns, sum(counts), absent, counts, bounds, absent, absent)
+
+
 def _mirror(metrics: Metrics, meter: Any) -> None:
     """Every row of the table as an instrument that reads the same values."""
     histograms = {}
     for row in METRICS:
+        if row.name == STORAGE:
+            continue
         if row.kind == "histogram":
             histograms[row.name] = meter.create_histogram(row.name, row.unit, row.help)
         elif row.kind == "counter":

@@ -29,10 +29,12 @@ class Station:
             self._start(executor, backend, config)
 
     def _start(self, executor: Executor, backend: ExecutorBackend, config: Config) -> None:
+        from pointcall_executor.telemetry.latencies import Latencies
         from pointcall_executor.telemetry.metrics import Metrics
         from pointcall_executor.telemetry.observer import Observer
 
-        self.metrics = metrics = Metrics(backend.status)
+        latencies = Latencies(lambda: executor.session)
+        self.metrics = metrics = Metrics(backend.status, latencies=latencies)
         with contextlib.ExitStack() as undo:
             undo.callback(self.stop)
             otlp = _otlp(config, metrics) if config.otlp else None

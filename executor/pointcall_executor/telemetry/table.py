@@ -1,7 +1,7 @@
 """Every metric as one row: name, kind, labels, unit, meaning. docs/spec/metrics.md has the same rows (a test compares).
 
 A name is there for good: a metric may be added, never renamed. Labels take values from closed or declared sets only, so
-the number of series is bounded by the manifest.
+the number of series is bounded by the manifest; `device` alone is bounded by a number (latencies.py).
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ BUCKETS: Final = (
     0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0,
     30.0,
 )  # fmt: skip
+
+STORAGE: Final = "pointcall_storage_seconds"  # the one histogram that the kernel keeps
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,10 @@ METRICS: Final = (
     Metric("pointcall_reaction_seconds", "histogram", ("action",), "s", "from the record to the action's begin"),
     Metric("pointcall_action_seconds", "histogram", ("action",), "s", "from an action's begin to its end"),
     Metric("pointcall_run_seconds", "histogram", (), "s", "from the kernel's record to the durable receipt"),
+    Metric(
+        STORAGE, "histogram", ("sensor", "service", "device", "operation"), "s",
+        "how long operations on storage took, as the kernel saw it",
+    ),
     # The log.
     Metric("pointcall_log_entries", "gauge", (), "{entry}", "entries of the log"),
     Metric("pointcall_log_unsigned_entries", "gauge", (), "{entry}", "entries after the newest checkpoint"),

@@ -72,6 +72,7 @@ pointcall_decision_seconds{} pointcall_reaction_seconds{action} pointcall_action
 pointcall_run_seconds{} pointcall_log_entries{} pointcall_log_unsigned_entries{} pointcall_journal_bytes{}
 pointcall_telemetry_dropped_total{what} pointcall_log_copy_entries{copy} pointcall_log_copy_behind_entries{copy}
 pointcall_log_copy_behind_seconds{copy} pointcall_log_copy_failures_total{copy}
+pointcall_storage_seconds{sensor,service,device,operation}
 """
 
 

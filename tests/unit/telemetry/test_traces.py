@@ -25,6 +25,7 @@ from opentelemetry.trace import StatusCode
 
 from pointcall_attest.run_id import run_id
 from pointcall_executor.core.guard import Refusal
+from pointcall_executor.telemetry.latencies import BOUNDS_NS, NODE, Latencies
 from pointcall_executor.telemetry.metrics import Metrics
 from pointcall_executor.telemetry.otlp import Otlp
 from pointcall_executor.telemetry.table import METRICS
@@ -32,6 +33,7 @@ from pointcall_executor.telemetry.traces import trace_id_of
 from pointcall_runbook.vocabulary import Outcome
 from tests.unit.live.night import QUIET
 from tests.unit.telemetry.runs import BEGAN_NS, RUN_ID, act, finished
+from tests.unit.telemetry.test_latencies import Node
 
 OFFSET_NS = 1_700_000_000_000_000_000
 
@@ -160,6 +162,42 @@ def test_traces_and_metrics_reach_a_collector(collector: Collector) -> None:
     assert found["pointcall_run_seconds"].histogram.data_points[0].sum == pytest.approx(0.04)
 
 
+def test_what_the_kernel_counted_reaches_a_collector_without_a_sum(collector: Collector) -> None:
+    node = Node()
+    node.kernel.took(3_000_000, 3_000_000, 20 * 10**9, cgroup=5)
+    otlp = Otlp(collector.url, "node-7", Metrics(lambda: QUIET, latencies=node.latencies))
+    otlp.flush(10)
+    otlp.stop()
+    sent = [ExportMetricsServiceRequest.FromString(b) for p, b in collector.got if p == "/v1/metrics"]
+    found = {m.name: m for r in sent[0].resource_metrics for scope in r.scope_metrics for m in scope.metrics}
+    assert {"pointcall_storage_seconds", "pointcall_ready", "pointcall_log_entries"} <= set(found)
+    storage = found["pointcall_storage_seconds"]
+    (point,) = storage.histogram.data_points
+    assert (storage.unit, storage.histogram.aggregation_temporality) == ("s", 2)  # cumulative
+    assert {a.key: a.value.string_value for a in point.attributes} == {
+        "sensor": "storage", "service": NODE, "device": "8:0", "operation": "read",
+    }  # fmt: skip
+    assert list(point.explicit_bounds) == [ns / 1e9 for ns in BOUNDS_NS]
+    assert [point.bucket_counts[n] for n in (8, 21)] == [2, 1]
+    assert point.count == sum(point.bucket_counts) == 3
+    assert not point.HasField("sum")
+    assert not point.HasField("max")
+    assert point.start_time_unix_nano < point.time_unix_nano
+
+
+def test_storage_that_cannot_be_read_does_not_end_the_exports(
+    collector: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_session() -> Any:
+        raise OSError("no descriptor is left")
+
+    otlp = Otlp(collector.url, "node-7", Metrics(lambda: QUIET, latencies=Latencies(no_session)))
+    otlp.flush(10)
+    otlp.stop()
+    assert "no descriptor is left" in caplog.text
+    assert "/v1/metrics" in {path for path, _ in collector.got}
+
+
 def test_a_collector_that_is_away_holds_nobody_up(collector: Collector) -> None:
     collector.stop()
     collector.__init__()  # type: ignore[misc]  # so that the fixture has something to stop
@@ -185,7 +223,8 @@ from pointcall_executor.telemetry.station import Station
 from tests.unit.live.night import QUIET
 from tests.unit.report.sample_log import SampleLog
 executor = SimpleNamespace(
-    journal=SampleLog(), on_receipt=lambda r: None, on_record=lambda r: None, beats=0, failure=None
+    journal=SampleLog(), on_receipt=lambda r: None, on_record=lambda r: None, beats=0, failure=None,
+    session=None,
 )
 station = Station(executor, SimpleNamespace(status=lambda: QUIET), Config())
 station.stop()
