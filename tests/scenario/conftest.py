@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pointcall_attest import signature
 from pointcall_executor.kernel.cgroup import Cgroup, find_root
 from pointcall_executor.services.groups import v1_mount
 from pointcall_keys.private_sigstore import PrivateSigstore
@@ -19,6 +20,21 @@ from tests.lab import Lab, now
 def sigstore(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateSigstore]:
     with PrivateSigstore.start(tmp_path_factory.mktemp("sigstore"), clock=now) as running:
         yield running
+
+
+@pytest.fixture(autouse=True)
+def verified_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signatures are verified in this process: a child for it imports for a second, each time.
+
+    test_loop_story and the stories that run the program itself have the child, tests/unit/signing is about it.
+    """
+    if request.path.stem != "test_loop_story":
+        real = signature.verify_each
+
+        def verify_each(*groups: Any, **how: Any) -> Any:
+            return real(*groups, **(how | {"in_process": True}))
+
+        monkeypatch.setattr(signature, "verify_each", verify_each)
 
 
 @pytest.fixture(scope="session")

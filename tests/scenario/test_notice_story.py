@@ -135,11 +135,11 @@ def test_freshness_ends(noticed: Noticed) -> None:
     noticed.lab.set_policy(require_pointer=True)
     noticed.reload()
     one = built(noticed)
-    noticed.point(one, expires=now() + timedelta(seconds=8))
+    end = now() + timedelta(seconds=8)
+    noticed.point(one, expires=end)
     noticed.arm(one)
     noticed.executor.roll_epoch()
     assert noticed.armed == 1
-    pointer = now() + timedelta(seconds=8)
-    eventually(lambda: now() > pointer)
+    eventually(lambda: now() > end)
     assert noticed.refused(noticed.executor.roll_epoch) == ["manifest.newest"]
     assert noticed.armed == 0

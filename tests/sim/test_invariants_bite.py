@@ -5,7 +5,7 @@ something. One mutation of the executor, some seeds, and the invariant that must
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -321,8 +321,42 @@ MUTATIONS: dict[str, tuple[str, Callable[[Patch], None]]] = {
     "a lease of a day": ("lease", hold_for_a_day),
 }
 
+# Where the simulation comes to it soonest. It is tried first; where it shows nothing any more, the others follow.
+SOONEST = {
+    "no rule of one at a time": 9,
+    "no blast radius": 19,
+    "leases hold nothing": 55,
+    "no token bucket": 43,
+    "no limit of the node": 31,
+    "no hold-off": 20,
+    "no storm": 9,
+    "no flap damping": 5,
+    "flap damping that does not grow": 28,
+    "no grant of actions": 39,
+    "no grant of channels": 23,
+    "no never-touch list": 17,
+    "no reconciling": 19,
+    "an outcome twice": 5,
+    "no outcomes": 5,
+    "no receipt of a refused run": 8,
+    "disarms in words only": 18,
+    "never looks whether it is halted": 25,
+    "no approval": 20,
+    "calls only once": 72,
+    "calls end with the executor": 72,
+    "holds what was rolled back": 60,
+    "tells before it is durable": 4,
+    "changes epochs with runs in flight": 41,
+    "counts no loss": 10,
+    "counts loss twice": 18,
+    "a gap at a takeover": 35,
+    "a bug in the loop": 5,
+    "a target that is never freed": 11,
+    "a lease of a day": 20,
+}
 
-def first_broken(seeds: range) -> str:
+
+def first_broken(seeds: Iterable[int]) -> str:
     """The invariant that breaks first."""
     for seed in seeds:
         try:
@@ -336,8 +370,10 @@ def first_broken(seeds: range) -> str:
 def test_a_mutation_breaks_its_invariant(name: str, monkeypatch: Patch) -> None:
     invariant, mutate = MUTATIONS[name]
     mutate(monkeypatch)
-    assert first_broken(SEEDS).startswith(f"{invariant}:")
+    assert first_broken((SOONEST.get(name, SEEDS[0]), *SEEDS)).startswith(f"{invariant}:")
 
 
 def test_every_invariant_has_a_mutation() -> None:
+    assert SOONEST.keys() <= MUTATIONS.keys()
+    assert set(SOONEST.values()) <= set(SEEDS)
     assert {invariant for invariant, _ in MUTATIONS.values()} == set(INVARIANTS)

@@ -23,6 +23,7 @@ from typing import Any
 from pointcall_attest.admission import check_manifest
 from pointcall_executor import daemon
 from pointcall_executor.config import Config
+from pointcall_executor.core import guard
 from pointcall_executor.core.event import CircuitEvent, Destination, Kind
 from pointcall_executor.daemon import ARMED, Executor
 from pointcall_executor.kernel.cgroup import Cgroup, find_root
@@ -38,7 +39,6 @@ from tests.kernel.lab import connect
 
 PORT = 18443
 HERE = Address.parse("127.0.0.1")
-HOLD_OFF_S = 1.1  # after a recreation the guard leaves a service alone for a second
 WAIT_S = 20
 RUNBOOK = '''"""Hold the circuit, recreate what is behind it, tell somebody, remember how often."""
 from pointcall_runbook import (
@@ -98,6 +98,14 @@ class Life:
         for _ in range(3):
             self.runs.get(timeout=WAIT_S)
 
+    def wait(self) -> None:
+        """Until the guard lets every service be recreated again: also what was done before a restart counts."""
+        armed, held = self.executor.state.armed, self.executor.state.guard
+        assert armed is not None
+        for number, (_, last_ns) in held.recreated.items():
+            now_ns = time.monotonic_ns()
+            time.sleep(max(0, last_ns + guard.flap_ns(held, number, now_ns, armed.rules) - now_ns) / 1e9)
+
     def _fail_for_real(self) -> None:
         """Kill the service and connect until the breaker has opened."""
         pid = self.executor.running_services()["api"]
@@ -124,7 +132,7 @@ def live(order: dict[str, Any], cut: Cut) -> None:
     life.executor.trip(HERE, PORT, 10**9, "by hand")
     life.executor.release(HERE, PORT, "by hand")
     life.executor.roll_epoch()
-    time.sleep(HOLD_OFF_S)
+    life.wait()
     life.arm(3)
     life.event()
     life.executor.checkpoint_now()
@@ -143,7 +151,7 @@ def restart(order: dict[str, Any], cut: Cut) -> None:
         raise
     if life.kernel:
         cut.tell("running", count=len(members(order["group"])), services=dict(life.executor.running_services()))
-    time.sleep(2 * HOLD_OFF_S)  # what was recreated before the restart still counts
+    life.wait()
     life.event()
     life.end()
 

@@ -1,11 +1,15 @@
 """A short life of a journal for fault injection: entries, content, checkpoints, a roll, erase, prune. Prints
 what it was told.
 
-usage: python -m tests.fault.log.story JOURNAL
+usage: python -m tests.fault.log.story
+It imports everything once and forks a fresh process for each line on standard input: {"journal": ..., "acks": ...}. It
+answers with the number of the process, which lives once another line comes, and with how it ended.
 """
 
 from __future__ import annotations
 
+import ctypes
+import json
 import os
 import sys
 from datetime import UTC, datetime
@@ -18,12 +22,40 @@ from pointcall_keys.node import EpochKeys
 from tests.fault.log.writer import ORIGIN
 
 ENTRIES = 4
+PR_SET_PTRACER = 0x59616D61
 
 
 def main() -> int:
-    """0 for a whole life, 3 where the journal refused to start or stopped by itself."""
+    """In a child: 0 for a whole life, 3 where the journal refused to start or stopped by itself."""
+    while line := sys.stdin.readline():
+        order = json.loads(line)
+        go, ready = os.pipe()
+        pid = os.fork()
+        if not pid:
+            os.close(ready)
+            return _child(order, go)
+        os.close(go)
+        _say(pid)
+        sys.stdin.readline()
+        os.close(ready)
+        _say(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    return 0
+
+
+def _say(number: int) -> None:
+    print(number, flush=True)
+
+
+def _child(order: dict[str, str], go: int) -> int:
+    """Whoever traces it attaches before it lives; it ends as any interpreter does."""
+    ctypes.CDLL(None).prctl(PR_SET_PTRACER, ctypes.c_ulong(-1))
+    acks = os.open(order["acks"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    os.dup2(acks, 1)
+    os.close(acks)
+    os.read(go, 1)
+    os.close(go)
     try:
-        _live(Path(sys.argv[1]))
+        _live(Path(order["journal"]))
     except JournalError:
         return 3
     return 0

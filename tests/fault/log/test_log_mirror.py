@@ -204,15 +204,22 @@ def address(port: int) -> str:
     return f"host=127.0.0.1 port={port} user={postgres.USER} dbname=postgres sslmode=disable gssencmode=disable"
 
 
-def test_drops_and_two_seconds_lose_nothing(db: Any, node: world.Node, port: int) -> None:
-    """30 % of the connections break and every round trip takes 2 s more, as the executor's own thread sees it."""
+def test_drops_and_a_slow_link_lose_nothing(
+    db: Any, node: world.Node, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """30 % of the connections break and every round trip takes 2 s more, as the executor's own thread sees it. All
+    times are a tenth: the link's delay and the bounds of a connection that it is held against."""
+    from pointcall_executor import mirror
     from pointcall_executor.config import Config
     from pointcall_executor.recorder import Recorder
     from pointcall_executor.shipping import Shipping
 
     node.run(0)
     node.checkpoint()
-    link = postgres.BadLink(port, broken=0.3, delay_s=1.0, seed=1)
+    tenth = {"connect_timeout": "3", "tcp_user_timeout": "2000", "options": "-c statement_timeout=6000"}
+    assert tenth.keys() == mirror._BOUNDS.keys()
+    monkeypatch.setattr(mirror, "_BOUNDS", tenth)
+    link = postgres.BadLink(port, broken=0.3, delay_s=0.1, seed=1)
     config, recorder = Config(mirror=address(link.port), lag_seconds=100_000), Recorder(node.journal)
     shipping = Shipping(node.journal, recorder, lambda: config, lambda text, **facts: None)
     try:
@@ -224,6 +231,7 @@ def test_drops_and_two_seconds_lose_nothing(db: Any, node: world.Node, port: int
         link.close()
     assert held_entries(db) == [e.raw for e in node.journal.entries()]
     assert shipping.gauges()["mirror"].covered == node.journal.size
+    assert link.cut > 0
 
 
 def test_the_mirror_makes_its_tables_and_gives_a_log_back_as_tiles(
