@@ -31,7 +31,7 @@ struct pc_latency { /* 312 bytes */
 	__u64 longest;
 	__u64 errors;
 	__u64 fired;   /* bit 0: slow was reported in this window, bit 1: errors were */
-	__u64 total;   /* never reset */
+	__u64 total;   /* never reset while the entry lives */
 	__u64 bucket[PC_BUCKETS]; /* log2 of microseconds (1,024 ns), never reset */
 };
 
@@ -40,16 +40,17 @@ struct pc_started {
 	__u64 cgroup; /* of the one who asked, 0 where it is not known */
 };
 
-/* Bounded: what does not fit is not measured, and nothing is evicted. */
+/* Bounded: of too many the one that was used longest ago makes room. Cgroups come and go, and a request whose end no
+ * tracepoint told would stay for good: the newest slow operation must be seen all the same. */
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 10240);
 	__type(key, __u64);
 	__type(value, struct pc_started);
 } in_flight SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
 	__type(key, struct pc_latency_key);
 	__type(value, struct pc_latency);

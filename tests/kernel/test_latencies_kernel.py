@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pointcall_attest.manifest import Sensor
+from pointcall_executor.core.event import Kind, decode
 from pointcall_executor.core.guard import Rules
 from pointcall_executor.core.trigger import Topology
 from pointcall_executor.kernel.cgroup import Cgroup
@@ -157,10 +159,27 @@ def test_sessions_come_and_go_and_nothing_falls_and_nobody_waits(page: Page, slo
 def test_a_full_map_is_read_whole_also_when_its_sensor_is_closed_meanwhile() -> None:
     with StorageSensor(need_blob("fuse")) as sensor:
         table = sensor._maps["latencies"]
-        for number in range(table.info.max_entries):
+        for number in range(3072):  # room is made before the last entry is used
             table.set(KEY.pack(number, 8 << 20, 1), VALUE.pack(*[0] * 6, 3, 1, *[0] * (BUCKETS - 2), 2))
         kept = sensor.latencies()
     with kept:
         found = list(kept.histograms())
-    assert {h.cgroup for h in found} == set(range(4096))
+    assert {h.cgroup for h in found} == set(range(3072))
     assert {(h.total, h.buckets[0], h.buckets[-1]) for h in found} == {(3, 1, 2)}
+
+
+def test_what_is_slow_is_reported_however_many_cgroups_were_there_before(slow_fs: SlowFs) -> None:
+    with StorageSensor(need_blob("fuse"), constants={"stall_ns": 20_000_000}) as sensor:
+        sensor.attach()
+        for number in range(2 * sensor._maps["latencies"].info.max_entries):
+            sensor._maps["latencies"].set(
+                KEY.pack(number, 8 << 20, 1), VALUE.pack(*[0] * 6, 1, 1, *[0] * (BUCKETS - 1))
+            )
+        for number in range(2 * sensor._maps["in_flight"].info.max_entries):  # their ends were never told
+            sensor._maps["in_flight"].set(struct.pack("<Q", 2**63 + number), bytes(16))
+        with slow_fs.path.open("r+b", buffering=0) as file:
+            slow_fs.delay(Op.WRITE, 0.05)
+            write(file, 1)
+            slow_fs.delay(Op.WRITE, 0)
+        events = [decode(raw) for raw in sensor.ring.drain()]
+    assert [event.kind for event in events] == [Kind.STORAGE_SLOW]

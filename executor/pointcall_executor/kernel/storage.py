@@ -49,7 +49,8 @@ class StorageSensor(Sensor):
     """Constants: slow_ns, stall_ns, window_ns, slow_min, slow_percent, error_min."""
 
     def histograms(self) -> Iterator[Histogram]:
-        """One a cgroup, device and operation that was seen; at most 4,096, nothing is evicted."""
+        """One a cgroup, device and operation that was seen; at most 4,096: of more those used longest ago are
+        gone, and begin anew. One may come twice while others make room."""
         with self.latencies() as kept:
             yield from kept.histograms()
 

@@ -90,7 +90,9 @@ class Latencies:
             return
         seen.service = seen.service or session.owner(now.cgroup)  # it stays whose it was, also when that one moved on
         counts = self._series(Labels(sensor, seen.service or NODE, _device(now.device), now.operation.name.lower()))
-        for place, count, before in zip(_PLACES, now.buckets, seen.buckets, strict=True):
+        fell = any(count < before for count, before in zip(now.buckets, seen.buckets, strict=True))
+        since = (0,) * BUCKETS if fell else seen.buckets  # the kernel forgot the entry, and began another one
+        for place, count, before in zip(_PLACES, now.buckets, since, strict=True):
             counts[place] += count - before
         seen.buckets = now.buckets
 

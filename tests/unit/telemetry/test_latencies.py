@@ -183,6 +183,17 @@ def test_nothing_falls_when_sessions_follow_each_other(node: Node) -> None:
     assert node.totals() == {key: 5}
 
 
+def test_an_entry_that_the_kernel_forgot_and_began_again_adds_up(node: Node) -> None:
+    key = ("storage", NODE, "8:0", "read")
+    node.kernel.took(MS, MS, 8 * MS)
+    assert node.totals() == {key: 3}
+    node.kernel.leave()  # it made room for others
+    node.kernel.took(MS)
+    assert node.totals() == {key: 4}
+    node.kernel.took(MS)
+    assert node.totals() == {key: 5}
+
+
 def test_the_number_of_series_has_an_end(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SERIES_MAX", 3)
     for minor in range(5):
