@@ -73,6 +73,7 @@ from pointcall_executor.epoch import NOTHING, Attested, Trust, attest, opening
 from pointcall_executor.halt import halted
 from pointcall_executor.journal import Journal
 from pointcall_executor.kernel.breaker import CircuitState
+from pointcall_executor.kernel.slow_file import SlowFile
 from pointcall_executor.memory import forget_code
 from pointcall_executor.node import Node, Sensors
 from pointcall_executor.notices import FOLDER, read_notices
@@ -676,6 +677,10 @@ class Executor:
             act.outcome, act.detail = done.outcome, {**done.detail, "reason": reason}
         finally:
             self._recorder.record(_outcome(act))
+
+    def slow_file(self, path: Path, delay_s: float, seconds: float) -> SlowFile:
+        """For a drill. KernelError `kernel.drill.file`, ServiceError."""
+        return self._node.slow_file(path, delay_s, seconds)
 
     # ---- what waits for a person -----------------------------------------------------------------------------------
 

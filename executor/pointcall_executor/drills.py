@@ -25,7 +25,7 @@ from pointcall_executor.core.event import Destination
 from pointcall_executor.kernel.cgroup import by_id
 from pointcall_executor.kernel.drill import Fault, Observed, expected
 from pointcall_executor.kernel.errors import KernelError
-from pointcall_executor.kernel.slow_file import SlowFile
+from pointcall_executor.kernel.slow_file import Slowed, SlowFile
 from pointcall_executor.sensor_params import split
 from pointcall_runbook.errors import PointcallError
 from pointcall_runbook.vocabulary import Address, service
@@ -104,12 +104,11 @@ class Drills:
             self._running = None
             running.timer.cancel()
             observed = Observed()
-            if running.slow is not None:
-                running.slow.end()
+            slowed = running.slow.end() if running.slow is not None else Slowed()
             if running.fault is not None:
                 with contextlib.suppress(KernelError):  # the session ended meanwhile, and the fault with it
                     observed = running.session.sensors.end_drill()
-            report = self._report(running, observed, why)
+            report = self._report(running, observed, slowed, why)
             self.executor.record(entry.Config(what="drill ended", detail={"id": id_, **_told(report)}))
             self._reports = {id_: report}  # the last one
             return report
@@ -150,12 +149,13 @@ class Drills:
             until_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC) + request.seconds * SECOND_NS
             session.sensors.begin_drill(_cgroup(session, request.service), running.fault, until_ns)
         if request.slow_file:
-            running.slow = SlowFile(Path(request.slow_file), request.slow_ms / 1000, request.seconds)
+            path, delay_s = Path(request.slow_file), request.slow_ms / 1000
+            running.slow = self.executor.slow_file(path, delay_s, request.seconds)
         if request.kill:
             by_id(_cgroup(session, request.service)).kill()
             running.killed = 1
 
-    def _report(self, running: _Running, observed: Observed, why: str) -> DrillReport:
+    def _report(self, running: _Running, observed: Observed, slowed: Slowed, why: str) -> DrillReport:
         due: dict[str, int] = {}
         seen: dict[str, int] = {}
         if running.fault is not None:
@@ -165,6 +165,8 @@ class Drills:
             seen = {"refused": observed.refused, "lost": observed.lost, "delayed": observed.delayed}
         if running.request.kill:
             due["killed"], seen["killed"] = 1, running.killed
+        if running.slow is not None:
+            due["slowed"], seen["slowed"] = slowed
         counts = {"connects": observed.attempts, "packets": observed.packets, "after": observed.after}
         receipts = self.executor.journal.entries(kind="receipt", start=running.first_entry)
         runs = tuple(

@@ -18,6 +18,7 @@ from pointcall_executor.core.guard import Rules
 from pointcall_executor.kernel.breaker import CircuitState
 from pointcall_executor.kernel.cgroup import Cgroup, find_root
 from pointcall_executor.kernel.drill import Fault, Observed
+from pointcall_executor.kernel.slow_file import SlowFile
 from pointcall_executor.kernel.storage import Histogram
 from pointcall_executor.learning import Kept
 from pointcall_executor.pins import Pins
@@ -81,6 +82,7 @@ class Node(Protocol):
     def channels(self, admitted: Admitted) -> Channels: ...
     def unpin(self) -> bool: ...
     def note(self) -> None: ...
+    def slow_file(self, path: Path, delay_s: float, seconds: float) -> SlowFile: ...
     def shutdown(self) -> None: ...
 
 
@@ -135,6 +137,10 @@ class KernelNode:
         if self._kept is not None:
             self._kept.note_learned()
         self._learned.save(time.monotonic_ns())
+
+    def slow_file(self, path: Path, delay_s: float, seconds: float) -> SlowFile:
+        """Made by the spawner: this process may not mount."""
+        return SlowFile(path, delay_s, seconds, self._spawning().run)
 
     def _spawning(self) -> Spawner:
         if self._spawner is None:

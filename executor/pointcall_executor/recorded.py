@@ -11,6 +11,7 @@ import itertools
 import os
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 from pointcall_attest.admission import Admitted
@@ -21,6 +22,7 @@ from pointcall_executor.core.event import Destination, KernelEvent, encode
 from pointcall_executor.core.guard import Rules
 from pointcall_executor.kernel.breaker import CircuitState
 from pointcall_executor.kernel.drill import Fault, Observed
+from pointcall_executor.kernel.slow_file import SlowFile
 from pointcall_executor.kernel.storage import Histogram
 from pointcall_executor.node import OnMoved, RunningServices
 from pointcall_executor.services.managed import ServiceError, Started, not_running
@@ -248,6 +250,9 @@ class RecordedNode:
 
     def channels(self, admitted: Admitted) -> Channels:
         return DeclaredChannels(admitted.manifest, "recorded", self.said.append)
+
+    def slow_file(self, path: Path, delay_s: float, seconds: float) -> SlowFile:
+        return SlowFile(path, delay_s, seconds)
 
     def note(self) -> None:
         """Nothing is learned here."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from pointcall_executor.kernel.errors import KernelError
-from pointcall_executor.kernel.slow_file import SlowFile
+from pointcall_executor.kernel.slow_file import Slowed, SlowFile, launch
 from tests.kernel.slowfs import private_mounts
 
 pytestmark = pytest.mark.kernel
@@ -45,20 +46,51 @@ def until_gone(path: Path, seconds: float = 5) -> None:
         time.sleep(0.01)
 
 
-def test_it_ends_with_who_asked_for_it(file: Path) -> None:
-    slow = SlowFile(file, 0.1, 30)
-    try:
-        assert is_mounted(file)
-        assert slow._process.stdin is not None
-        slow._process.stdin.close()  # as the kernel does when the executor is killed
-        until_gone(file)
-    finally:
-        slow._process.stdin = None
-        slow.end()
+def children(pid: int, thread: int) -> set[int]:
+    return set(map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split()))
 
 
-def test_it_is_slow_and_the_same_until_it_ends(file: Path) -> None:
-    slow = SlowFile(file, 0.1, 30)
+class Launched:
+    """Starts the guardian as the spawner would, and knows its process."""
+
+    def __init__(self) -> None:
+        self.pid = 0
+
+    def __call__(self, words: Sequence[str], standard: tuple[int, int, int]) -> None:
+        before = children(os.getpid(), threading.get_native_id())
+        launch(words, standard)
+        (self.pid,) = children(os.getpid(), threading.get_native_id()) - before
+
+
+@pytest.fixture
+def launched() -> Iterator[Launched]:
+    found = Launched()
+    yield found
+    if found.pid:
+        os.waitpid(found.pid, 0)
+
+
+def test_it_ends_with_who_asked_for_it(file: Path, launched: Launched) -> None:
+    slow = SlowFile(file, 0.1, 30, launched)
+    assert is_mounted(file)
+    os.close(slow._asks)  # as the kernel does when the executor is killed
+    slow._asks = -1
+    until_gone(file)
+    assert slow.end() == Slowed()
+
+
+def test_what_was_slow_is_counted(file: Path, launched: Launched) -> None:
+    slow = SlowFile(file, 0.05, 30, launched)
+    with file.open("r+b", buffering=0) as handle:
+        for _ in range(3):
+            os.pread(handle.fileno(), 4, 0)
+        os.fsync(handle.fileno())
+        assert slow.end() == Slowed(4, 4)
+        assert slow.end() == Slowed()
+
+
+def test_it_is_slow_and_the_same_until_it_ends(file: Path, launched: Launched) -> None:
+    slow = SlowFile(file, 0.1, 30, launched)
     try:
         assert file.stat().st_size == 10
         with file.open("r+b", buffering=0) as handle:
@@ -66,7 +98,7 @@ def test_it_is_slow_and_the_same_until_it_ends(file: Path) -> None:
             assert took(lambda: os.pwrite(handle.fileno(), b"ab", 8)) >= 0.1
             assert took(lambda: os.fsync(handle.fileno())) >= 0.1
             assert os.pread(handle.fileno(), 20, 0) == b"01234567ab"
-            slow._process.send_signal(signal.SIGTERM)
+            os.kill(launched.pid, signal.SIGTERM)
             until_gone(file)
             assert took(lambda: os.pread(handle.fileno(), 4, 0)) < 0.1  # who has it open goes on, without the delay
             assert os.pwrite(handle.fileno(), b"zz", 0) == 2
@@ -77,8 +109,8 @@ def test_it_is_slow_and_the_same_until_it_ends(file: Path) -> None:
     assert file.read_bytes() == b"zz234567ab"
 
 
-def test_the_lease_ends_it_without_anybody(file: Path) -> None:
-    slow = SlowFile(file, 0.05, 0.4)
+def test_the_lease_ends_it_without_anybody(file: Path, launched: Launched) -> None:
+    slow = SlowFile(file, 0.05, 0.4, launched)
     assert is_mounted(file)
     until_gone(file)
     assert file.read_bytes() == b"0123456789"
@@ -86,10 +118,10 @@ def test_the_lease_ends_it_without_anybody(file: Path) -> None:
 
 
 @pytest.mark.parametrize("who", ["guardian", "server"])
-def test_whoever_is_killed_it_ends(file: Path, who: str) -> None:
-    slow = SlowFile(file, 0.05, 30)
-    children = Path(f"/proc/{slow._process.pid}/task/{slow._process.pid}/children").read_text().split()
-    os.kill(slow._process.pid if who == "guardian" else int(children[0]), signal.SIGKILL)
+def test_whoever_is_killed_it_ends(file: Path, who: str, launched: Launched) -> None:
+    slow = SlowFile(file, 0.05, 30, launched)
+    (server,) = children(launched.pid, launched.pid)
+    os.kill(launched.pid if who == "guardian" else server, signal.SIGKILL)
     until_gone(file)
     assert file.read_bytes() == b"0123456789"
     slow.end()

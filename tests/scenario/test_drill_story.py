@@ -158,7 +158,9 @@ def test_a_file_of_the_service_is_slow_and_only_such_a_one(tell: Tell, tmp_path:
         begun = story.executor.drills.begin(wanted)
         timed = f"(lambda t: (open({str(script)!r}, 'rb').read(), time.monotonic() - t)[1])(time.monotonic())"
         assert float(worker.do(timed)) > 0.15
-        story.executor.drills.end(begun.id)
+        ended = story.executor.drills.end(begun.id)
+        assert ended.as_expected
+        assert ended.observed["slowed"] == ended.expected["slowed"] >= 1
         assert float(worker.do(timed)) < 0.15
         with pytest.raises(DrillError) as refused:
             story.executor.drills.begin(request(service="worker", slow_file=str(other), slow_ms=1))

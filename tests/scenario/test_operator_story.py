@@ -175,6 +175,48 @@ def recovers(lab: Lab, run: Running, port: int) -> None:
 
 
 @pytest.mark.kernel
+def test_without_its_privileges_it_rehearses_a_slow_file(open_lab: Lab) -> None:
+    if not Path("/dev/fuse").exists():
+        pytest.skip("no /dev/fuse")
+    port = free_port()
+    sensors = [{"name": "breaker"}, {"name": "drill", "params": {"slow_file": 1, "seconds_max": 30}}]
+    put_service(open_lab, port, sensors=sensors)
+    script = Path(demo.__file__).with_name("service.py").resolve()
+    with running(open_lab) as run:
+        run.until("privileges dropped")
+        run.until("armed")
+        words = (
+            "drill",
+            "--service",
+            "api",
+            "--slow-file",
+            str(script),
+            "--slow-ms",
+            "40",
+            "--seconds",
+            "2",
+        )
+        drill = subprocess.Popen(
+            [*COMMAND, *words, "--json", "--state-dir", str(open_lab.state)],
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+        def read() -> float:
+            began = time.monotonic()
+            script.read_bytes()
+            return time.monotonic() - began
+
+        eventually(lambda: read() >= 0.04 or drill.poll() is not None)
+        said, _ = drill.communicate(timeout=20)
+        assert drill.returncode == Exit.OK, said
+        report = json.loads(said.splitlines()[-1])
+        assert int(report["observed"]["slowed"]) == int(report["expected"]["slowed"]) >= 1
+        assert read() < 0.04
+
+
+@pytest.mark.kernel
 @pytest.mark.parametrize("after_ms", [None, 0, 30, 60, 120, 240])
 def test_stopped_before_it_serves_it_leaves_nothing(open_lab: Lab, after_ms: int | None) -> None:
     """At some moment of its start; None: before it has done anything that it would say."""

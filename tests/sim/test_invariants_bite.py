@@ -24,7 +24,7 @@ from tests.sim.findings import KNOWN
 from tests.sim.kernel import Sensors
 from tests.sim.machine import Machine
 
-SEEDS = range(1, 81)
+SEEDS = range(1, 201)
 EVENTS = 1500
 Patch = pytest.MonkeyPatch
 
@@ -329,7 +329,7 @@ SOONEST = {
     "no token bucket": 43,
     "no limit of the node": 31,
     "no hold-off": 20,
-    "no storm": 9,
+    "no storm": 85,
     "no flap damping": 5,
     "flap damping that does not grow": 28,
     "no grant of actions": 39,

@@ -3,31 +3,35 @@
     python -m pointcall_executor.kernel.slow_file FILE DELAY_MS SECONDS
 
 Two processes hold it, none of them the executor: a server, which answers from the original file after the delay, and
-a guardian, which ends the lease: in time, or when its standard input ends, because the executor is gone. Each takes
-the mount off as soon as the other is gone. Who has the file open then goes on with it, without the delay, until it is
+a guardian, which ends the lease: in time, or when its standard input ends, because the executor is gone. They say when
+the file is slow, and at the end how many operations there were and how many of them took the delay. Each takes the
+mount off as soon as the other is gone. Who has the file open then goes on with it, without the delay, until it is
 closed. What the kernel promises by itself: when the server is gone no request waits any longer. Spec:
 include/uapi/linux/fuse.h.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import select
 import signal
 import struct
-import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from pointcall_executor.kernel.errors import KernelError
 
 LEASE_MAX_SECONDS: Final = 600.0
 DELAY_MAX_SECONDS: Final = 60.0
-READY: Final = "mounted"
+ANSWER_SECONDS: Final = 10.0  # to mount, and to end
+READY: Final = b"mounted"
+Launch = Callable[[Sequence[str], tuple[int, int, int]], None]  # the words of a module, its standard descriptors
 
 SOURCE: Final = "pointcall-drill"
 NOSUID_NODEV, MNT_DETACH, DIRECT_IO = 6, 2, 1
@@ -41,31 +45,78 @@ MAX_WRITE: Final = 1 << 20
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+class Slowed(NamedTuple):
+    """What was done with the file while it was slow: reads, writes and syncs, and those that took the delay."""
+
+    operations: int = 0
+    slowed: int = 0
+
+
+def launch(words: Sequence[str], standard: tuple[int, int, int]) -> None:
+    """A module as a process of its own, with the rights of this one. Whoever starts it reaps it."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(standard)]
+    os.posix_spawn(sys.executable, [sys.executable, *words], environment, file_actions=actions, setsid=True)
+
+
 class SlowFile:
     """A slow file that is being served. It ends by itself; `end` ends it now."""
 
-    def __init__(self, path: Path, delay_s: float, seconds: float) -> None:
-        """KernelError `kernel.drill.file` where it is no regular file, or FUSE or the rights are missing."""
+    def __init__(self, path: Path, delay_s: float, seconds: float, launch: Launch = launch) -> None:
+        """`launch` starts the guardian, which needs CAP_SYS_ADMIN.
+
+        KernelError `kernel.drill.file` where it is no regular file, or FUSE or the rights are missing."""
         if not path.is_file() or path.is_symlink():
             raise _refused("only a regular file can be made slow", str(path))
         if not (0 < delay_s <= DELAY_MAX_SECONDS and 0 < seconds <= LEASE_MAX_SECONDS):
             raise _refused("a slow file has a delay and an end", f"{delay_s} s for {seconds} s")
-        command = [sys.executable, "-m", __name__, str(path), str(int(delay_s * 1000)), str(seconds)]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        self.path = path
-        self._process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            start_new_session=True, text=True,
-        )  # fmt: skip
-        assert self._process.stdout is not None
-        if self._process.stdout.readline().strip() != READY:
-            _, said = self._process.communicate()
-            raise _refused("the file cannot be made slow", said.strip().splitlines()[-1] if said else "nothing said")
+        self.path, self._said = path, b""
+        theirs, self._asks = os.pipe()
+        self._told, out = os.pipe()
+        try:
+            launch(["-m", __name__, str(path), str(int(delay_s * 1000)), str(seconds)], (theirs, out, out))
+        except BaseException:
+            os.close(self._told)
+            os.close(self._asks)
+            raise
+        finally:
+            os.close(theirs)
+            os.close(out)
+        said = self._line()
+        if said != READY:
+            self._close()
+            raise _refused("the file cannot be made slow", said.decode("utf-8", "replace") or "nothing said")
 
-    def end(self) -> None:
-        """Take it off now. Twice does no harm."""
-        self._process.terminate()
-        self._process.communicate()
+    def end(self) -> Slowed:
+        """Take it off now; what was done with it. Twice does no harm, and says nothing any more."""
+        if self._asks < 0:
+            return Slowed()
+        os.close(self._asks)
+        self._asks = -1
+        said = self._line().split()
+        self._close()
+        return Slowed(*map(int, said)) if len(said) == len(Slowed._fields) else Slowed()
+
+    def _line(self) -> bytes:
+        """The next thing that the guardian says; nothing where it says none in time."""
+        end = time.monotonic() + ANSWER_SECONDS
+        while b"\n" not in self._said:
+            poll = select.poll()
+            poll.register(self._told, select.POLLIN)
+            if not poll.poll(max(0.0, end - time.monotonic()) * 1000):
+                break
+            data = os.read(self._told, 4096)
+            if not data:
+                break
+            self._said += data
+        line, _, self._said = self._said.partition(b"\n")
+        return line
+
+    def _close(self) -> None:
+        for fd in (self._told, self._asks):
+            if fd >= 0:
+                os.close(fd)
+        self._told = self._asks = -1
 
 
 def _refused(message: str, got: str) -> KernelError:
@@ -94,7 +145,7 @@ def guard(path: Path, delay_s: float, seconds: float) -> int:
         os._exit(0)
     os.close(fd)
     os.close(stop)
-    print(READY, flush=True)
+    os.write(1, READY + b"\n")
     server = os.pidfd_open(child)
     _wait(server, seconds)
     os.close(stopping)  # the server unmounts, and goes on without the delay for those who have it open
@@ -127,11 +178,14 @@ def _wait(server: int, seconds: float) -> None:
 
 def _serve(path: Path, fd: int, original: int, stop: int, delay_s: float) -> None:
     """Answer until nobody has the file open any more; unmount when the guardian says so or is gone."""
-    waiting = [fd, stop]
+    waiting, operations, slowed = [fd, stop], 0, 0
     while True:
         if stop in select.select(waiting, [], [])[0]:
             waiting = [fd]
             _unmount(path)
+            with contextlib.suppress(OSError):  # nobody wants to know any more
+                os.write(1, f"{operations} {slowed}\n".encode())
+            os.close(1)
             continue
         try:
             request = os.read(fd, MAX_WRITE + 8192)
@@ -142,8 +196,9 @@ def _serve(path: Path, fd: int, original: int, stop: int, delay_s: float) -> Non
         _length, op, unique, _node, *_ = REQUEST.unpack_from(request)
         if op in (FORGET, INTERRUPT, BATCH_FORGET):
             continue
-        if op in (READ, WRITE, FSYNC):
-            select.select([stop], [], [], delay_s)  # readable at once when the delay is over
+        if op in (READ, WRITE, FSYNC) and stop in waiting:
+            operations += 1
+            slowed += not select.select([stop], [], [], delay_s)[0]  # readable at once when it is over
         try:
             code, data = 0, _answer(op, request[REQUEST.size :], original)
         except OSError as error:

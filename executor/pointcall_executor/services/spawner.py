@@ -40,6 +40,11 @@ from pointcall_executor.services import birth, output
 
 MAX_REQUEST_BYTES: Final = 128 * 1024
 MAX_DESCRIPTORS: Final = 8
+_ENDS: Final = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+)  # not what ends it: executor and services do
 
 Files = Sequence[Sequence[str]]  # path, what to write to stop, what to write to free
 
@@ -83,6 +88,13 @@ def _write(path: str, content: str) -> None:
         os.write(fd, content.encode())
     finally:
         os.close(fd)
+
+
+def _run(words: Sequence[str], standard: Sequence[int]) -> None:
+    """A module of the executor's own as a process, with what this one may do."""
+    actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(standard)]
+    command = [sys.executable, "-S", *words]
+    os.posix_spawn(command[0], command, os.environ, file_actions=actions, setsid=True, setsigdef=_ENDS)
 
 
 def _connecting(host: str, port: int) -> int:
@@ -178,6 +190,8 @@ class Spawner:
                 self._leases.begin(request["files"], request["until_ns"])
             case "free":
                 self._leases.free(request["files"])
+            case "run":
+                _run(request["words"], descriptors)
             case "connect":
                 return {}, [_connecting(request["host"], request["port"])]
             case "program":
@@ -218,8 +232,8 @@ def main() -> None:
     channel.set_inheritable(False)
     with contextlib.suppress(FileNotFoundError):  # the executor is gone already
         _write(f"{sys.argv[2]}/cgroup.procs", "0")
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # it ends with the executor and its services, not before
+    for number in _ENDS:
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, lambda *_: _reap())
     Spawner(channel).serve()
     _leave(Path(sys.argv[2]), Path(sys.argv[3]))

@@ -267,6 +267,14 @@ class Spawner:
         if "step" in answer:
             raise ServiceError("cannot thaw the service", id="service.freeze", got=_failure(answer))
 
+    def run(self, words: Sequence[str], standard: tuple[int, int, int]) -> None:
+        """A module of ours as a process of the spawner, with its privileges: these words for the interpreter, these
+        standard descriptors. ServiceError `service.spawn`."""
+        with self._lock:
+            answer, _ = self._ask({"do": "run", "words": list(words)}, standard)
+        if "step" in answer:
+            raise _cannot_start(words[-1], answer)
+
     def connecting(self, host: str, port: int) -> socket.socket:
         """A non-blocking TCP socket that has begun to connect, from the spawner's cgroup."""
         with self._lock:
