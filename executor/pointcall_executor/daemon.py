@@ -71,7 +71,7 @@ from pointcall_executor.core.trigger import notice
 from pointcall_executor.drills import Drills
 from pointcall_executor.epoch import NOTHING, Attested, Trust, attest, opening
 from pointcall_executor.halt import halted
-from pointcall_executor.journal import Journal
+from pointcall_executor.journal import Journal, StorageError
 from pointcall_executor.kernel.breaker import CircuitState
 from pointcall_executor.kernel.slow_file import SlowFile
 from pointcall_executor.memory import forget_code
@@ -878,8 +878,12 @@ class Executor:
             self.failure = error
             self.state = self.state._replace(armed=None)
             if self._session is not None:
+                # A storage may be back soon: what is pinned stays for the next executor, as after SIGKILL.
+                leave = self.config.pin and isinstance(error, StorageError)
                 with contextlib.suppress(Exception):
-                    self._session.sensors.detach()
+                    self._session.sensors.stop(leave=leave)
+                with contextlib.suppress(Exception):
+                    self._session.sensors.leave()
             with self._idle:
                 self._idle.notify_all()
         self._drain_commands()

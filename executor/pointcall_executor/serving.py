@@ -22,6 +22,7 @@ from pointcall_executor.beginning import Begun, say
 from pointcall_executor.cli.output import Exit
 from pointcall_executor.config import load
 from pointcall_executor.daemon import Executor
+from pointcall_executor.journal import JournalError
 from pointcall_executor.memory import give_back
 from pointcall_executor.pulse import Pulse
 from pointcall_executor.session import Bundle
@@ -42,6 +43,7 @@ class Serving:
         self._reload = False
         self._stop = ""
         self._server: Server | None = None
+        self._failure: BaseException | None = None
 
     def _on_signal(self, number: int, _frame: Any) -> None:
         if number == signal.SIGHUP:
@@ -51,7 +53,7 @@ class Serving:
         self._wake.set()
 
     def run(self) -> int:
-        """Until a signal or a failure; the exit code."""
+        """Until a signal or a failure; the exit code. A restart may mend a failure: the journal is verified then."""
         begun, config = self._begun, self._begun.config
         with contextlib.ExitStack() as ending:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -73,9 +75,10 @@ class Serving:
             self._manager.ready(_line(executor))
             self._wait(executor)
             self._manager.stopping()
-        if executor.failure is not None:
-            say("stopped by a failure", error=repr(str(executor.failure)))
-            return Exit.ENVIRONMENT
+        failure = executor.failure or self._failure
+        if failure is not None:
+            say("stopped by a failure", error=repr(str(failure)))
+            return Exit.FAILED
         say("stopped", by=self._stop)
         return Exit.OK
 
@@ -111,7 +114,11 @@ class Serving:
             self._wake.clear()
             self._tell(executor)
             if self._server is not None:
-                self._server.flush()
+                try:
+                    self._server.flush()
+                except JournalError as error:  # before the loop has seen it
+                    self._failure = error
+                    return
             if self._reload:
                 self._reload = False
                 self._manager.reloading()

@@ -83,14 +83,14 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def put_service(lab: Lab, port: int, sequence: int = 1, **over: Any) -> None:
+def put_service(lab: Lab, port: int, sequence: int = 1, account: str = "", **over: Any) -> None:
     """A manifest with one real service, recreated when its circuit opens, where `pointcall run` looks."""
     program, script = Path(PYTHON or sys.executable).resolve(), Path(demo.__file__).with_name("service.py").resolve()
     files = [{"path": str(p), "sha256": hashlib.sha256(p.read_bytes()).hexdigest()} for p in (program, script)]
     process = {
         "argv": [str(program), "-I", "-S", str(script), str(port)], "files": files,
         "ready": {"tcp": f"127.0.0.1:{port}", "timeout_ms": 10_000},
-    }  # fmt: skip
+    } | ({"user": account} if account else {})  # fmt: skip
     body = spec(lab)  # declares a service of the same name, which ours replaces
     declaration = lab.declare("api", process)
     service = {"name": "api", "declaration": declaration, "listen": [{"address": "127.0.0.1", "port": port}]}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -19,15 +20,30 @@ from pathlib import Path
 
 import pytest
 
+from pointcall_executor import demo
 from pointcall_executor.demo import story
 from pointcall_executor.journal import JournalReader
+from pointcall_executor.privileges import CAPABILITIES
 from pointcall_keys.private_sigstore import PrivateSigstore
 from tests.lab import Lab
-from tests.scenario.test_operator_story import accepts, ask, eventually, free_port, put_service
+from tests.scenario.test_operator_story import (
+    KEPT,
+    PYTHON,
+    accepts,
+    ask,
+    child_of,
+    events,
+    eventually,
+    for_everybody,
+    free_port,
+    put_service,
+    tasks,
+)
 from tests.unit.services.manager import Manager
 
 UNIT = Path(__file__).parents[2] / "deploy/systemd/pointcall.service"
 NAME = UNIT.name
+READ_SEARCH, PTRACE = CAPABILITIES["CAP_DAC_READ_SEARCH"], 19
 # What a manager of a user cannot do, whoever runs it: folders in /var and /etc, units of the system, and the two that
 # need nodes which only the system's manager makes.
 NOT_HERE = {
@@ -85,6 +101,12 @@ def main_pid(manager: Manager) -> int:
     return int(shown(manager, "MainPID")["MainPID"])
 
 
+def bits(status: str, name: str) -> set[int]:
+    """A set of capabilities, by number."""
+    found = int(status.split(f"{name}:")[1].split()[0], 16)
+    return {number for number in range(64) if found >> number & 1}
+
+
 def said(folder: Path) -> str:
     return (folder / "log").read_text()[-3000:]
 
@@ -130,3 +152,32 @@ def test_the_unit_is_ready_once_armed_fed_restarted_after_sigkill_and_stopped_in
         assert journal.entries()[-1].kind == "epoch-close"
     with socket.socket() as client:
         assert client.connect_ex(("127.0.0.1", port)) == 0, "services go on"
+
+
+def test_under_the_unit_a_service_with_an_account_of_its_own_is_adopted_and_the_executor_keeps_four_capabilities(
+    folder: Path, manager: Manager, sigstore: PrivateSigstore, tee_folder: Path
+) -> None:
+    if not PYTHON or not for_everybody(demo.__file__):
+        pytest.skip("no Python, or no program of ours, that every user may read")
+    folder.chmod(0o755)
+    lab, port = Lab(folder / "s", sigstore, tee_folder), free_port()
+    put_service(lab, port, account="nobody")
+    config = folder / "pointcall.toml"
+    config.write_text('node = "lab"\ntee = "emulated"\ncapabilities = ["CAP_DAC_READ_SEARCH"]\n')
+    (manager.units / NAME).write_text(adapted(lab, config, folder / "log"))
+    manager.start(NAME)
+    assert accepts(port), said(folder)
+    service, first = ask(lab, "status")["services"][0]["pid"], main_pid(manager)
+    assert Path(f"/proc/{service}").stat().st_uid == pwd.getpwnam("nobody").pw_uid
+    for status in tasks(first).values():
+        assert bits(status, "CapEff") == bits(status, "CapPrm") == bits(status, "CapBnd") == {*KEPT, READ_SEARCH}
+    assert {READ_SEARCH, PTRACE} <= bits(child_of(first, "pointcall_executor.services.spawner"), "CapBnd")
+    assert PTRACE not in bits(Path(f"/proc/{service}/status").read_text(), "CapBnd")
+
+    os.kill(first, signal.SIGKILL)
+    eventually(lambda: main_pid(manager) not in (0, first))
+    eventually(lambda: shown(manager, "ActiveState")["ActiveState"] == "active", seconds=60)
+    refused = [i["text"] for i in events(lab) if i["id"] == "service.adoption"]
+    assert refused == [], said(folder)
+    assert ask(lab, "status")["services"][0]["pid"] == service, "the service outlived it and was adopted"
+    manager.run("stop", NAME)

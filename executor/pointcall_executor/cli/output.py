@@ -29,6 +29,7 @@ class Exit(enum.IntEnum):
     MALFORMED = 4
     ENVIRONMENT = 5  # a missing kernel feature, permission or file
     BUG = 70
+    FAILED = 75  # EX_TEMPFAIL of sysexits.h: stopped by a failure that a restart may mend
 
 
 class EnvironmentRefusal(PointcallError):
@@ -83,9 +84,10 @@ def exit_of(error: BaseException) -> Exit:
             return Exit.BUG
 
 
-def failed(error: Exception, *, as_json: bool) -> int:
-    """Print the error (never a traceback unless it is our bug) and return its exit code."""
-    code = exit_of(error)
+def failed(error: Exception, *, as_json: bool, code: Exit | None = None) -> int:
+    """Print the error (never a traceback unless it is our bug) and return its exit code, which is by its type unless
+    the caller knows better."""
+    code = exit_of(error) if code is None else code
     if code is Exit.BUG:
         traceback.print_exception(error, file=sys.stderr)
         sys.stderr.write("pointcall: this is a bug; please report the lines above\n")

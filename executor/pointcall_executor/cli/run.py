@@ -1,13 +1,20 @@
 """`pointcall run`: the executor on this node, until it is told to stop.
 
-SIGTERM and SIGINT disarm and close the epoch; SIGHUP reads the settings and the manifest folder again.
+SIGTERM and SIGINT disarm and close the epoch; SIGHUP reads the settings and the manifest folder again. A failure that a
+restart may mend has an exit code of its own: whoever supervises it starts it again.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import gc
 from pathlib import Path
+from typing import Final
+
+TRANSIENT: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS))  # a disk: full, failing, read-only
+# The same in SQLite's words, primary result codes: BUSY, LOCKED, READONLY, IOERR, FULL. Not CANTOPEN: a permission.
+TRANSIENT_SQLITE: Final = frozenset((5, 6, 8, 10, 13))
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -18,12 +25,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from pointcall_executor.cli.output import Exit, failed, state_dir
+
+    state = state_dir(args).absolute()
+    try:
+        return _run(args, state)
+    except Exception as error:
+        if not passes(error, state):
+            raise
+        return failed(error, as_json=args.json, code=Exit.FAILED)
+
+
+def _run(args: argparse.Namespace, state: Path) -> int:
     gc.disable()  # imports free next to nothing: looking for garbage among them would take a sixth of their time
     try:
         from pointcall_executor.beginning import begin, leave_in_order
-        from pointcall_executor.cli.output import state_dir
 
-        state = state_dir(args).absolute()
         leave_in_order()
         begun = begin(state, args.config)
     except BaseException:
@@ -35,3 +52,21 @@ def run(args: argparse.Namespace) -> int:
         finally:
             gc.enable()
         return Serving(begun, state, args.config, args.manifest or state / "manifest").run()
+
+
+def passes(error: BaseException, state: Path) -> bool:
+    """Whether a start failed for the storage of `state`, in a way that ends without a person: no room, a device that
+    fails, a lock that another process holds. Not: what is missing, forbidden, damaged or wrong."""
+    from pointcall_runbook.errors import PointcallError
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, PointcallError) and cause.id == "journal.busy":
+            return True
+        code = getattr(cause, "sqlite_errorcode", None)  # of sqlite3.Error; the lowest byte is the primary code
+        if isinstance(code, int) and code & 0xFF in TRANSIENT_SQLITE:
+            return True
+        if isinstance(cause, OSError) and cause.errno in TRANSIENT:
+            return cause.filename is None or Path(str(cause.filename)).is_relative_to(state)
+        cause = cause.__cause__
+    return False

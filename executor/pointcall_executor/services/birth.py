@@ -34,6 +34,8 @@ from typing import Any, Final
 
 _SYS_CLONE3: Final = 435  # on every architecture
 _AT_EMPTY_PATH: Final = 0x1000
+_PR_CAPBSET_DROP: Final = 24
+_CAP_SYS_PTRACE: Final = 19
 _PR_SET_DUMPABLE: Final = 4
 _CLONE_PIDFD: Final = 0x00001000
 _CLONE_INTO_CGROUP: Final = 0x200000000
@@ -129,6 +131,7 @@ def _steps(request: dict[str, Any], output: int, joins: Sequence[int]) -> list[t
         *_inside(request["namespaces"]),
         ("directory", lambda: os.chdir(request["directory"])),
     ]
+    steps.append(("capabilities", _give_up_tracing))
     if (processes := request.get("processes")) is not None:
         steps.append(("processes", lambda: resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))))
     if (gid := request.get("gid")) is not None:
@@ -138,6 +141,12 @@ def _steps(request: dict[str, Any], output: int, joins: Sequence[int]) -> list[t
     if request["no_new_privileges"]:
         steps.append(("no_new_privileges", lambda: _call(LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")))
     return steps
+
+
+def _give_up_tracing() -> None:
+    """CAP_SYS_PTRACE is the spawner's alone: with it a service of root's could read the executor's keys."""
+    if LIBC.prctl(_PR_CAPBSET_DROP, _CAP_SYS_PTRACE, 0, 0, 0) and ctypes.get_errno() != errno.EPERM:
+        raise OSError(ctypes.get_errno(), "prctl")  # EPERM: a spawner that is not privileged has nothing to give up
 
 
 def _texts(values: Sequence[str]) -> ctypes.Array[ctypes.c_char_p]:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import tomllib
+import typing
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,13 @@ def test_the_accounts_are_well_formed() -> None:
 def test_the_unit_keeps_what_the_executor_keeps() -> None:
     assert set(NEEDED) <= set(setting("CapabilityBoundingSet").split())
     assert "MemoryDenyWriteExecute" not in re.findall(r"^(\w+)=", UNIT.read_text(), re.MULTILINE)
+
+
+def test_the_unit_has_what_the_spawner_needs_and_what_a_setting_may_ask_for() -> None:
+    allowed = set(setting("CapabilityBoundingSet").split())
+    (item,) = typing.get_args(Config.model_fields["capabilities"].annotation)[:1]
+    assert set(typing.get_args(item)) <= allowed
+    assert "CAP_SYS_PTRACE" in allowed, "adopting a service of another user takes a look at its program"
 
 
 def test_the_command_of_the_unit_is_one_that_the_verb_takes() -> None:

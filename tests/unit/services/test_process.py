@@ -228,6 +228,14 @@ def test_a_service_runs_as_the_declared_user_without_new_privileges_in_its_names
         assert Path(f"/proc/{process.pid}/ns/{name}").readlink() != Path(f"/proc/self/ns/{name}").readlink()
 
 
+def test_a_service_of_roots_cannot_trace_other_accounts(make: Callable[..., Process], port: int) -> None:
+    process = serving(make, port)
+    process.start()
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    for name in ("CapEff", "CapPrm", "CapBnd"):
+        assert not int(status.split(f"{name}:")[1].split()[0], 16) >> 19 & 1, name
+
+
 def test_the_memory_limit_holds(make: Callable[..., Process]) -> None:
     source = "held = []\nwhile True: held.append(bytearray(b'1') * (4 << 20))"
     process = make(source, limits={"memory_bytes": 48 << 20})
