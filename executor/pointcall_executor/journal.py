@@ -140,7 +140,10 @@ class Journal(JournalReader):
                 raise
         except BaseException as error:
             os.close(lock)
-            raise _opening(error) from error
+            meant = _opening(error)
+            if meant is error:
+                raise  # `from` itself would be a cause without an end
+            raise meant from error
 
     def require(self) -> None:
         """Raise what stopped the journal for good; nothing while it works."""

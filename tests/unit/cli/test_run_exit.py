@@ -91,6 +91,16 @@ def test_what_a_restart_cannot_mend_is_not_tried_again(tmp_path: Path) -> None:
         assert not passes(error, tmp_path), error
 
 
+def test_an_error_that_is_its_own_cause_ends_the_search(tmp_path: Path) -> None:
+    error = ValueError("a bug")
+    error.__cause__ = error
+    assert not passes(error, tmp_path)
+    damaged = tmp_path / "journal.db"
+    damaged.write_bytes(b"no database at all" * 400)
+    found = opening(damaged)
+    assert found.__cause__ is not found
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [
