@@ -15,7 +15,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from pointcall_attest import canonical
 from pointcall_attest.errors import MalformedError
@@ -42,6 +49,7 @@ MAX_MANIFEST_BYTES: Final = 160 * 1024  # base64 of it and the signature materia
 MAX_SUBJECTS: Final = 512
 MAX_SEQUENCE: Final = 2**53 - 1
 NOTHING: Final = "0" * 64  # the digest of what has no file
+MAX_DAY_MS: Final = 86_400_000
 WITHOUT_BLOB: Final = frozenset({"pressure"})  # sensors that are the kernel's own, without a program of ours
 
 Sequence = Annotated[int, Field(ge=1, le=MAX_SEQUENCE)]
@@ -131,12 +139,45 @@ class Sensor(Strict):
         return self
 
 
-class Listen(Strict):
+class Sparse(Strict):
+    """What is not set is not written: a manifest from before the field was there keeps its bytes."""
+
+    @model_serializer(mode="wrap")
+    def _what_is_set(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in write(self).items() if value is not None}
+
+
+# What connect(2) may say of a peer that cannot be had. EINPROGRESS and the like would make a client wait for nothing.
+Errno = Literal[
+    "EACCES", "ECONNREFUSED", "ECONNRESET", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "EPERM", "ETIMEDOUT"
+]  # fmt: skip
+
+
+class Circuit(Sparse):
+    """One destination's own values for the breaker; what is not set is the constant of the sensor `breaker`."""
+
+    threshold: Annotated[int, Field(ge=1, le=16_383)] | None = None  # failures within the window that open
+    window_ms: Annotated[int, Field(ge=1, le=MAX_DAY_MS)] | None = None
+    cooldown_ms: Annotated[int, Field(ge=1, le=MAX_DAY_MS)] | None = None  # open time before the first probe
+    percent: Annotated[int, Field(ge=1, le=100)] | None = None  # failures must also be this share of the results
+    min_attempts: Annotated[int, Field(ge=1, le=1_000_000)] | None = None  # before that the share means nothing
+    refuse_errno: Errno | None = None  # what the client sees
+    abandoned: bool | None = None  # whether a connect that the client gave up counts as a failure; TCP
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not self.model_dump():
+            raise ValueError("a circuit without values: leave it out")
+        return self
+
+
+class Listen(Sparse):
     """Where a service accepts connections; the fact `service` of an event comes from here."""
 
     address: Exact
     port: Port
     protocol: Literal["tcp", "udp"] = "tcp"
+    circuit: Circuit | None = None
 
     @field_validator("address")
     @classmethod
@@ -144,6 +185,12 @@ class Listen(Strict):
         if str(ipaddress.ip_address(text)) != text:
             raise ValueError(f"write the address {ipaddress.ip_address(text)}")
         return text
+
+    @model_validator(mode="after")
+    def _can_be_abandoned(self) -> Self:
+        if self.protocol == "udp" and self.circuit is not None and self.circuit.abandoned is not None:
+            raise ValueError("abandoned is about TCP connects")
+        return self
 
 
 class Service(Strict):

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 from pydantic import BaseModel
 
 from pointcall_attest.declaration import ServiceDeclaration
-from pointcall_attest.manifest import Manifest, Runbook, Sensor, Service
+from pointcall_attest.manifest import Circuit, Listen, Manifest, Runbook, Sensor, Service
 from pointcall_attest.manifest_change import EFFECTS, LESS, MORE, Change, Effect
 from pointcall_attest.model import instant
 from pointcall_attest.service_diff import declaration_changes
@@ -34,6 +34,15 @@ LIMITS: Final[Mapping[str, tuple[Effect, Effect]]] = {
     "healthy_delay_seconds": LESS,
 }
 
+# The same for one destination's circuit: who refuses sooner, for longer or on account of more may do more.
+CIRCUIT: Final[Mapping[str, tuple[Effect, Effect]]] = {
+    "threshold": LESS,
+    "window_ms": MORE,
+    "cooldown_ms": MORE,
+    "percent": LESS,
+    "min_attempts": LESS,
+    "abandoned": MORE,
+}
 
 Declarations = Mapping[str, ServiceDeclaration]  # by service
 
@@ -124,8 +133,27 @@ def _service(old: Service, new: Service, known: tuple[Declarations, Declarations
         before, after = known[0].get(old.name), known[1].get(new.name)
         if before is not None and after is not None:
             yield from declaration_changes(before, after)
-    one, two = ([f"{row.address} port {row.port}/{row.protocol}" for row in s.listen] for s in (old, new))
-    yield from _set(f"{who}: listens on", one, two, MORE)
+    one, two = ({_place(row): row.circuit for row in s.listen} for s in (old, new))
+    yield from _set(f"{who}: listens on", tuple(one), tuple(two), MORE)
+    for place in sorted(one.keys() & two.keys()):
+        yield from _circuit(f"{who}: circuit of {place}", one[place], two[place])
+
+
+def _place(row: Listen) -> str:
+    return f"{row.address} port {row.port}/{row.protocol}"
+
+
+def _circuit(who: str, old: Circuit | None, new: Circuit | None) -> Iterator[Change]:
+    """Where a value is not set the sensor's constant counts, which is not compared with it."""
+    for name in Circuit.model_fields:
+        one, two = getattr(old, name, None), getattr(new, name, None)
+        if one == two:
+            continue
+        effect: Effect = "changes"
+        if one is not None and two is not None and name in CIRCUIT:
+            effect = CIRCUIT[name][0] if two > one else CIRCUIT[name][1]
+        values = ("unset" if value is None else str(value) for value in (one, two))
+        yield Change(effect, f"{who}: {name} {' -> '.join(values)}")
 
 
 def _set(what: str, old: Sequence[str], new: Sequence[str], effects: tuple[Effect, Effect]) -> Iterator[Change]:

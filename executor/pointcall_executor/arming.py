@@ -5,8 +5,10 @@ Also refuses what this executor cannot do: an action it has not, a sensor it doe
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
 from pointcall_attest import manifest as manifests
@@ -18,6 +20,7 @@ from pointcall_executor.core.event import Destination
 from pointcall_executor.core.guard import Grant, Limits, Rules
 from pointcall_executor.core.step import Armed, Runbook
 from pointcall_executor.core.trigger import Topology
+from pointcall_executor.kernel.breaker import CircuitPolicy, normalised
 from pointcall_executor.services.managed import ABILITIES, NEEDS
 from pointcall_runbook.errors import PointcallError
 from pointcall_runbook.module import ModuleInfo
@@ -54,6 +57,7 @@ def check_abilities(admitted: Admitted, policy: TrustPolicy) -> None:
         if sensor.name not in SENSORS:
             raise ArmingError("a sensor of an unknown kind", id="arm.sensor", want=", ".join(SENSORS), got=sensor.name)
     _check_needs(admitted)
+    _check_circuits(admitted.manifest)
     for book in admitted.manifest.runbooks:
         _check_services(book, {s.name: s.kind for s in admitted.manifest.services})
     for book in admitted.manifest.runbooks:
@@ -84,6 +88,18 @@ def _check_needs(admitted: Admitted) -> None:
                     f"runbook {book.name} can decide {name}, which the kernel side is not declared for",
                     id="arm.needs", want=f"sensor {needed} in the manifest", got=", ".join(sorted(declared)) or "none",
                 )  # fmt: skip
+
+
+def _check_circuits(manifest: Manifest) -> None:
+    """ArmingError where a destination has values for the breaker that no breaker would ever see."""
+    own = [s.name for s in manifest.services if any(place.circuit is not None for place in s.listen)]
+    if own and "breaker" not in {s.name for s in manifest.sensors}:
+        raise ArmingError(
+            f"service {own[0]} has a circuit of its own, and nothing watches it",
+            id="arm.needs", want="sensor breaker in the manifest",
+            got=", ".join(s.name for s in manifest.sensors) or "none",
+        )  # fmt: skip
+    policies_of(manifest)
 
 
 def _check_services(book: manifests.Runbook, kinds: Mapping[str, str]) -> None:
@@ -182,11 +198,7 @@ def armed_of(admitted: Admitted, policy: TrustPolicy, mode: Mode) -> Armed:
 
 def topology_of(manifest: Manifest) -> Topology:
     """Which declared service listens where."""
-    listeners = {
-        (str(Address.parse(place.address)), place.port): service(s.name).number
-        for s in manifest.services
-        for place in s.listen
-    }
+    listeners = {(str(to.address), to.port): number for to, number in destinations_of(manifest, 0).items()}
     return Topology(listeners, {}, {service(s.name).number: s.name for s in manifest.services})
 
 
@@ -197,9 +209,45 @@ def names_of(manifest: Manifest) -> Mapping[int, str]:
 
 
 def destinations_of(manifest: Manifest, netns: int) -> Mapping[Destination, int]:
-    """Every destination that the breaker watches, with the number of the service behind it."""
-    return {
-        Destination(Address.parse(place.address), place.port, netns, PROTOCOLS[place.protocol]): service(s.name).number
-        for s in manifest.services
-        for place in s.listen
-    }
+    """Every declared destination as clients in this namespace reach it, with the number of the service behind it."""
+    return {_at(place, netns): service(s.name).number for s in manifest.services for place in s.listen}
+
+
+def on_loopback(address: Address) -> bool:
+    return ipaddress.ip_address(str(address)).is_loopback
+
+
+def node_wide(to: Destination) -> Destination:
+    """The same for clients of every network namespace. Loopback stays: each namespace has another one."""
+    return to if on_loopback(to.address) else replace(to, netns=0)
+
+
+def policies_of(manifest: Manifest) -> Mapping[Destination, CircuitPolicy]:
+    """The destinations with values of their own, netns 0. ArmingError `arm.circuit` where one has two kinds of them."""
+    found: dict[Destination, CircuitPolicy] = {}
+    for to, policy in ((_at(row, 0), _policy(row.circuit)) for s in manifest.services for row in s.listen):
+        if found.setdefault(to, policy) != policy:
+            raise ArmingError(
+                "a destination is declared twice, with different circuits", id="arm.circuit",
+                want="the same circuit, or the destination once", got=str(to),
+                hint="0.0.0.0 and :: are watched as loopback",
+            )  # fmt: skip
+    return found
+
+
+def _at(place: manifests.Listen, netns: int) -> Destination:
+    return normalised(Destination(Address.parse(place.address), place.port, netns, PROTOCOLS[place.protocol]))
+
+
+def _policy(own: manifests.Circuit | None) -> CircuitPolicy:
+    if own is None:
+        return CircuitPolicy()
+    return CircuitPolicy(
+        threshold=own.threshold or 0,
+        percent=own.percent or 0,
+        min_attempts=own.min_attempts or 0,
+        window_ms=own.window_ms or 0,
+        cooldown_ms=own.cooldown_ms or 0,
+        refuse_errno=getattr(errno, own.refuse_errno) if own.refuse_errno else 0,
+        abandoned=own.abandoned,
+    )

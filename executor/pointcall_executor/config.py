@@ -19,7 +19,8 @@ from pointcall_runbook.errors import PointcallError
 
 RESTART: Final = (
     "node", "cgroup", "gate", "tee", "mode", "api", "groups", "http", "otlp", "mtls", "user", "capabilities",
-    "privileges", "seccomp", "memory_mb", "systemd_bus", "podman_socket", "kubeconfig", "pin",
+    "privileges", "seccomp", "memory_mb", "systemd_bus", "podman_socket", "kubeconfig", "pin", "allowed_cgroups",
+    "protect_resolvers",
 )  # fmt: skip
 """Settings that cannot change while running."""
 
@@ -28,6 +29,17 @@ class ConfigError(PointcallError):
     """A setting is unknown, of the wrong type or out of range."""
 
     id = "config.invalid"
+
+
+def _folder_below(text: str) -> str:
+    if ".." in text.split("/"):
+        raise ValueError("a folder below the cgroup root")
+    return text
+
+
+CgroupPath = Annotated[
+    str, Field(max_length=400, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._:@\\/-]*$"), AfterValidator(_folder_below)
+]
 
 
 def _loopback(text: str) -> str:
@@ -109,6 +121,11 @@ class Config(BaseModel):
     """A kubeconfig for services of kind kubernetes; its account needs to read pods and workloads and to evict."""
     pin: bool = False
     """Pin the breaker in bpffs: it stays when the executor ends or is killed, and the next one takes it up again."""
+
+    allowed_cgroups: Annotated[tuple[CgroupPath, ...], Field(max_length=64)] = ()
+    """Folders below the cgroup v2 root whose tasks the breaker never refuses, such as a health checker's."""
+    protect_resolvers: bool = True
+    """No circuit refuses this node's resolvers: port 53 of loopback and of the nameservers of /etc/resolv.conf."""
 
     @model_validator(mode="after")
     def _fits(self) -> Config:

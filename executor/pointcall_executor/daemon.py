@@ -513,6 +513,8 @@ class Executor:
             reason = "another manifest is armed" if old else "armed"
             self._open_epoch(attested, session.trust, session.admitted, session.bundle.signatures, reason)
             self._recorder.record(entry.Config(what="kernel programs", detail=detail))
+            if unwatched := session.sensors.unwatched():
+                self._recorder.record(entry.Config(what="destinations without a circuit", detail=dict(unwatched)))
             undo.pop_all()
         left = self._hand_over(session, old) if old is not None else []
         same = {b.name for b in session.armed.runbooks} & self._unchanged(session.armed)

@@ -6,12 +6,13 @@ Implements what actions/world.py asks for. recorded.py implements the same witho
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from pointcall_attest.admission import Admitted
 from pointcall_executor.actions.world import Channels, Circuits, Services
+from pointcall_executor.arming import ArmingError
 from pointcall_executor.channels import DeclaredChannels, to_stderr
 from pointcall_executor.config import Config
 from pointcall_executor.core.guard import Rules
@@ -22,6 +23,7 @@ from pointcall_executor.kernel.slow_file import SlowFile
 from pointcall_executor.kernel.storage import Histogram
 from pointcall_executor.learning import Kept
 from pointcall_executor.pins import Pins
+from pointcall_executor.resolvers import Resolvers
 from pointcall_executor.sensors import KernelSensors
 from pointcall_executor.services.declared import DeclaredServices, Kinds, OnMoved
 from pointcall_executor.services.groups import remove_empty
@@ -47,6 +49,7 @@ class Sensors(Circuits, Protocol):
     def end_drill(self) -> Observed: ...
     def changed(self) -> list[str]: ...
     def denied(self) -> int: ...
+    def unwatched(self) -> Mapping[str, str]: ...
     def keep(self) -> None: ...
     def stop(self, *, leave: bool) -> None: ...
     def leave(self) -> None: ...
@@ -111,8 +114,10 @@ class KernelNode:
             Cgroup.create(self._config.gate)
         self._forget_pins()
         pins = self._pins if self._config.pin else None
-        made = KernelSensors(admitted, rules, gate, pins, self._learned.learned, self._succeed)
-        made.allow(self._spawning().cgroup_id)
+        allowed = {self._spawning().cgroup_id, *_allowed(self._config.allowed_cgroups)}
+        resolvers = Resolvers.read() if self._config.protect_resolvers else None
+        made = KernelSensors(admitted, rules, gate, pins, self._learned.learned, self._succeed, resolvers=resolvers)
+        made.allow(allowed)
         return made
 
     def _forget_pins(self) -> None:
@@ -177,3 +182,16 @@ class KernelNode:
         gate = "" if self._config.pin else self._config.gate  # a pinned breaker is attached to it
         for name in {self._config.cgroup, gate} - {""}:
             remove_empty(name)
+
+
+def _allowed(names: Sequence[str]) -> Iterator[int]:
+    """The ids that these cgroups have now. ArmingError `arm.allowed-cgroup` where one is not there."""
+    for name in names:
+        try:
+            yield Cgroup(find_root() / name).id
+        except OSError as error:
+            raise ArmingError(
+                "a cgroup that is never refused is not there", id="arm.allowed-cgroup",
+                want=f"the cgroup {name} below {find_root()}", got=error.strerror or "",
+                hint="start what lives in it before arming, or take it out of the setting allowed_cgroups",
+            ) from None  # fmt: skip

@@ -130,6 +130,9 @@ class RecordedSensors:
     def denied(self) -> int:
         return 0
 
+    def unwatched(self) -> Mapping[str, str]:
+        return {}
+
     def keep(self) -> None:
         """What the ones before held goes on."""
         if self._before is not None and self._before._wake >= 0:

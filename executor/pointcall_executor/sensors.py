@@ -10,18 +10,19 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from pointcall_attest import manifest as manifests
 from pointcall_attest.admission import Admitted
-from pointcall_executor.arming import destinations_of
+from pointcall_executor.arming import destinations_of, node_wide, policies_of
 from pointcall_executor.core.breaker import State
 from pointcall_executor.core.event import Destination, KernelEvent, Kind, PressureEvent, encode
 from pointcall_executor.core.guard import Rules
 from pointcall_executor.core.stuck import Known, Seen, look
-from pointcall_executor.kernel.breaker import BreakerSensor, CircuitState, netns_cookie, normalised
+from pointcall_executor.kernel.breaker import BreakerSensor, CircuitPolicy, CircuitState, netns_cookie, normalised
 from pointcall_executor.kernel.cgroup import by_id
 from pointcall_executor.kernel.connections import ConnectionKiller
 from pointcall_executor.kernel.drill import DrillInjector, Fault, Observed
@@ -39,6 +40,7 @@ from pointcall_executor.kernel.tamper import TamperGuard
 from pointcall_executor.kernel.transport import TransportSensor
 from pointcall_executor.learning import Key, Learned, Learning
 from pointcall_executor.pins import Pins
+from pointcall_executor.resolvers import Resolvers
 from pointcall_executor.sensor_objects import Loading, pressure_watch
 from pointcall_executor.sensor_params import MS_NS, split
 from pointcall_executor.services.managed import ServiceError
@@ -53,7 +55,8 @@ class KernelSensors:
     """The kernel objects of the admitted blobs, by the names of the manifest.
 
     `learned` outlives a session. `succeed` says, when these are kept, which ones they take over from: circuits and
-    isolations go on. KernelError `kernel.hook` names what this kernel lacks; then nothing stays loaded.
+    isolations go on. `resolvers`: protected like what the guard's never-touch list names. KernelError `kernel.hook`
+    names what this kernel lacks; then nothing stays loaded.
     """
 
     def __init__(
@@ -64,6 +67,8 @@ class KernelSensors:
         pins: Pins | None = None,
         learned: Learned | None = None,
         succeed: Callable[[KernelSensors | None], KernelSensors | None] = lambda _: None,
+        *,
+        resolvers: Resolvers | None = None,
     ) -> None:
         self._pins, self._rules, self._gate = pins, rules, gate
         self._loading = Loading(pins, gate, rules.never_touch_networks)
@@ -72,9 +77,10 @@ class KernelSensors:
         self._ended = False  # disarmed: nothing begins any more
         self._learned, self._succeed = learned or Learned(), succeed
         self._identities: dict[str, Identity] = {}
-        declared = destinations_of(admitted.manifest, netns_cookie())
-        self._destinations = {d: n for d, n in declared.items() if not _never(d, n, rules)}
-        self._places = {(d.address, d.port): d for d in self._destinations}
+        self._resolvers = resolvers
+        self._declared = destinations_of(admitted.manifest, netns_cookie())
+        self._destinations = {d: n for d, n in self._declared.items() if not self._protected(d, n)}
+        self._policies = policies_of(admitted.manifest)
         self._services = {s.name: s.digest for s in admitted.manifest.services}
         self._objects: dict[str, KernelObject] = {}
         self._learning: Learning | None = None
@@ -89,6 +95,10 @@ class KernelSensors:
             undo.callback(self.leave)
             for sensor in admitted.manifest.sensors:
                 self._load(sensor, admitted.files)
+            # As the breaker has them: of this namespace or of all.
+            wide = self.breaker is not None and self.breaker.node_wide
+            self._circuits = {node_wide(d) if wide else d: n for d, n in self._destinations.items()}
+            self._places = {(d.address, d.port): d for d in self._circuits}
             self._attach()
             self._rings = tuple(each.ring for each in self._sensors().values())
             self._identities = {name: each.identity() for name, each in self._objects.items()}
@@ -119,12 +129,14 @@ class KernelSensors:
 
     def _attach(self) -> None:
         """First what is to be watched, then the links: nothing is seen half set up."""
+        if self.breaker is not None:
+            for destination in self._circuits:
+                self.breaker.arm(destination, self._policy(destination))
         transport = self._objects.get("transport")
-        for destination in self._destinations:
-            if self.breaker is not None:
-                self.breaker.arm(destination)
-            if isinstance(transport, TransportSensor) and destination.protocol == TCP:
-                transport.watch(destination)
+        if isinstance(transport, TransportSensor):
+            for destination in self._destinations:
+                if destination.protocol == TCP:
+                    transport.watch(destination)
         for each in self._objects.values():
             if isinstance(each, Sensor | TamperGuard):
                 each.attach()
@@ -132,6 +144,14 @@ class KernelSensors:
             self._pressure = self._pressure or PressureWatch({})
             self._lookout = Lookout(self._look, self._pressure.interrupt)
             self._lookout.start()
+
+    def _policy(self, destination: Destination) -> CircuitPolicy:
+        """What this circuit may do."""
+        return self._policies[replace(destination, netns=0)]
+
+    def _protected(self, to: Destination, number: int) -> bool:
+        """Whether the guard's list or being a resolver forbids to touch it. `number`: of the service there, if any."""
+        return _never(to, number, self._rules) or (self._resolvers is not None and to in self._resolvers)
 
     def _look(self, timeout_s: float) -> list[bytes]:
         """On the lookout's thread."""
@@ -211,6 +231,14 @@ class KernelSensors:
                 kept = {name: opened.enter_context(each.latencies()) for name, each in storage.items()}
             return {name: tuple(each.histograms()) for name, each in kept.items()}
 
+    def unwatched(self) -> Mapping[str, str]:
+        """Declared destinations that no circuit is armed for, and why."""
+        left = self._declared.keys() - self._destinations.keys() if self.breaker is not None else set()
+        return {
+            str(d): "guard.never_touch" if _never(d, self._declared[d], self._rules) else "a resolver of this node"
+            for d in sorted(left)
+        }
+
     def watch(self, cgroup_id: int) -> None:
         """A declared service runs in this cgroup now. KernelError where a pressure trigger is refused."""
         with self._changing:
@@ -254,10 +282,13 @@ class KernelSensors:
     # ---- what actions ask for --------------------------------------------------------------------------------------
 
     def _armed(self, address: Address, port: int) -> tuple[BreakerSensor, Destination]:
-        destination = self._places.get((address, port))
+        destination = self._place(address, port)
         if self.breaker is None or destination is None:
             raise ServiceError("no circuit is armed there", id="circuit.unknown", got=f"{address}:{port}")
         return self.breaker, destination
+
+    def _place(self, address: Address, port: int) -> Destination | None:
+        return self._places.get((normalised(Destination(address, port)).address, port))
 
     def force(self, address: Address, port: int, until_ns: int) -> None:
         breaker, destination = self._armed(address, port)
@@ -269,22 +300,22 @@ class KernelSensors:
 
     def forced_until(self, address: Address, port: int) -> int:
         """Until when the circuit is forced open; 0: nobody holds it open, or no circuit is armed there."""
-        destination = self._places.get((address, port))
+        destination = self._place(address, port)
         if self.breaker is None or destination is None:
             return 0
         word = self.breaker.circuit(destination).word
         return word.time_us * 1000 if word.state is State.FORCED else 0
 
-    def allow(self, cgroup_id: int) -> None:
-        """Never refuse what this cgroup connects to, and never take it for the half-open probe."""
+    def allow(self, cgroup_ids: Collection[int]) -> None:
+        """Never refuse what tasks of these cgroups connect to, nor take it for the half-open probe; of no others."""
         if self.breaker is not None:
-            self.breaker.allow(cgroup_id)
+            self.breaker.allow_only(cgroup_ids)
 
     def probe_service(self, number: int) -> int:
         """Let the next connect to each address of the service be the one probe; how many circuits are open for it."""
         if self.breaker is None:
             return 0
-        mine = [d for d, n in self._destinations.items() if n == number]
+        mine = [d for d, n in self._circuits.items() if n == number]
         before = [self.breaker.make_probe_ready(destination).state for destination in mine]
         return sum(state in (State.OPEN, State.HALF) for state in before)
 
@@ -292,13 +323,13 @@ class KernelSensors:
         """Reset every established TCP connection of this network namespace to there; how many there were.
 
         KernelError `kernel.undeclared` where the manifest has no sensor `connections`, CircuitError
-        `kernel.circuit.never_touch` where the guard's list protects the destination.
+        `kernel.circuit.never_touch` where the guard's list protects the destination, or it is a resolver.
         """
         killer = self._objects.get("connections")
         if not isinstance(killer, ConnectionKiller):
             raise _undeclared("connections", "kill_connections")
         target = normalised(Destination(address, port, netns_cookie()))
-        if _never(target, self._destinations.get(target, -1), self._rules):
+        if self._protected(target, self._declared.get(target, -1)):
             raise CircuitError(f"{target} is never touched", id="kernel.circuit.never_touch", got=str(target))
         return killer.kill(target)
 
@@ -334,10 +365,10 @@ class KernelSensors:
 
     def begin_drill(self, cgroup_id: int, fault: Fault, until_ns: int) -> None:
         """Inject a fault into a service's cgroup (0: the gate). KernelError `kernel.undeclared` without a sensor
-        `drill`, CircuitError `kernel.circuit.never_touch` where the guard protects the destination, else as
-        DrillInjector.inject."""
+        `drill`, CircuitError `kernel.circuit.never_touch` where the guard protects the destination or it is a
+        resolver, else as DrillInjector.inject."""
         target = normalised(fault.destination)
-        if _never(target, -1, self._rules):
+        if self._protected(target, -1):
             raise CircuitError(f"{target} is never touched", id="kernel.circuit.never_touch", got=str(target))
         self._injector.inject(by_id(cgroup_id).path if cgroup_id else self._gate, fault, until_ns)
 
@@ -383,6 +414,7 @@ class KernelSensors:
         with self._pins.keep(self.breaker, taken_up=self._loading.taken_up):
             yield
             self._disarm_undeclared(self.breaker)
+            self._set_policies(self.breaker)
 
     def _go_on_from(self, before: KernelSensors) -> None:
         """With what can be shared: nothing is taken from those before."""
@@ -403,10 +435,14 @@ class KernelSensors:
 
     def _disarm_undeclared(self, breaker: BreakerSensor) -> None:
         """A breaker that was taken up again may still watch what an older manifest declared."""
-        armed = {normalised(d) for d in self._destinations}
         for circuit in list(breaker.circuits()):
-            if circuit.destination not in armed:
+            if circuit.destination not in self._circuits:
                 breaker.disarm(circuit.destination)
+
+    def _set_policies(self, breaker: BreakerSensor) -> None:
+        """One that was taken up again has the policies of an older manifest."""
+        for destination in self._circuits:
+            breaker.set_policy(destination, self._policy(destination))
 
     def stop(self, *, leave: bool) -> None:
         """Nothing is seen any more, `leave`: but by what is pinned. What was lost can be asked for until they go."""

@@ -27,7 +27,8 @@ from pointcall_runbook.vocabulary import Address
 
 CLONE_NEWNET = 0x40000000
 CLONE_NEWNS = 0x20000
-SIOCSIFFLAGS, IFF_UP = 0x8914, 1
+SIOCSIFFLAGS, SIOCSIFADDR, IFF_UP = 0x8914, 0x8916, 1
+SO_ATTACH_FILTER = 26
 LOOPBACK = Address.parse("127.0.0.1")
 V4, V6, STREAM, DGRAM = socket.AF_INET, socket.AF_INET6, socket.SOCK_STREAM, socket.SOCK_DGRAM
 REFUSED, BLOCKED, OK = "ECONNREFUSED", "EPERM", "OK"
@@ -68,6 +69,13 @@ def unshare(flags: int) -> None:
 def lo_up() -> None:
     with socket.socket(V4, DGRAM) as sock:
         fcntl.ioctl(sock, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", IFF_UP))
+
+
+def lo_address(ip: str) -> None:
+    """One more address of this network namespace itself, with the /24 around it."""
+    address = struct.pack("=HH4s8x", V4, 0, socket.inet_aton(ip))
+    with socket.socket(V4, DGRAM) as sock:
+        fcntl.ioctl(sock, SIOCSIFADDR, struct.pack("16s16s", b"lo:1", address))
 
 
 @contextlib.contextmanager
@@ -152,6 +160,13 @@ def black_hole(port: int) -> Iterator[socket.socket]:
             filler.connect_ex(("127.0.0.2", port))
         time.sleep(0.01)
         yield listener
+
+
+def deaf(sock: socket.socket) -> None:
+    """From now on every segment to this socket is dropped before TCP sees it: nothing is acknowledged."""
+    drop = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))  # BPF_RET, 0 bytes
+    program = struct.pack("@HP", 1, ctypes.addressof(drop))
+    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
 
 def events(sensor: Sensor) -> list[KernelEvent]:

@@ -11,17 +11,31 @@ from pathlib import Path
 import pytest
 
 from pointcall_executor.core.breaker import State
-from pointcall_executor.core.event import CircuitEvent, Kind
+from pointcall_executor.core.event import CircuitEvent, Destination, Kind
 from pointcall_executor.kernel.blob import Blob
 from pointcall_executor.kernel.breaker import BreakerSensor, CircuitPolicy
 from pointcall_executor.kernel.cgroup import Cgroup
 from pointcall_executor.kernel.errors import CircuitError
 from pointcall_runbook.vocabulary import Address, Network
 from tests.kernel.conftest import SHORT_US, Make
-from tests.kernel.lab import BLOCKED, LOOPBACK, OK, REFUSED, black_hole, connect, connects, events, here, kinds, listen
+from tests.kernel.lab import (
+    BLOCKED,
+    LOOPBACK,
+    OK,
+    REFUSED,
+    black_hole,
+    connect,
+    connects,
+    events,
+    here,
+    kinds,
+    listen,
+    private_network,
+)
 
 pytestmark = pytest.mark.kernel
 PORT = 30001
+LONG_US = 60_000_000
 COOLDOWN_S = SHORT_US / 1e6 + 0.005
 
 
@@ -358,6 +372,68 @@ def test_node_wide_circuit_covers_every_namespace(make: Make) -> None:
     breaker.arm(node_wide)
     assert connects(4, PORT) == [REFUSED] * 3 + [BLOCKED]
     assert breaker.circuit(node_wide).state is State.OPEN
+
+
+def test_a_live_server_on_the_loopback_of_another_namespace_is_never_blocked(make: Make) -> None:
+    """Node-wide is what is armed with netns 0; loopback is armed in one namespace."""
+    breaker = make(node_wide=1, cooldown_us=LONG_US)
+    breaker.arm(here(PORT))
+    assert connects(4, PORT) == [REFUSED] * 3 + [BLOCKED]
+    with private_network(), listen(PORT):
+        assert connects(2, PORT) == [OK, OK]
+        assert connects(1, PORT, "0.0.0.0") == [OK]
+
+
+def test_a_circuit_of_ones_own_namespace_wins_over_the_node_wide_one(make: Make) -> None:
+    breaker = make(node_wide=1, cooldown_us=LONG_US)
+    wide = Destination(LOOPBACK, PORT)
+    breaker.arm(wide)
+    breaker.arm(here(PORT))
+    assert connects(4, PORT) == [REFUSED] * 3 + [BLOCKED]
+    assert [breaker.circuit(d).state for d in (here(PORT), wide)] == [State.OPEN, State.CLOSED]
+
+
+def test_another_policy_leaves_state_and_counters(make: Make) -> None:
+    breaker = make(cooldown_us=LONG_US)
+    breaker.arm(here(PORT), CircuitPolicy(threshold=9))
+    assert connects(4, PORT) == [REFUSED] * 4
+    breaker.set_policy(here(PORT), CircuitPolicy(threshold=5, refuse_errno=errno.EHOSTUNREACH))
+    assert breaker.circuit(here(PORT)).word.count == 4
+    assert connects(2, PORT) == [REFUSED, "EHOSTUNREACH"]
+    breaker.set_policy(here(PORT), CircuitPolicy())
+    assert (breaker.circuit(here(PORT)).state, breaker.circuit(here(PORT)).failures) == (State.OPEN, 5)
+    with pytest.raises(CircuitError) as refused:
+        breaker.set_policy(here(PORT + 1), CircuitPolicy())
+    assert refused.value.id == "kernel.circuit.absent"
+
+
+@pytest.mark.parametrize(("old", "new"), [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_what_takes_over_has_its_own_policies(make: Make, old: int, new: int) -> None:
+    """And goes on with a circuit that was of one namespace and is node-wide now, or the other way round."""
+    places = [Destination(LOOPBACK, PORT, 0 if wide else here(PORT).netns) for wide in (old, new)]
+    before, after = make(node_wide=old, cooldown_us=LONG_US), make(node_wide=new, cooldown_us=LONG_US)
+    before.arm(places[0], CircuitPolicy(threshold=2))
+    assert connects(3, PORT) == [REFUSED] * 2 + [BLOCKED]
+    after.arm(places[1], CircuitPolicy(refuse_errno=errno.ECONNREFUSED))
+    after.take_over(before)
+    before.detach()
+    assert after.circuit(places[1]).state is State.OPEN
+    assert after.circuit(places[1]).opened == 1
+    assert connects(1, PORT) == [REFUSED]
+    after.close_circuit(places[1])
+    assert connects(3, PORT) == [REFUSED] * 3
+    assert after.circuit(places[1]).state is State.OPEN  # its threshold is the constant, 3
+
+
+def test_only_these_cgroups_are_allowed(make: Make, group: Cgroup) -> None:
+    breaker = make(cooldown_us=LONG_US)
+    breaker.arm(here(PORT))
+    breaker.allow(999_999)
+    breaker.allow_only({group.id, 1})
+    assert sorted(int.from_bytes(key, "little") for key, _ in breaker._maps["allowed"].items()) == [1, group.id]
+    assert connects(5, PORT) == [REFUSED] * 5
+    breaker.allow_only(())
+    assert connects(1, PORT) == [BLOCKED]
 
 
 @pytest.mark.parametrize("budget", [1, 8])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -28,7 +29,7 @@ from pointcall_executor.kernel.storage import StorageSensor
 from pointcall_executor.kernel.syscalls import SyscallSensor
 from pointcall_executor.kernel.transport import TransportSensor
 from pointcall_runbook.vocabulary import Operation, Resource
-from tests.kernel.lab import black_hole, here, listen, member, need_blob, private_network
+from tests.kernel.lab import black_hole, deaf, here, listen, member, need_blob, private_network
 from tests.kernel.slowfs import Op, SlowFs, loop_ext4, mounted, private_mounts
 
 pytestmark = pytest.mark.kernel
@@ -195,6 +196,25 @@ def test_syns_sent_again_are_a_slow_connect(transport: TransportSensor) -> None:
             client.close()
     assert [(e.kind, e.count, e.attempts) for e in events if isinstance(e, TransportEvent)] == [
         (Kind.CONNECT_SLOW, 2, 2)
+    ]
+
+
+def test_segments_sent_again_are_a_storm(transport: TransportSensor) -> None:
+    """The peer of an established connection falls silent; another connection goes on, and is not reported."""
+    transport.watch(here(PORT))
+    with listen(PORT) as server, listen(PORT + 1) as other, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for port in (PORT, PORT + 1)]
+        peers = [stack.enter_context(listener.accept()[0]) for listener in (server, other)]
+        for peer in peers:
+            deaf(peer)
+        for client in clients:
+            client.sendall(b"x")
+        deadline, found = time.monotonic() + 10, list[KernelEvent]()
+        while not found and time.monotonic() < deadline:
+            time.sleep(0.05)
+            found = detections(transport)
+    assert [(e.kind, e.destination, e.count, e.attempts) for e in found if isinstance(e, TransportEvent)] == [
+        (Kind.RETRANSMITS, here(PORT), 2, 1)
     ]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pointcall_attest.manifest import Sensor
+from pointcall_attest.manifest import Circuit, Listen, Sensor
 from pointcall_executor.core.guard import Rules
 from pointcall_executor.kernel import isolation
 from pointcall_executor.kernel.breaker import BreakerSensor
@@ -45,11 +45,13 @@ class Life:
         self.pins, self.state, self.gate = Pins(folder, Path("/sys/fs/bpf")), folder, gate
         self.kept: KernelSensors | None = None
         self.made: list[KernelSensors] = []
+        self.address = "127.0.0.1"
+        self.circuit: Circuit | None = None
 
     def sensors(self, *names: str, **constants: int) -> KernelSensors:
         params = {"breaker": CONSTANTS | constants}
         sensors = [Sensor(name=n, blob=f"{n}.blob", params=params.get(n, {})) for n in names]
-        place = SimpleNamespace(address="127.0.0.1", port=PORT, protocol="tcp")
+        place = Listen(address=self.address, port=PORT, circuit=self.circuit)
         services = [SimpleNamespace(name="api", digest="", listen=[place])]
         files = {f"{n}.blob": need_blob(n).encode() for n in names}
         admitted: Any = SimpleNamespace(manifest=SimpleNamespace(sensors=sensors, services=services), files=files)

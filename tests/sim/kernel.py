@@ -284,6 +284,9 @@ class Sensors:
     def denied(self) -> int:
         return 0
 
+    def unwatched(self) -> Mapping[str, str]:
+        return {}
+
     def _known(self, address: Address, port: int) -> Destination:
         self.scheduler.preempt()
         destination = self.places.get((str(address), port))

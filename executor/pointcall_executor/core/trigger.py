@@ -55,7 +55,11 @@ class Topology:
     names: Mapping[int, str] = field(default_factory=dict)  # service number -> name
 
     def listening(self, destination: Destination) -> int:
-        """The service that declares this destination, 0 if none does."""
+        """The service that declares this destination, 0 if none does.
+
+        Whatever its namespace: only armed destinations report, and armed are those of the executor's own namespace and
+        node-wide ones, which are never loopback (arming.node_wide).
+        """
         return self.listeners.get((str(destination.address), destination.port), 0)
 
     def moved(self, number: int, cgroup_id: int) -> Topology:

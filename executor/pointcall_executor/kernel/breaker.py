@@ -30,6 +30,7 @@ from pointcall_runbook.vocabulary import Address, Network
 
 KEY: Final = struct.Struct("<16sQHB5x")  # struct pointcall_destination
 VALUE: Final = struct.Struct("<Q8Q11Q4I4I")  # struct pointcall_circuit
+POLICY: Final = struct.Struct("<4I4I")  # its end: the destination's own values
 COMMAND: Final = struct.Struct("<32sQQQI4x")  # struct pointcall_command
 LEASE_MAX_NS: Final = 3_600_000_000_000  # a forced circuit ends within the hour, also when nobody is left to end it
 
@@ -131,6 +132,7 @@ class BreakerSensor(Sensor):
         _check_constants(blob.defaults | values)
         super().__init__(blob, constants=values, cgroup=cgroup, pinned=pinned, loader=loader)
         self.params = _params(blob.defaults | values)
+        self.node_wide = bool((blob.defaults | values)["node_wide"])
         self._never_touch = tuple(never_touch)
 
     def arm(self, destination: Destination, policy: CircuitPolicy | None = None) -> None:
@@ -156,6 +158,19 @@ class BreakerSensor(Sensor):
                 want=f"at most {self._maps['circuits'].info.max_entries} armed destinations", got=str(target),
             ) from None  # fmt: skip
 
+    def set_policy(self, destination: Destination, policy: CircuitPolicy) -> None:
+        """Give an armed destination another policy; its state and counters go on. CircuitError where it is not armed.
+
+        A result that arrives in the very moment may be lost. Where the policy is the same, nothing is written.
+        """
+        target = normalised(destination)
+        raw = self._maps["circuits"].get(_key(target))
+        if raw is None:
+            raise _not_armed(target)
+        wanted = raw[: -POLICY.size] + _fresh(policy)[-POLICY.size :]
+        if wanted != raw:
+            self._maps["circuits"].set(_key(target), wanted)
+
     def disarm(self, destination: Destination) -> None:
         """Forget the destination: its connects pass, its counters are gone. Twice does no harm."""
         self._maps["circuits"].delete(_key(normalised(destination)))
@@ -175,13 +190,18 @@ class BreakerSensor(Sensor):
             yield _state(Destination(Address.from_bytes(address), port, netns, protocol), value)
 
     def take_over(self, other: BreakerSensor) -> None:
-        """Go on with the circuits of another breaker that are armed here, too: state, policy and counters."""
+        """Go on with the circuits of another breaker that are armed here, too: state and counters, under the policies
+        that they have here. Also where a destination was of one namespace there and is node-wide here, or the other way
+        round."""
         circuits, theirs = self._maps["circuits"], other._maps["circuits"]
         if circuits.info.id == theirs.info.id:
             return  # the same one, taken up again
-        for key, value in list(theirs.items()):
-            if circuits.get(key) is not None:
-                circuits.set(key, value)
+        before = dict(theirs.items())
+        narrow = {_node_wide(key): value for key, value in before.items()}
+        for key, value in list(circuits.items()):
+            found = before.get(key) or before.get(_node_wide(key)) or narrow.get(key)
+            if found is not None:
+                circuits.set(key, found[: -POLICY.size] + value[-POLICY.size :])
 
     def force(self, destination: Destination, until_ns: int) -> Word:
         """Refuse until `until_ns` (CLOCK_MONOTONIC), whatever happens to this process. Returns the word before.
@@ -213,6 +233,14 @@ class BreakerSensor(Sensor):
         """Refuse tasks of this cgroup like any other."""
         self._maps["allowed"].delete(struct.pack("<Q", cgroup_id))
 
+    def allow_only(self, cgroup_ids: Collection[int]) -> None:
+        """These and no others are allowed."""
+        for key, _ in list(self._maps["allowed"].items()):
+            if struct.unpack("<Q", key)[0] not in cgroup_ids:
+                self._maps["allowed"].delete(key)
+        for cgroup_id in cgroup_ids:
+            self.allow(cgroup_id)
+
     def _command(self, command: Command, destination: Destination, until_us: int = 0) -> Word:
         target = normalised(destination)
         context = COMMAND.pack(_key(target), until_us & TIME_MASK, 0, 0, command)
@@ -243,9 +271,15 @@ def _key(destination: Destination) -> bytes:
     return KEY.pack(destination.address.packed, destination.netns, destination.port, destination.protocol)
 
 
+def _node_wide(key: bytes) -> bytes:
+    address, _, port, protocol = KEY.unpack(key)
+    return KEY.pack(address, 0, port, protocol)
+
+
 def _fresh(policy: CircuitPolicy) -> bytes:
     own = (policy.threshold, policy.percent, policy.refuse_errno, policy.flags)
-    return VALUE.pack(*[0] * 20, *own, policy.window_ms, policy.cooldown_ms, policy.min_attempts, 0)
+    values = POLICY.pack(*own, policy.window_ms, policy.cooldown_ms, policy.min_attempts, 0)
+    return bytes(VALUE.size - POLICY.size) + values
 
 
 def _state(destination: Destination, raw: bytes) -> CircuitState:

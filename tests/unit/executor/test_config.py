@@ -35,6 +35,12 @@ def test_drop_ins_override_the_file_and_the_environment_overrides_both(tmp_path:
         ('cgroup = "../outside"', "cgroup"),
         ('cgroup = "/absolute"', "cgroup"),
         ('tee = "auto"', "tee"),
+        ('allowed_cgroups = "one"', "allowed_cgroups"),
+        ('allowed_cgroups = ["a/../../b"]', "allowed_cgroups"),
+        ('allowed_cgroups = ["/sys/fs/cgroup/x"]', "allowed_cgroups"),
+        ('allowed_cgroups = [""]', "allowed_cgroups"),
+        (f"allowed_cgroups = {[f'a{n}' for n in range(65)]}", "allowed_cgroups"),
+        ('protect_resolvers = "maybe"', "protect_resolvers"),
         ('groups = { operator = "adm" }', "groups"),
         ("node = ", "pointcall.toml"),
     ],
@@ -46,6 +52,17 @@ def test_a_wrong_setting_is_named(tmp_path: Path, text: str, word: str) -> None:
         load(path, {})
     assert word in str(refusal.value)
     assert refusal.value.hint
+
+
+def test_cgroups_as_service_managers_name_them(tmp_path: Path) -> None:
+    path, names = (
+        tmp_path / "pointcall.toml",
+        ("system.slice/check@1.service", "kubepods.slice/cri-containerd-0a.scope"),
+    )
+    path.write_text(f"allowed_cgroups = {list(names)}\nprotect_resolvers = false\n")
+    config = load(path, {})
+    assert (config.allowed_cgroups, config.protect_resolvers) == (names, False)
+    assert (Config().allowed_cgroups, Config().protect_resolvers) == ((), True)
 
 
 def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:

@@ -31,13 +31,28 @@ def test_ours_are_taken_out_and_the_rest_are_constants() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [sensor("breaker", stuck_ms=-1), sensor("pressure", cpu_ms=10_001), sensor("pressure", disk_ms=1)]
+    "wrong",
+    [
+        sensor("breaker", stuck_ms=-1),
+        sensor("pressure", cpu_ms=10_001),
+        sensor("pressure", disk_ms=1),
+        sensor("pressure", window_ms=1_000),
+        sensor("pressure", window_ms=3_000),
+        sensor("pressure", window_ms=12_000),
+    ],
 )
 def test_out_of_range_or_unknown_is_refused_by_name(wrong: Sensor) -> None:
     with pytest.raises(ArmingError) as refused:
         split(wrong)
     assert refused.value.id == "arm.sensor-param"
     assert next(iter(wrong.params)) in refused.value.got
+
+
+def test_the_kernels_rule_for_windows_is_said() -> None:
+    with pytest.raises(ArmingError) as refused:
+        split(sensor("pressure", window_ms=3_000))
+    assert "window_ms 2000..10000, a multiple of 2000" in refused.value.want
+    assert split(sensor("pressure", window_ms=4_000))[1]["window_ms"] == 4_000
 
 
 @pytest.mark.parametrize(("name", "blob"), [("pressure", "blobs/pressure.blob"), ("breaker", None)])

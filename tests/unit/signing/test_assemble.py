@@ -64,6 +64,15 @@ def build(folder: Path, **spec: Any) -> Assembled:
     return assemble(source, folder, folder / "blobs", sequence=7, not_before=NOW - DAY, expires=NOW + DAY)
 
 
+def test_a_destination_with_a_circuit_of_its_own(folder: Path) -> None:
+    circuit = {"threshold": 3, "cooldownMs": 250, "refuseErrno": "ECONNREFUSED", "abandoned": False}
+    places = [{"address": "::1", "port": 5432, "circuit": circuit}]
+    built = build(folder, services=[{"name": "db", "declaration": "db.json", "listen": places}])
+    (row,) = Manifest.parse(built.statement).service("db").listen
+    wanted = {"threshold": 3, "cooldown_ms": 250, "refuse_errno": "ECONNREFUSED", "abandoned": False}
+    assert row.model_dump()["circuit"] == wanted
+
+
 def test_what_is_assembled_can_be_admitted(world: World, folder: Path) -> None:
     built = build(folder)
     manifest = Manifest.parse(built.statement)

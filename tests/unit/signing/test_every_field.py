@@ -18,7 +18,8 @@ from pointcall_attest.errors import MalformedError, RefusedError
 from pointcall_attest.policy import TrustPolicy
 from pointcall_keys.long_lived import FileKey, policy_row, sign_with_key
 from tests.unit.signing.mutation import dropped, flip, leaves, members, replaced
-from tests.unit.signing.world import DAY, NOW, files, sha256, statement, z
+from tests.unit.signing.test_manifest import CIRCUIT
+from tests.unit.signing.world import DAY, NOW, files, service, sha256, statement, z
 
 ROOT = b"{}"
 CHANGES: tuple[Callable[[Any], Any], ...] = (
@@ -45,6 +46,7 @@ def full_statement() -> bytes:
         "revoked": ["22" * 32],
         "guard": {"max_actions_per_minute": 10, "never_touch": ["10.0.0.0/8", "db"]},
         "reference_values": {"snp": ["cd" * 48], "tdx": ["ef" * 48]},
+        "services": [service(listen=[{"address": "127.0.0.1", "port": 5432, "protocol": "tcp", "circuit": CIRCUIT}])],
     }
     return statement(**over)
 
@@ -152,6 +154,14 @@ AUTHORS: dict[str, str] = {
     "services.listen.address": "elsewhere",
     "services.listen.port": "elsewhere",
     "services.listen.protocol": "udp, or left out",
+    "services.listen.circuit": "left out: as the sensor's constants say",
+    "services.listen.circuit.threshold": "another number in its range, or left out",
+    "services.listen.circuit.window_ms": "as above",
+    "services.listen.circuit.cooldown_ms": "as above",
+    "services.listen.circuit.percent": "as above",
+    "services.listen.circuit.min_attempts": "as above",
+    "services.listen.circuit.refuse_errno": "another name, or left out",
+    "services.listen.circuit.abandoned": "the other way, or left out",
     "channels": "none",
     "channels.name": "a name",
     "channels.kind": "another kind; arming asks whether it can",
@@ -247,12 +257,14 @@ def test_what_a_policy_demands_is_demanded(key: FileKey) -> None:
 
 def test_the_examples_are_full(key: FileKey) -> None:
     """A field that is added to a format is in these examples too."""
-    from pointcall_attest.manifest import Predicate
+    from pointcall_attest.manifest import Circuit, Listen, Predicate
     from pointcall_attest.policy import PinnedKey, Signer
 
     elsewhere = {"approvers", "approver_keys"}  # who may approve an action: nothing that admission asks
     assert set(TrustPolicy.model_fields) - set(full_policy(key)) <= elsewhere
     assert set(Signer.model_fields) == set(full_policy(key)["signers"][0])
     assert set(PinnedKey.model_fields) == set(full_policy(key)["keys"][0])
+    (listen,) = json.loads(full_statement())["predicate"]["services"][0]["listen"]
+    assert (set(listen), set(listen["circuit"])) == (set(Listen.model_fields), set(Circuit.model_fields))
     optional = {"policy_sha256", "trusted_root_sha256"}  # null here; admission's own tests set them
     assert set(Predicate.model_fields) - set(json.loads(full_statement())["predicate"]) <= optional

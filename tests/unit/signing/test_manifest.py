@@ -10,10 +10,39 @@ import pytest
 from pointcall_attest import canonical
 from pointcall_attest.declaration import ServiceDeclaration
 from pointcall_attest.errors import MalformedError
-from pointcall_attest.manifest import Manifest
+from pointcall_attest.manifest import Circuit, Manifest, build_statement
 from tests.unit.signing.world import NOW, declaration, files, runbook, service, sha256, statement, z
 
 GRANTS = {"actions": ["recreate"], "services": ["db"]}
+
+
+def place(**over: Any) -> dict[str, Any]:
+    return {"address": "127.0.0.1", "port": 5432, "protocol": "tcp"} | over
+
+
+CIRCUIT = {
+    "threshold": 3, "window_ms": 5000, "cooldown_ms": 250, "percent": 50, "min_attempts": 10,
+    "refuse_errno": "ECONNREFUSED", "abandoned": False,
+}  # fmt: skip
+
+
+def test_a_destination_with_values_of_its_own() -> None:
+    raw = statement(services=[service(listen=[place(circuit=CIRCUIT), place(port=1, circuit={"threshold": 1})])])
+    manifest = Manifest.parse(raw)
+    full, one = (row.circuit for row in manifest.service("db").listen)
+    assert full is not None
+    assert one is not None
+    assert {name: getattr(full, name) for name in Circuit.model_fields} == CIRCUIT
+    assert one.model_dump() == {"threshold": 1}
+    rebuilt = Manifest.parse(build_statement(files(), manifest.predicate))
+    assert json.loads(rebuilt.payload)["predicate"]["services"] == json.loads(raw)["predicate"]["services"]
+
+
+def test_what_is_not_set_is_not_written() -> None:
+    """A manifest from before there were circuits: its bytes are the same, so is its digest."""
+    predicate = Manifest.parse(statement()).predicate
+    assert b'"circuit"' not in build_statement(files(), predicate)
+    assert predicate.services[0].listen[0].model_dump() == place()
 
 
 def test_the_good_manifest() -> None:
@@ -69,6 +98,23 @@ def test_the_good_manifest() -> None:
         {"services": [service(listen=[{"address": "127.0.0.1", "port": 0}])]},
         {"services": [service(listen=[{"address": "127.0.0.1", "port": 65536}])]},
         {"services": [service(listen=[{"address": "localhost", "port": 1}])]},
+        {"services": [service(listen=[place(circuit={})])]},
+        {"services": [service(listen=[place(circuit={"treshold": 3})])]},
+        {"services": [service(listen=[place(circuit={"threshold": 0})])]},
+        {"services": [service(listen=[place(circuit={"threshold": 16_384})])]},
+        {"services": [service(listen=[place(circuit={"threshold": "3"})])]},
+        {"services": [service(listen=[place(circuit={"threshold": True})])]},
+        {"services": [service(listen=[place(circuit={"window_ms": 0})])]},
+        {"services": [service(listen=[place(circuit={"window_ms": 86_400_001})])]},
+        {"services": [service(listen=[place(circuit={"cooldown_ms": 0})])]},
+        {"services": [service(listen=[place(circuit={"cooldown_ms": 86_400_001})])]},
+        {"services": [service(listen=[place(circuit={"percent": 101})])]},
+        {"services": [service(listen=[place(circuit={"percent": 0})])]},
+        {"services": [service(listen=[place(circuit={"min_attempts": 0})])]},
+        {"services": [service(listen=[place(circuit={"refuse_errno": 111})])]},
+        {"services": [service(listen=[place(circuit={"refuse_errno": "EINPROGRESS"})])]},
+        {"services": [service(listen=[place(circuit={"abandoned": 1})])]},
+        {"services": [service(listen=[place(protocol="udp", circuit={"abandoned": False})])]},
         {"services": [service(listen=[{"address": "0:0::1", "port": 1}])]},
         {"services": [service(kind="magic")]},
         {"guard": {"max_actions_per_minute": 10.5}},

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pointcall_attest.manifest import Guard, Limits, Manifest
-from pointcall_attest.manifest_diff import LIMITS, differences
+from pointcall_attest.manifest import Circuit, Guard, Limits, Manifest
+from pointcall_attest.manifest_diff import CIRCUIT, LIMITS, differences
 from pointcall_executor import cli
 from tests.unit.signing.rb1 import module
 from tests.unit.signing.world import DAY, NOW, World, declaration, files, runbook, service, sha256, statement, z
@@ -59,6 +59,39 @@ def test_a_channel_of_another_kind_has_another_address() -> None:
     found = diff(statement(), statement(channels=[{"name": "oncall", "kind": "unix", "address": "/run/x"}]))
     assert [text for _, text in found] == ["channel oncall: kind log -> unix", "channel oncall: address  -> /run/x"]
     assert {effect for effect, _ in found} == {"changes"}
+
+
+def circuit(**values: Any) -> bytes:
+    return statement(services=[service(listen=[{"address": "127.0.0.1", "port": 5432, "circuit": values}])])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "effect", "text"),
+    [
+        ({"threshold": 5}, {"threshold": 4}, "grants", "threshold 5 -> 4"),
+        ({"threshold": 5}, {"threshold": 6}, "revokes", "threshold 5 -> 6"),
+        ({"window_ms": 1}, {"window_ms": 2}, "grants", "window_ms 1 -> 2"),
+        ({"cooldown_ms": 2}, {"cooldown_ms": 1}, "revokes", "cooldown_ms 2 -> 1"),
+        ({"percent": 50}, {"percent": 40}, "grants", "percent 50 -> 40"),
+        ({"min_attempts": 9}, {"min_attempts": 10}, "revokes", "min_attempts 9 -> 10"),
+        ({"abandoned": False}, {"abandoned": True}, "grants", "abandoned False -> True"),
+        ({"abandoned": True}, {"abandoned": False}, "revokes", "abandoned True -> False"),
+        ({"refuse_errno": "EPERM"}, {"refuse_errno": "ECONNREFUSED"}, "changes", "refuse_errno EPERM -> ECONNREFUSED"),
+        ({"threshold": 5, "percent": 9}, {"threshold": 5}, "changes", "percent 9 -> unset"),
+    ],
+)
+def test_a_circuit_of_its_own(old: dict[str, Any], new: dict[str, Any], effect: str, text: str) -> None:
+    assert diff(circuit(**old), circuit(**new)) == [(effect, f"service db: circuit of 127.0.0.1 port 5432/tcp: {text}")]
+
+
+def test_a_circuit_of_its_own_or_none() -> None:
+    found = [("changes", "service db: circuit of 127.0.0.1 port 5432/tcp: threshold unset -> 3")]
+    assert diff(statement(), circuit(threshold=3)) == found
+    assert [effect for effect, _ in diff(circuit(threshold=3), statement())] == ["changes"]
+
+
+def test_every_value_of_a_circuit_has_a_direction_or_has_none() -> None:
+    assert set(Circuit.model_fields) - set(CIRCUIT) == {"refuse_errno"}
 
 
 def test_the_other_way_round_grants_become_revocations() -> None:
