@@ -22,7 +22,7 @@ from pointcall_executor.core.event import Destination, KernelEvent, Kind, Pressu
 from pointcall_executor.core.guard import Rules
 from pointcall_executor.core.stuck import Known, Seen, look
 from pointcall_executor.kernel.blob import Blob
-from pointcall_executor.kernel.breaker import BreakerSensor, CircuitState, netns_cookie, normalised
+from pointcall_executor.kernel.breaker import BreakerSensor, CircuitPolicy, CircuitState, netns_cookie, normalised
 from pointcall_executor.kernel.cgroup import by_id
 from pointcall_executor.kernel.connections import ConnectionKiller
 from pointcall_executor.kernel.drill import DrillInjector, Fault, Observed
@@ -55,7 +55,8 @@ class KernelSensors:
     """The kernel objects of the admitted blobs, by the names of the manifest.
 
     `learned` outlives a session. `succeed` says, when these are kept, which ones they take over from: circuits and
-    isolations go on. KernelError `kernel.hook` names what this kernel lacks; then nothing stays loaded.
+    isolations go on. `watch_only`: no circuit refuses anything. KernelError `kernel.hook` names what this kernel lacks;
+    then nothing stays loaded.
     """
 
     def __init__(
@@ -66,8 +67,11 @@ class KernelSensors:
         pins: Pins | None = None,
         learned: Learned | None = None,
         succeed: Callable[[KernelSensors | None], KernelSensors | None] = lambda _: None,
+        *,
+        watch_only: bool = False,
     ) -> None:
         self._pins, self._rules, self._gate = pins, rules, gate
+        self._watch_only = watch_only
         self._kept = False  # the pins are of these
         self._notes = False  # what the pinned breaker loses is what these count
         self._ended = False  # disarmed: nothing begins any more
@@ -170,7 +174,7 @@ class KernelSensors:
         transport = self._objects.get("transport")
         for destination in self._destinations:
             if self.breaker is not None:
-                self.breaker.arm(destination)
+                self.breaker.arm(destination, self._policy(destination))
             if isinstance(transport, TransportSensor) and destination.protocol == TCP:
                 transport.watch(destination)
         for each in self._objects.values():
@@ -180,6 +184,10 @@ class KernelSensors:
             self._pressure = self._pressure or PressureWatch({})
             self._lookout = Lookout(self._look, self._pressure.interrupt)
             self._lookout.start()
+
+    def _policy(self, destination: Destination) -> CircuitPolicy:
+        """What this circuit may do."""
+        return CircuitPolicy(watch_only=self._watch_only)
 
     def _look(self, timeout_s: float) -> list[bytes]:
         """On the lookout's thread."""
@@ -419,7 +427,7 @@ class KernelSensors:
             return
         with self._pins.keep(self.breaker, taken_up=self._taken_up):
             yield
-            self._disarm_undeclared(self.breaker)
+            self._settle(self.breaker)
 
     def _go_on_from(self, before: KernelSensors) -> None:
         """With what can be shared: nothing is taken from those before."""
@@ -438,8 +446,10 @@ class KernelSensors:
             held |= before.isolations()
         self.isolator.take_over(held)
 
-    def _disarm_undeclared(self, breaker: BreakerSensor) -> None:
-        """A breaker that was taken up again may still watch what an older manifest declared."""
+    def _settle(self, breaker: BreakerSensor) -> None:
+        """A breaker that was taken up again may still watch what an older manifest declared, under an older policy."""
+        for destination in self._destinations:
+            breaker.set_policy(destination, self._policy(destination))
         armed = {normalised(d) for d in self._destinations}
         for circuit in list(breaker.circuits()):
             if circuit.destination not in armed:

@@ -137,7 +137,7 @@ class Metrics:
             read.put("pointcall_services", sum(s.state == state for s in status.services), state=state)
         for state in ("closed", "open", "half", "forced"):
             read.put("pointcall_circuits", sum(c.state == state for c in status.circuits), state=state)
-        read.put("pointcall_connects_refused_total", self._refused.now(sum(c.refused for c in status.circuits)))
+        read.put("pointcall_connects_refused_total", self._refused.now(_turned_away(status)))
         read.put("pointcall_log_entries", status.tree_size)
         read.put("pointcall_log_unsigned_entries", max(0, status.tree_size - status.signed_size))
         read.put("pointcall_journal_bytes", status.journal_bytes)
@@ -192,6 +192,10 @@ def _family(row: Metric, samples: list[Sample]) -> Any:
     for labels, value in samples:
         family.add_metric([labels[name] for name in row.labels], value)
     return family
+
+
+def _turned_away(status: NodeStatus) -> int:
+    return sum(c.refused for c in status.circuits if not c.watch_only)
 
 
 def _unix(text: str) -> float:
