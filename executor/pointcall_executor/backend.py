@@ -93,7 +93,7 @@ class ExecutorBackend:
         executor, admitted = self._executor, self._executor.admitted
         state, reason = self._state()
         attested, manifest = executor.attested, admitted.manifest if admitted else None
-        journal = executor.journal
+        journal, waiting = executor.journal, self.waiting()
         return NodeStatus(
             node=executor.config.node,
             state=state,
@@ -128,6 +128,11 @@ class ExecutorBackend:
             beats=executor.beats,
             uptime_ms=self._age_ms(self._begun_ns),
             copies=tuple(_copy(name, gauge) for name, gauge in self.shipped().items() if gauge.configured),
+            mode=executor.config.mode,
+            epoch_life_ms=executor.config.epoch_minutes * 60_000,
+            evidence_left_ms=self._left_ms(executor.evidence_until_ns),
+            held_back=waiting.held_back,
+            called=waiting.called,
         )
 
     def ready(self) -> bool:
@@ -151,11 +156,12 @@ class ExecutorBackend:
         if admitted is None or armed is None:
             return ()
         infos, asked = admitted.modules, {b.name for b in armed.runbooks}
+        watching = self._executor.config.mode == "monitor"
         return tuple(
             ArmedRunbook(
                 b.name,
                 str(b.version),
-                b.mode,
+                "monitor" if watching else b.mode,
                 tuple(sorted(b.events)),
                 infos[b.name].capabilities,
                 infos[b.name].fuel_bound,
@@ -196,6 +202,7 @@ class ExecutorBackend:
                 breaker.left_us(c.word, params, now_us) // 1000,
                 c.failures,
                 c.opened,
+                c.watch_only,
             )
             for c in self._executor.circuits()
         )

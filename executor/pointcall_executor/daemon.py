@@ -69,7 +69,7 @@ from pointcall_executor.core.step import (
 )
 from pointcall_executor.core.trigger import notice
 from pointcall_executor.drills import Drills
-from pointcall_executor.epoch import NOTHING, Attested, Trust, attest, opening
+from pointcall_executor.epoch import LIVES, NOTHING, Attested, Trust, attest, opening
 from pointcall_executor.halt import halted
 from pointcall_executor.journal import Journal, StorageError
 from pointcall_executor.kernel.breaker import CircuitState
@@ -375,11 +375,10 @@ class Executor:
     def _no_evidence(self, error: PlatformError | OSError) -> None:
         """On the loop: the platform gave no evidence now. Asked again soon; what is armed is not on old evidence."""
         now_ns = time.monotonic_ns()
-        life_ns = self.config.epoch_minutes * 60_000_000_000
         self._epoch_due_ns = now_ns + RENEW_AGAIN_NS
         want, hint = "fresh evidence at the end of an epoch", "see what the platform offers: pointcall attest probe"
         self._recorder.record(_refusal("tee.renewal", "the next epoch", want, str(error), hint))
-        if self._session is not None and now_ns - self.epoch_opened_ns > 2 * life_ns:
+        if self._session is not None and now_ns > self.evidence_until_ns:
             self._disarm_by_itself("tee.stale", "evidence of this epoch or the last", "older", hint)
 
     # ---- arming ----------------------------------------------------------------------------------------------------
@@ -658,7 +657,7 @@ class Executor:
 
     def trip(self, address: Address, port: int, hold_ns: int, reason: str) -> None:
         """Force a circuit open for `hold_ns`. ServiceError `circuit.unknown` where none is armed; ArmingError
-        `executor.halted`."""
+        `executor.halted`, or `circuit.monitor` in mode `monitor`."""
         self._call(lambda: self._by_hand(OpenCircuit(address, port, hold_ns), reason))
 
     def release(self, address: Address, port: int, reason: str) -> None:
@@ -671,6 +670,7 @@ class Executor:
             raise StoppedError("nothing is armed", id="executor.disarmed", hint="pointcall arm")
         if isinstance(action, OpenCircuit):
             self.require_not_halted()
+            self._require_enforcing()
         act = Act(0, Call.of(action), action, target=self._target(session, action))
         self._recorder.record(_intent(act, {}, grant="operator"))
         act.outcome, act.detail = Outcome.FAILED, {"reason": reason}
@@ -683,6 +683,13 @@ class Executor:
     def slow_file(self, path: Path, delay_s: float, seconds: float) -> SlowFile:
         """For a drill. KernelError `kernel.drill.file`, ServiceError."""
         return self._node.slow_file(path, delay_s, seconds)
+
+    def _require_enforcing(self) -> None:
+        if self.config.mode == "monitor":
+            raise ArmingError(
+                "this node only watches: no circuit refuses anything", id="circuit.monitor", want="mode enforce",
+                got="mode monitor", hint="set mode = \"enforce\" in the node's settings, and restart it",
+            )  # fmt: skip
 
     # ---- what waits for a person -----------------------------------------------------------------------------------
 
@@ -721,7 +728,7 @@ class Executor:
         if asked is None or call is None or (call.action, tuple(map(str, call.args))) != (body.action, body.args):
             raise StoppedError(
                 "nothing like this waits for an approval", id="approval.unknown", want="a call that was held back",
-                got=f"{body.run} call {body.index}", hint="pointcall status lists what waits",
+                got=f"{body.run} call {body.index}", hint="pointcall approve --list",
             )  # fmt: skip
         run, action = asked.run, asked.run.acts[asked.index].action
         assert action is not None, "only well-formed calls are asked about"
@@ -848,6 +855,11 @@ class Executor:
     def session(self) -> Session | None:
         """What is armed, running; None if nothing is."""
         return self._session
+
+    @property
+    def evidence_until_ns(self) -> int:
+        """Until when what is armed stays armed where no fresh evidence can be had (CLOCK_MONOTONIC)."""
+        return self.epoch_opened_ns + LIVES * self.config.epoch_minutes * 60_000_000_000
 
     @property
     def lost_events(self) -> int:
@@ -1146,6 +1158,8 @@ class Executor:
         target = guard.target_of(action)
         if target[0] == "service":
             return session.topology.names.get(int(target[1]), str(target[1]))
+        if target[0] == "channel":
+            return names_of(session.admitted.manifest).get(int(target[1]), str(target[1]))
         return ":".join(str(part) for part in target[1:]) or str(target[0])
 
     # ---- actions ---------------------------------------------------------------------------------------------------

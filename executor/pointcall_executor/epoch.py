@@ -24,6 +24,7 @@ from pointcall_executor.tee.platform import Platform
 from pointcall_keys.node import EpochKeys
 
 NOTHING: Final = "0" * 64
+LIVES: Final = 2  # of an epoch: on older evidence nothing stays armed
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,6 +95,7 @@ class KernelNode:
     def __init__(self, config: Config, state_dir: Path, say: Callable[[str], None] = to_stderr) -> None:
         self._config, self._folder, self._say = config, state_dir / "services", say
         self._pins, self._forgotten = Pins(state_dir), False
+        self._passing = False  # what is pinned refuses nothing any more
         self._learned = Kept(state_dir / "learned.json", time.monotonic_ns())
         self._kept: KernelSensors | None = None
         self._spawner: Spawner | None = None
@@ -102,8 +103,8 @@ class KernelNode:
         self._services: DeclaredServices | None = None
 
     def begin(self) -> None:
-        """Start the spawner now: it keeps the privileges that this process has at this moment. And drop old pins, which
-        may need them too."""
+        """Start the spawner now: it keeps the privileges that this process has at this moment. And drop old pins, or
+        tell them to let pass, which may need them too."""
         self._forget_pins()
         if self._spawner is None:
             self._spawner = Spawner(self._config.cgroup)
@@ -116,15 +117,21 @@ class KernelNode:
         pins = self._pins if self._config.pin else None
         allowed = {self._spawning().cgroup_id, *_allowed(self._config.allowed_cgroups)}
         resolvers = Resolvers.read() if self._config.protect_resolvers else None
-        made = KernelSensors(admitted, rules, gate, pins, self._learned.learned, self._succeed, resolvers=resolvers)
+        watch_only, learned = self._config.mode == "monitor", self._learned.learned
+        made = KernelSensors(
+            admitted, rules, gate, pins, learned, self._succeed, resolvers=resolvers, watch_only=watch_only
+        )
         made.allow(allowed)
         return made
 
     def _forget_pins(self) -> None:
-        """Those of an earlier life, where the settings want none now."""
+        """Those of an earlier life, where the settings want none now; in mode `monitor` what they refuse."""
         if not self._config.pin and not self._forgotten:
             self._pins.drop()
             self._forgotten = True
+        elif self._config.mode == "monitor" and not self._passing:
+            self._pins.let_pass()
+            self._passing = True
 
     def unpin(self) -> bool:
         if self._forgotten:  # at the beginning, with the privileges of that moment

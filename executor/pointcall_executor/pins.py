@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from pointcall_executor.durable import write_whole
-from pointcall_executor.kernel.breaker import BreakerSensor
+from pointcall_executor.kernel.breaker import BreakerSensor, let_pass
 from pointcall_executor.kernel.errors import KernelError
 from pointcall_executor.kernel.identity import Identity
 from pointcall_executor.kernel.isolation import end_pinned
@@ -85,6 +85,14 @@ class Pins:
         end_pinned(self.isolations, only_expired=False)
         with contextlib.suppress(FileNotFoundError):
             self.isolations.rmdir()
+
+    def let_pass(self) -> None:
+        """Nothing that an earlier executor pinned refuses anything from now on: circuits only watch, isolations end.
+        What cannot be told so is removed. Twice without harm."""
+        end_pinned(self.isolations, only_expired=False)
+        told = [let_pass(folder) for folder in (self.folder, self._next, self._old)]
+        if not all(told):
+            self.drop()
 
     def found(self) -> bool:
         """Whether anything is pinned."""

@@ -55,8 +55,9 @@ class KernelSensors:
     """The kernel objects of the admitted blobs, by the names of the manifest.
 
     `learned` outlives a session. `succeed` says, when these are kept, which ones they take over from: circuits and
-    isolations go on. `resolvers`: protected like what the guard's never-touch list names. KernelError `kernel.hook`
-    names what this kernel lacks; then nothing stays loaded.
+    isolations go on. `resolvers`: protected like what the guard's never-touch list names.
+    `watch_only`: no circuit refuses anything. KernelError `kernel.hook` names what this kernel lacks; then nothing
+    stays loaded.
     """
 
     def __init__(
@@ -69,9 +70,11 @@ class KernelSensors:
         succeed: Callable[[KernelSensors | None], KernelSensors | None] = lambda _: None,
         *,
         resolvers: Resolvers | None = None,
+        watch_only: bool = False,
     ) -> None:
         self._pins, self._rules, self._gate = pins, rules, gate
         self._loading = Loading(pins, gate, rules.never_touch_networks)
+        self._watch_only = watch_only
         self._kept = False  # the pins are of these
         self._notes = False  # what the pinned breaker loses is what these count
         self._ended = False  # disarmed: nothing begins any more
@@ -147,7 +150,7 @@ class KernelSensors:
 
     def _policy(self, destination: Destination) -> CircuitPolicy:
         """What this circuit may do."""
-        return self._policies[replace(destination, netns=0)]
+        return replace(self._policies[replace(destination, netns=0)], watch_only=self._watch_only)
 
     def _protected(self, to: Destination, number: int) -> bool:
         """Whether the guard's list or being a resolver forbids to touch it. `number`: of the service there, if any."""

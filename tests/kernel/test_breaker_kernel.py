@@ -268,6 +268,32 @@ def test_monitor_mode_reports_and_refuses_nothing(make: Make) -> None:
     assert kinds(breaker) == ["CIRCUIT_OPENED"]
 
 
+def test_another_policy_takes_effect_at_once_and_the_state_goes_on(make: Make) -> None:
+    breaker = make()
+    breaker.arm(here(PORT))
+    assert connects(2, PORT) == [REFUSED] * 2
+    breaker.set_policy(here(PORT), CircuitPolicy(threshold=4))
+    assert breaker.circuit(here(PORT)).failures == 2
+    assert connects(3, PORT) == [REFUSED] * 2 + [BLOCKED]
+    before = breaker.circuit(here(PORT))
+    breaker.set_policy(here(PORT), CircuitPolicy(threshold=4))
+    assert breaker.circuit(here(PORT)) == before
+    with pytest.raises(CircuitError) as refused:
+        breaker.set_policy(here(PORT + 1), CircuitPolicy())
+    assert refused.value.id == "kernel.circuit.absent"
+
+
+@pytest.mark.parametrize("watch_only", [True, False])
+def test_a_circuit_begins_anew_where_watching_becomes_refusing_or_the_other_way(make: Make, watch_only: bool) -> None:
+    breaker = make()
+    breaker.arm(here(PORT), CircuitPolicy(watch_only=not watch_only))
+    breaker.force(here(PORT), now_ns() + 10**10)
+    breaker.set_policy(here(PORT), CircuitPolicy(watch_only=watch_only))
+    circuit = breaker.circuit(here(PORT))
+    assert (circuit.state, circuit.watch_only) == (State.CLOSED, watch_only)
+    assert connects(6, PORT)[-1] == (REFUSED if watch_only else BLOCKED)
+
+
 def test_an_allowed_cgroup_is_never_refused(make: Make, group: Cgroup) -> None:
     breaker = make()
     breaker.arm(here(PORT))

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 from pointcall_attest.manifest import Circuit, Listen, Sensor
+from pointcall_executor.core.breaker import State
+from pointcall_executor.core.event import Kind, decode
 from pointcall_executor.core.guard import Rules
 from pointcall_executor.kernel import isolation
 from pointcall_executor.kernel.breaker import BreakerSensor
@@ -48,14 +50,14 @@ class Life:
         self.address = "127.0.0.1"
         self.circuit: Circuit | None = None
 
-    def sensors(self, *names: str, **constants: int) -> KernelSensors:
+    def sensors(self, *names: str, watch_only: bool = False, **constants: int) -> KernelSensors:
         params = {"breaker": CONSTANTS | constants}
         sensors = [Sensor(name=n, blob=f"{n}.blob", params=params.get(n, {})) for n in names]
         place = Listen(address=self.address, port=PORT, circuit=self.circuit)
         services = [SimpleNamespace(name="api", digest="", listen=[place])]
         files = {f"{n}.blob": need_blob(n).encode() for n in names}
         admitted: Any = SimpleNamespace(manifest=SimpleNamespace(sensors=sensors, services=services), files=files)
-        made = KernelSensors(admitted, Rules(), self.gate, self.pins, succeed=self._succeed)
+        made = KernelSensors(admitted, Rules(), self.gate, self.pins, succeed=self._succeed, watch_only=watch_only)
         self.made.append(made)
         return made
 
@@ -365,3 +367,103 @@ def test_what_is_being_isolated_when_it_is_disarmed_ends_too(
         disarming.result(30)
         assert connect(PORT) == OK
     assert not life.pins.found()
+
+
+# ---- mode monitor ---------------------------------------------------------------------------------------------------
+
+
+def next_life(life: Life, sensors: KernelSensors) -> None:
+    """The process is gone; what it pinned stays."""
+    sensors.leave()
+    life.kept = None
+
+
+def test_in_mode_monitor_nothing_is_refused_and_everything_is_counted(life: Life) -> None:
+    sensors = life.sensors("breaker", watch_only=True)
+    sensors.keep()
+    assert [connect(PORT) for _ in range(6)] == [REFUSED] * 6
+    (circuit,) = sensors.states()
+    assert (circuit.state, circuit.watch_only, circuit.failures, circuit.refused) == (State.OPEN, True, 6, 3)
+    assert [decode(record).kind for record in sensors.drain()] == [Kind.CIRCUIT_OPENED]
+
+
+@pytest.mark.parametrize("forced", [True, False])
+@pytest.mark.parametrize("constants", [{}, {"threshold": 4}])
+def test_what_refused_before_lets_pass_in_mode_monitor(life: Life, forced: bool, constants: dict[str, int]) -> None:
+    first = life.sensors("breaker")
+    first.keep()
+    if forced:
+        first.force(HERE, PORT, soon(60))
+    else:
+        assert [connect(PORT) for _ in range(4)] == [REFUSED] * 3 + [BLOCKED]
+    next_life(life, first)
+    second = life.sensors("breaker", watch_only=True, **constants)
+    second.keep()
+    with listen(PORT):
+        assert connect(PORT) == OK
+    (circuit,) = second.states()
+    assert (circuit.state, circuit.watch_only, circuit.refused) == (State.CLOSED, True, 0)
+    assert [connect(PORT) for _ in range(6)] == [REFUSED] * 6
+    next_life(life, second)
+    third = life.sensors("breaker", watch_only=True, **constants)  # the same mode: it goes on
+    third.keep()
+    (circuit,) = third.states()
+    assert (circuit.state, circuit.failures) == (State.OPEN, 6)
+
+
+def test_what_only_watched_refuses_again_in_mode_enforce(life: Life) -> None:
+    first = life.sensors("breaker", watch_only=True)
+    first.keep()
+    assert [connect(PORT) for _ in range(6)] == [REFUSED] * 6
+    next_life(life, first)
+    second = life.sensors("breaker")
+    second.keep()
+    (circuit,) = second.states()
+    assert (circuit.state, circuit.watch_only) == (State.CLOSED, False)  # what nobody was kept from is not held on
+    assert [connect(PORT) for _ in range(5)] == [REFUSED] * 3 + [BLOCKED] * 2
+
+
+def test_one_that_could_not_be_kept_leaves_the_policy_as_it_was(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = life.sensors("breaker")
+    first.keep()
+    first.force(HERE, PORT, soon(60))
+    second = life.sensors("breaker", watch_only=True)
+    with monkeypatch.context() as patch:
+        no_record(patch)
+        with pytest.raises(KernelError):
+            second.keep()
+    second.detach()
+    with listen(PORT):
+        assert connect(PORT) == BLOCKED
+
+
+def test_a_circuit_goes_over_to_another_breaker_under_the_policy_of_the_new_one(life: Life) -> None:
+    first = life.sensors("breaker")
+    first.keep()
+    first.force(HERE, PORT, soon(60))
+    second = life.sensors("breaker", threshold=4, watch_only=True)
+    second.keep()  # in one process the mode cannot change; whoever calls this gets what was asked for all the same
+    first.stop(leave=True)
+    first.leave()
+    with listen(PORT):
+        assert connect(PORT) == OK
+    assert [c.watch_only for c in second.states()] == [True]
+
+
+def test_what_is_pinned_lets_pass_before_anything_is_armed(life: Life, group: Cgroup) -> None:
+    first = life.sensors("breaker", "isolate")
+    first.keep()
+    first.force(HERE, PORT, soon(60))
+    first.isolate(group.id, soon(60))
+    numbers = breaker_of(first).programs()
+    next_life(life, first)
+    with listen(PORT):
+        assert connect(PORT) == BLOCKED
+        life.pins.let_pass()
+        life.pins.let_pass()
+        assert connect(PORT) == OK
+    assert pinned_isolations(life.pins.isolations) == {}
+    second = life.sensors("breaker", "isolate")
+    second.keep()
+    assert set(numbers) <= set(second.programs())  # it is still the one that was pinned
+    assert [c.watch_only for c in second.states()] == [False]

@@ -743,11 +743,12 @@ def test_a_disarming_wins_over_the_arming_that_it_meets(watched: Watched, monkey
     assert watched.executor.journal.highest_sequence(daemon.ARMED) is None
 
 
-def test_a_setting_that_needs_a_restart_is_not_taken_over(watched: Watched) -> None:
+@pytest.mark.parametrize("over", [{"node": "other"}, {"mode": "monitor"}])
+def test_a_setting_that_needs_a_restart_is_not_taken_over(watched: Watched, over: dict[str, str]) -> None:
     before = watched.executor.config
     with pytest.raises(ConfigError) as refusal:
-        watched.executor.reload(before.model_copy(update={"node": "other"}))
-    assert refusal.value.id == "config.restart"
+        watched.executor.reload(before.model_copy(update=over))
+    assert (refusal.value.id, refusal.value.got) == ("config.restart", next(iter(over)))
     assert watched.executor.config is before
 
 

@@ -22,7 +22,7 @@ from pointcall_executor.retention import Retained
 @dataclass(frozen=True, slots=True)
 class ArmedRunbook:
     """One runbook that is armed now. `fuel_bound` is the proven worst case of its handlers; `state` is armed, or
-    quarantined after a trap."""
+    quarantined after a trap; `mode` is the one in force, not the manifest's."""
 
     name: str
     version: str
@@ -48,8 +48,8 @@ class ServiceState:
 
 @dataclass(frozen=True, slots=True)
 class CircuitState:
-    """One armed destination; `refused` counts the connects that the gate turned away. `left_ms`: until a forced one
-    ends by itself, or until the next connect to an open one is a probe."""
+    """One armed destination; `refused` counts the connects that the gate turned away, with `watch_only` those that it
+    would have. `left_ms`: until a forced one ends by itself, or until the next connect to an open one is a probe."""
 
     address: str
     port: int
@@ -59,6 +59,7 @@ class CircuitState:
     left_ms: int = 0
     failures: int = 0
     opened: int = 0
+    watch_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,30 @@ class LogCopy:
     behind_ms: int = 0
     failures: int = 0
     error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldBack:
+    """A call that needs the approval of a second person; `args` are its raw arguments in decimal."""
+
+    run: str
+    index: int
+    runbook: str
+    action: str
+    args: tuple[str, ...]
+    target: str
+    event: str
+    age_seconds: int
+    manifest_sha256: str
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """A person was called because of this run, and has not answered."""
+
+    run: str
+    code: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,30 +136,11 @@ class NodeStatus:
     beats: int = 0
     uptime_ms: int = 0
     copies: tuple[LogCopy, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class HeldBack:
-    """A call that needs the approval of a second person; `args` are its raw arguments in decimal."""
-
-    run: str
-    index: int
-    runbook: str
-    action: str
-    args: tuple[str, ...]
-    target: str
-    event: str
-    age_seconds: int
-    manifest_sha256: str
-    node: str
-
-
-@dataclass(frozen=True, slots=True)
-class Called:
-    """A person was called because of this run, and has not answered."""
-
-    run: str
-    code: int
+    mode: str = "enforce"
+    epoch_life_ms: int = 0
+    evidence_left_ms: int = 0
+    held_back: tuple[HeldBack, ...] = ()
+    called: tuple[Called, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

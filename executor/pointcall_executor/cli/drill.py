@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pointcall_executor.cli import output
+from pointcall_executor.cli import connection, output
 
 if TYPE_CHECKING:
     from pointcall_executor.kernel.blob import Blob
@@ -52,8 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _through_the_executor(args: argparse.Namespace) -> int:
-    from pointcall_executor.api.client import Client
-    from pointcall_executor.api.roles import Role
+    from pointcall_executor.api.client import UnreachableError
 
     host, port = _place(args) if args.to else ("", 0)
     if args.to:
@@ -66,11 +65,14 @@ def _through_the_executor(args: argparse.Namespace) -> int:
         "seconds": seconds, "kill": args.kill, "slow_file": args.slow_file,
         "slow_ms": args.slow_ms if args.slow_file else 0, "reason": args.reason,
     }  # fmt: skip
-    with Client(output.state_dir(args) / "run" / f"{Role.OPERATOR.value}.sock") as client:
-        id_ = client.call("Control/BeginDrill", **request).id
-        with contextlib.suppress(KeyboardInterrupt):  # a drill may always be ended early
-            time.sleep(seconds)
-        report = client.call("Control/EndDrill", id=id_)
+    try:
+        with connection.operator(args) as client:
+            id_ = client.call("Control/BeginDrill", **request).id
+            with contextlib.suppress(KeyboardInterrupt):  # a drill may always be ended early
+                time.sleep(seconds)
+            report = client.call("Control/EndDrill", id=id_)
+    except UnreachableError as refusal:
+        raise connection.unreachable(refusal, output.state_dir(args) / "run" / "operator.sock") from None
     runs = [{"run": r.run, "event": r.event, "runbook": r.runbook} for r in report.runs]
     due, seen = dict(report.expected), dict(report.observed)
     if args.json:
@@ -90,6 +92,12 @@ def _in_the_lab(args: argparse.Namespace) -> int:
 
     if not args.to:
         raise output.UsageRefusal("a drill in a lab needs a destination", hint="--to ADDRESS:PORT")
+    chosen = {"--kill": args.kill, "--slow-file": args.slow_file, "--service": args.service}
+    if others := [name for name, value in chosen.items() if value]:
+        raise output.UsageRefusal(
+            "a lab has no declared service", want="only connects and packets with --cgroup", got=", ".join(others),
+            hint="leave it out, or leave --cgroup out: then the armed manifest says what may be rehearsed",
+        )  # fmt: skip
     sys.stderr.write("pointcall: lab mode: no manifest allows this drill, and no log has it\n")
     fault = _fault(args)
     with DrillInjector(_blob(args.sha256)) as injector:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pointcall_executor.cli import connection, output
 from pointcall_executor.cli.connection import duration
+
+WATCHING: Final = "no action is done, no connect refused"
+SHOWN_MAX: Final = 5  # escalations and approvals with a line of their own
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -100,12 +103,47 @@ def _held(status: Any) -> list[tuple[str, str]]:
     paused = f"{status.reason or 'no reason given'}; ends by itself in {duration(status.paused_left_ms / 1000)}"
     quarantined = [b.name for b in status.runbooks if b.state == "quarantined"]
     return [
+        *_listed("CALLED", called(status)),
+        *_listed("APPROVE", held_back(status)),
+        ("MONITOR", f"only watching: {WATCHING}" if status.mode == "monitor" else ""),
         ("PAUSED", paused if status.state == "paused" else ""),
         ("FAILED", status.reason if status.state == "failed" else ""),
         ("STORM", f"no action for {duration(status.storm_left_ms / 1000)}" if status.storm_left_ms else ""),
         ("QUARANTINE", f"{', '.join(quarantined)}: trapped; arm a fixed manifest" if quarantined else ""),
         ("working on", ", ".join(status.in_flight)),
     ]
+
+
+def called(status: Any) -> list[tuple[str, str]]:
+    """Escalations that nobody has answered, the oldest first: what, and what to do."""
+    return [
+        (
+            f"a person was called because of run {c.run} (code {c.code}), and nobody has answered",
+            f"pointcall log show {c.run}; then pointcall acknowledge {c.run} --reason ...",
+        )
+        for c in status.called
+    ]
+
+
+def held_back(status: Any) -> list[tuple[str, str]]:
+    """Actions that wait for the approval of a second person, the oldest first: what, and what to do."""
+    return [
+        (
+            f"{h.runbook} wants {h.action} {h.target}, after {h.event} {_ago(h)}: it waits for an approval",
+            f"pointcall approve {h.run}",
+        )
+        for h in status.held_back
+    ]
+
+
+def _ago(held: Any) -> str:
+    return f"{duration(held.age_seconds)} ago"
+
+
+def _listed(title: str, waiting: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    rows = [(title, f"{text}: {do}") for text, do in waiting[:SHOWN_MAX]]
+    more = len(waiting) - SHOWN_MAX
+    return rows + ([(title, f"{more} more: pointcall approve --list")] if more > 0 else [])
 
 
 def _manifest(status: Any) -> str:
@@ -143,6 +181,10 @@ def left(circuit: Any) -> str:
     return "a probe is on its way" if circuit.state == "half" else ""
 
 
+def _refused(circuit: Any) -> str:
+    return f"0 ({circuit.refused} would be)" if circuit.watch_only else str(circuit.refused)
+
+
 def where(circuit: Any) -> str:
     """`ADDRESS:PORT` as verbs take it."""
     host = f"[{circuit.address}]" if ":" in circuit.address else circuit.address
@@ -178,7 +220,7 @@ def tables(status: Any, runs: Any) -> list[tuple[str, tuple[str, ...], list[tupl
             "circuits",
             ("destination", "service", "state", "next", "opened", "refused"),
             [
-                (where(c), c.service or "-", c.state, left(c) or "-", str(c.opened), str(c.refused))
+                (where(c), c.service or "-", c.state, left(c) or "-", str(c.opened), _refused(c))
                 for c in status.circuits
             ],
         ),

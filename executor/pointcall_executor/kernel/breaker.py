@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import errno
+import os
 import socket
 import struct
 import time
@@ -24,6 +25,7 @@ from pointcall_executor.kernel.cgroup import Cgroup
 from pointcall_executor.kernel.errors import CircuitError
 from pointcall_executor.kernel.kernel_object import Loader
 from pointcall_executor.kernel.loader import load
+from pointcall_executor.kernel.maps import Map
 from pointcall_executor.kernel.pins import Pinned
 from pointcall_executor.kernel.sensor import Sensor
 from pointcall_runbook.vocabulary import Address, Network
@@ -88,7 +90,8 @@ class CircuitPolicy:
 
 @dataclass(frozen=True, slots=True)
 class CircuitState:
-    """A circuit as the kernel has it now. Times are CLOCK_MONOTONIC ns; counters are never reset."""
+    """A circuit as the kernel has it now. Times are CLOCK_MONOTONIC ns; counters begin anew only where watching becomes
+    refusing or the other way round."""
 
     destination: Destination
     word: Word
@@ -103,6 +106,7 @@ class CircuitState:
     probes: int
     closed: int
     ignored: int
+    watch_only: bool = False  # refuses nothing: `refused` counts what would have been
 
     @property
     def state(self) -> State:
@@ -159,7 +163,10 @@ class BreakerSensor(Sensor):
             ) from None  # fmt: skip
 
     def set_policy(self, destination: Destination, policy: CircuitPolicy) -> None:
-        """Give an armed destination another policy; its state and counters go on. CircuitError where it is not armed.
+        """Give an armed destination another policy. CircuitError where it is not armed.
+
+        State and counters go on, but where watching becomes refusing or the other way round: then it is closed and
+        counts from zero.
 
         A result that arrives in the very moment may be lost. Where the policy is the same, nothing is written.
         """
@@ -167,7 +174,7 @@ class BreakerSensor(Sensor):
         raw = self._maps["circuits"].get(_key(target))
         if raw is None:
             raise _not_armed(target)
-        wanted = raw[: -POLICY.size] + _fresh(policy)[-POLICY.size :]
+        wanted = _under(_fresh(policy), raw)
         if wanted != raw:
             self._maps["circuits"].set(_key(target), wanted)
 
@@ -186,13 +193,12 @@ class BreakerSensor(Sensor):
     def circuits(self) -> Iterator[CircuitState]:
         """Every armed circuit."""
         for key, value in self._maps["circuits"].items():
-            address, netns, port, protocol = KEY.unpack(key)
-            yield _state(Destination(Address.from_bytes(address), port, netns, protocol), value)
+            yield _state(_destination(key), value)
 
     def take_over(self, other: BreakerSensor) -> None:
-        """Go on with the circuits of another breaker that are armed here, too: state and counters, under the policies
-        that they have here. Also where a destination was of one namespace there and is node-wide here, or the other way
-        round."""
+        """Go on with the circuits of another breaker that are armed here, too: state and counters, each under the
+        policy that it has here. Also where a destination was of one namespace there and is node-wide here, or the
+        other way round."""
         circuits, theirs = self._maps["circuits"], other._maps["circuits"]
         if circuits.info.id == theirs.info.id:
             return  # the same one, taken up again
@@ -201,7 +207,7 @@ class BreakerSensor(Sensor):
         for key, value in list(circuits.items()):
             found = before.get(key) or before.get(_node_wide(key)) or narrow.get(key)
             if found is not None:
-                circuits.set(key, found[: -POLICY.size] + value[-POLICY.size :])
+                circuits.set(key, _under(value, found))
 
     def force(self, destination: Destination, until_ns: int) -> Word:
         """Refuse until `until_ns` (CLOCK_MONOTONIC), whatever happens to this process. Returns the word before.
@@ -255,6 +261,27 @@ class BreakerSensor(Sensor):
         return Word.unpack(COMMAND.unpack(out)[2])
 
 
+def let_pass(folder: Path) -> bool:
+    """Make every circuit of the breaker that is pinned below `folder` refuse nothing from now on, whoever takes it up.
+
+    False where its table is not one of ours. True where nothing is pinned.
+    """
+    try:
+        fd = bpf.pinned(str(folder / "map_circuits"))
+    except FileNotFoundError:
+        return True
+    try:
+        circuits = Map(fd)
+        if (circuits.info.key_size, circuits.info.value_size) != (KEY.size, VALUE.size):
+            return False
+        for key, raw in list(circuits.items()):
+            if not _state(_destination(key), raw).watch_only:
+                circuits.set(key, _fresh(CircuitPolicy(watch_only=True)))
+    finally:
+        os.close(fd)
+    return True
+
+
 def netns_cookie() -> int:
     """The cookie of this thread's network namespace: part of every circuit's key."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
@@ -276,15 +303,32 @@ def _node_wide(key: bytes) -> bytes:
     return KEY.pack(address, 0, port, protocol)
 
 
+def _destination(key: bytes) -> Destination:
+    address, netns, port, protocol = KEY.unpack(key)
+    return Destination(Address.from_bytes(address), port, netns, protocol)
+
+
 def _fresh(policy: CircuitPolicy) -> bytes:
     own = (policy.threshold, policy.percent, policy.refuse_errno, policy.flags)
     values = POLICY.pack(*own, policy.window_ms, policy.cooldown_ms, policy.min_attempts, 0)
     return bytes(VALUE.size - POLICY.size) + values
 
 
+def _flags(raw: bytes) -> Flag:
+    return Flag(POLICY.unpack(raw[-POLICY.size :])[3])
+
+
+def _under(mine: bytes, raw: bytes) -> bytes:
+    """A circuit `raw` under the policy of `mine`; closed, from zero, where that changes whether it refuses."""
+    if (_flags(raw) ^ _flags(mine)) & Flag.WATCH_ONLY:
+        return bytes(VALUE.size - POLICY.size) + mine[-POLICY.size :]
+    return raw[: -POLICY.size] + mine[-POLICY.size :]
+
+
 def _state(destination: Destination, raw: bytes) -> CircuitState:
     word, *rest = VALUE.unpack(raw)
-    return CircuitState(destination, Word.unpack(word), *rest[PROBES_MAX : PROBES_MAX + 11])
+    counters = (*rest[PROBES_MAX : PROBES_MAX + 11], Flag.WATCH_ONLY in _flags(raw))
+    return CircuitState(destination, Word.unpack(word), *counters)
 
 
 def _not_armed(destination: Destination) -> CircuitError:

@@ -13,13 +13,14 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 from pointcall_executor.cli.connection import duration
-from pointcall_executor.cli.status import left, where
+from pointcall_executor.cli.status import WATCHING, called, held_back, left, where
 
 Level = Literal["info", "warning", "alarm"]
 MARKS: Final = {"info": " ", "warning": "!", "alarm": "‼"}
 RECENT_S: Final = 900  # an alarm of the feed counts as wrong now for so long
 SOON_S: Final = 86_400  # before a manifest ends
-OLD_EVIDENCE_S: Final = 2 * 3600  # an epoch lives for minutes: older means that it cannot be renewed
+LATE_RENEWAL_MS: Final = 150_000  # renewing waits two minutes for runs in flight, and tries again every 30 s
+PEOPLE_MAX: Final = 3  # escalations and approvals with a line of their own
 LATE_COPY_S: Final = 60  # the default of the setting lag_seconds
 UNSIGNED_MAX: Final = 1000  # entries after the newest checkpoint; one is made every second
 _LEVELS: Final = ("alarm", "warning", "info")
@@ -93,6 +94,7 @@ def _wrong(seen: Seen) -> Iterable[Line]:
         return
     if seen.stuck:
         yield Line("alarm", "the core's loop does not turn: nothing is decided", "systemctl restart pointcall")
+    yield from _people(status)
     yield from _state(status)
     yield from _manifest(status, seen.now)
     yield from _services(status.services)
@@ -101,6 +103,15 @@ def _wrong(seen: Seen) -> Iterable[Line]:
     yield from _loss(status)
     yield from _copies(status)
     yield from _alarms(seen.items, seen.now)
+
+
+def _people(status: Any) -> Iterable[Line]:
+    """Who waits for a person, before anything else."""
+    for kind, waiting in (("escalations wait for an answer", called(status)), ("actions wait", held_back(status))):
+        for text, do in waiting[:PEOPLE_MAX]:
+            yield Line("alarm", text, do)
+        if len(waiting) > PEOPLE_MAX:
+            yield Line("alarm", f"{len(waiting) - PEOPLE_MAX} more {kind}", "pointcall approve --list")
 
 
 def _state(status: Any) -> Iterable[Line]:
@@ -146,7 +157,8 @@ def _circuits(circuits: Iterable[Any]) -> Iterable[Line]:
         if c.state != "closed":
             of = f" ({c.service})" if c.service else ""
             what = {"forced": "is held open", "half": "is half-open"}.get(c.state, "is open")
-            yield Line("warning", f"circuit to {where(c)}{of} {what}: {left(c)}; {c.refused} connects refused")
+            refused = "would have been refused" if c.watch_only else "refused"
+            yield Line("warning", f"circuit to {where(c)}{of} {what}: {left(c)}; {c.refused} connects {refused}")
 
 
 def _books(status: Any) -> Iterable[Line]:
@@ -159,9 +171,11 @@ def _books(status: Any) -> Iterable[Line]:
 def _loss(status: Any) -> Iterable[Line]:
     if status.lost_events:
         yield Line("warning", f"{status.lost_events} events were lost since arming: something may have been missed")
-    if status.epoch_age_ms / 1000 > OLD_EVIDENCE_S:
-        age = duration(status.epoch_age_ms / 1000)
-        yield Line("alarm", f"the evidence is {age} old: it cannot be renewed", "pointcall events --kind refusal")
+    life = status.epoch_life_ms
+    if life and status.epoch_age_ms > life + min(LATE_RENEWAL_MS, life // 2):
+        ends = f"; in {duration(status.evidence_left_ms / 1000)} everything is disarmed" if status.manifest else ""
+        text = f"the evidence is {duration(status.epoch_age_ms / 1000)} old: it cannot be renewed{ends}"
+        yield Line("alarm", text, "pointcall events --kind refusal")
     if status.signed_size and status.tree_size - status.signed_size > UNSIGNED_MAX:
         yield Line("warning", f"{status.tree_size - status.signed_size} entries wait for a checkpoint")
 
@@ -193,7 +207,9 @@ def _held(seen: Seen) -> Iterable[Line]:
         text = f"storm: too many events; actions again in {duration(status.storm_left_ms / 1000)}"
         yield Line("warning", text, "find what storms before you raise the limit")
     monitored = [b.name for b in status.runbooks if b.mode == "monitor"]
-    if monitored:
+    if status.mode == "monitor":
+        yield Line("info", f"only watching (this node is in mode monitor): {WATCHING}")
+    elif monitored:
         yield Line("info", f"only watching (mode monitor): {', '.join(monitored)}")
     for target in status.in_flight:
         yield Line("info", f"working on {target} now")

@@ -147,7 +147,7 @@ class Metrics:
             read.put("pointcall_services", sum(s.state == state for s in status.services), state=state)
         for state in ("closed", "open", "half", "forced"):
             read.put("pointcall_circuits", sum(c.state == state for c in status.circuits), state=state)
-        read.put("pointcall_connects_refused_total", self._refused.now(sum(c.refused for c in status.circuits)))
+        read.put("pointcall_connects_refused_total", self._refused.now(_turned_away(status)))
         read.put("pointcall_log_entries", status.tree_size)
         read.put("pointcall_log_unsigned_entries", max(0, status.tree_size - status.signed_size))
         read.put("pointcall_journal_bytes", status.journal_bytes)
@@ -212,6 +212,10 @@ def _histogram(row: Metric, latencies: Latencies) -> Any:
     for labels, below in latencies.below().items():
         family.add_metric(labels, list(zip(_BOUNDS, below, strict=True)), None)
     return family
+
+
+def _turned_away(status: NodeStatus) -> int:
+    return sum(c.refused for c in status.circuits if not c.watch_only)
 
 
 def _unix(text: str) -> float:

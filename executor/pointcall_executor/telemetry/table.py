@@ -59,7 +59,10 @@ METRICS: Final = (
     Metric("pointcall_targets_in_flight", "gauge", (), "{target}", "targets that an action is working on"),
     Metric("pointcall_services", "gauge", ("state",), "{service}", "declared services, by state"),
     Metric("pointcall_circuits", "gauge", ("state",), "{circuit}", "armed circuits, by state"),
-    Metric("pointcall_connects_refused_total", "counter", (), "{connect}", "connects that the gates turned away"),
+    Metric(
+        "pointcall_connects_refused_total", "counter", (), "{connect}",
+        "connects that the gates turned away, none in mode monitor",
+    ),
     # How long it takes.
     Metric("pointcall_receive_seconds", "histogram", (), "s", "from the kernel's record to the loop that takes it"),
     Metric("pointcall_decision_seconds", "histogram", (), "s", "from taking a record to the decision about it"),

@@ -111,7 +111,13 @@ def test_what_the_executor_refuses_is_refused_with_its_id(
     assert node.backend.asked == []
 
 
-@pytest.mark.parametrize("words", [("pause",), ("resume",), ("status",), ("events",), ("trip", "10.0.0.7:1")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("pause",), ("resume",), ("status",), ("events",), ("trip", "10.0.0.7:1"),
+        ("drill", "--to", "10.0.0.7:1", "--first", "1"),
+    ],
+)  # fmt: skip
 def test_without_an_executor_every_verb_says_so(
     tmp_path: Path, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -172,6 +178,51 @@ def test_status_shows_everything_that_a_person_asks_for(
         "recreate service/db: guard.rate", "EMULATED",
     ):  # fmt: skip
         assert words in text, words
+
+
+def test_status_begins_with_who_waits_for_a_person(
+    node: Node, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    from tests.unit.api import fake_backend
+
+    waiting = node.backend.waiting()
+    told = replace(
+        STATUS, mode="monitor", held_back=waiting.held_back, called=waiting.called * 7,
+        circuits=(backend.CircuitState("10.0.0.7", 5432, "open", 17, "db", watch_only=True),),
+    )  # fmt: skip
+    monkeypatch.setattr(fake_backend, "STATUS", told)
+    monkeypatch.setenv("COLUMNS", "250")
+    assert node.run("status") == Exit.OK
+    lines = [re.sub(r" +", " ", line).strip() for line in capsys.readouterr().out.splitlines()]
+    first = next(n for n, line in enumerate(lines) if line.startswith("CALLED"))
+    assert first <= 2
+    assert lines[first].endswith("nobody has answered: pointcall log show r; then pointcall acknowledge r --reason ...")
+    assert lines[first + 5] == "CALLED 2 more: pointcall approve --list"
+    assert lines[first + 6] == (
+        "APPROVE fix wants recreate db, after OomKilled 3 s ago: it waits for an approval: pointcall approve r"
+    )
+    assert lines[first + 7] == "MONITOR only watching: no action is done, no connect refused"
+    assert any(line.endswith("0 (17 would be)") for line in lines)
+    assert node.run("status", "--json") == Exit.OK
+    body = json.loads(capsys.readouterr().out)
+    assert (body["mode"], body["called"][0], body["held_back"][0]["action"]) == (
+        "monitor", {"run": "r", "code": 7}, "recreate"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "words", [("--kill",), ("--slow-file", "/var/lib/db/wal"), ("--service", "db"), ("--kill", "--first", "1")]
+)
+def test_a_drill_in_a_lab_refuses_what_it_cannot_do(
+    tmp_path: Path, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab = ("--to", "127.0.0.1:9", "--cgroup", str(tmp_path), "--seconds", "1")
+    assert cli.main(["drill", *lab, *words, "--state-dir", str(tmp_path)]) == Exit.USAGE
+    said = capsys.readouterr().err
+    assert words[0] in said
+    assert "lab" in said
 
 
 def test_ready_is_an_exit_code(node: Node, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

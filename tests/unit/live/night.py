@@ -33,7 +33,8 @@ QUIET = backend.NodeStatus(
         backend.ServiceState("api", "process", "running", 0, 4712, "accepting"),
     ),
     circuits=(backend.CircuitState("10.0.0.7", 5432, "closed", 0, "db"),),
-    tree_size=812, runs=57, refusals=3, lost_events=0, ready=True, epoch_age_ms=240_000, journal_bytes=1_300_000,
+    tree_size=812, runs=57, refusals=3, lost_events=0, ready=True, epoch_age_ms=240_000,
+    epoch_life_ms=900_000, evidence_left_ms=1_560_000, journal_bytes=1_300_000,
     signed_size=812, programs=9, checked_age_ms=4_000, beats=1000, uptime_ms=7_500_000,
 )  # fmt: skip
 BAD = replace(

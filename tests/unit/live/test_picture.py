@@ -15,6 +15,8 @@ from pointcall_executor.feed import FeedItem
 from pointcall_executor.live.picture import Seen, page, picture
 from tests.unit.live.night import BAD, HAPPENED, NOW, QUIET, later
 
+HELD = backend.HeldBack("01HELD", 0, "fix", "recreate", ("1",), "db", "OomKilled", 65, "a" * 64, "node-7")
+
 
 def told(status: backend.NodeStatus | None, *items: FeedItem, **over: Any) -> Any:
     return picture(Seen(status, items, NOW, **over))
@@ -24,6 +26,32 @@ def test_a_quiet_node_has_nothing_wrong_and_says_what_only_watches() -> None:
     got = told(QUIET)
     assert (got.wrong, got.next, got.level) == ((), (), "info")
     assert [line.text for line in got.held] == ["only watching (mode monitor): slow-filesystem"]
+
+
+def test_evidence_is_not_called_old_before_its_renewal_is_late() -> None:
+    for age_ms, life_ms in ((899_000, 900_000), (1_000_000, 900_000), (86_000_000, 86_400_000), (80_000, 60_000)):
+        status = replace(QUIET, epoch_age_ms=age_ms, epoch_life_ms=life_ms, evidence_left_ms=2 * life_ms - age_ms)
+        assert told(status).wrong == ()
+
+
+def test_who_waits_for_a_person_comes_first_with_what_to_type() -> None:
+    status = replace(BAD, held_back=(HELD,), called=(backend.Called("01RUN", 7),))
+    got = told(status)
+    assert ["01RUN" in got.wrong[0].text, "approval" in got.wrong[1].text] == [True, True]
+    assert got.next[:2] == (
+        "pointcall log show 01RUN; then pointcall acknowledge 01RUN --reason ...", "pointcall approve 01HELD"
+    )  # fmt: skip
+    many = told(replace(status, called=tuple(backend.Called(f"R{n}", 7) for n in range(50))))
+    assert [line.text for line in many.wrong if "more" in line.text] == ["47 more escalations wait for an answer"]
+    assert "pointcall approve --list" in many.next
+    assert any("service db does not run" in line.text for line in many.wrong)
+
+
+def test_a_node_that_only_watches_says_so() -> None:
+    got = told(replace(QUIET, mode="monitor", runbooks=(replace(QUIET.runbooks[0], mode="monitor"),)))
+    assert [line.text for line in got.held] == [
+        "only watching (this node is in mode monitor): no action is done, no connect refused"
+    ]
 
 
 WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -67,7 +95,36 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
         "warning",
         "mirror: 2 entries behind for 1 min 1 s",
     ),
-    "old evidence": ({"epoch_age_ms": 3 * 3600 * 1000}, "alarm", "the evidence is 3 h old"),
+    "old evidence": (
+        {"epoch_age_ms": 1_200_000, "evidence_left_ms": 600_000},
+        "alarm",
+        "the evidence is 20 min old: it cannot be renewed; in 10 min everything is disarmed",
+    ),
+    "old evidence of short epochs": (
+        {"epoch_age_ms": 91_000, "epoch_life_ms": 60_000, "evidence_left_ms": 29_000},
+        "alarm",
+        "the evidence is 1 min 31 s old",
+    ),
+    "old evidence while nothing is armed": (
+        {"epoch_age_ms": 1_200_000, "manifest": ""},
+        "alarm",
+        "the evidence is 20 min old: it cannot be renewed",
+    ),
+    "somebody was called": (
+        {"called": (backend.Called("01RUN", 7),)},
+        "alarm",
+        "a person was called because of run 01RUN (code 7), and nobody has answered",
+    ),
+    "an action waits for an approval": (
+        {"held_back": (HELD,)},
+        "alarm",
+        "fix wants recreate db, after OomKilled 1 min 5 s ago: it waits for an approval",
+    ),
+    "a circuit that only watches": (
+        {"circuits": (backend.CircuitState("::1", 9, "open", 5, "", 3_000, watch_only=True),)},
+        "warning",
+        "circuit to [::1]:9 is open: probe in 3 s; 5 connects would have been refused",
+    ),
     "no checkpoints": ({"signed_size": 1, "tree_size": 1500}, "warning", "1499 entries wait"),
 }
 
