@@ -22,8 +22,9 @@ from pointcall_executor.core.event import (
     TransportEvent,
     decode,
 )
+from pointcall_executor.kernel.cgroup import Cgroup
 from pointcall_executor.kernel.errors import KernelError
-from pointcall_executor.kernel.pressure import PressureTrigger
+from pointcall_executor.kernel.pressure import Pressure, PressureTrigger
 from pointcall_executor.kernel.sensor import Sensor
 from pointcall_executor.kernel.storage import StorageSensor
 from pointcall_executor.kernel.syscalls import SyscallSensor
@@ -283,6 +284,103 @@ def test_a_cpu_pressure_trigger_fires_for_its_cgroup() -> None:
             trigger.close()
     assert fired is not None
     assert (fired.cgroup, fired.resource) == (trigger.what.cgroup, Resource.CPU)
+
+
+# Joins the cgroups whose `cgroup.procs` are its last arguments, then reads a file again and again.
+READ = """
+import os, pathlib, sys
+for procs in sys.argv[2:]:
+    pathlib.Path(procs).write_text("0")
+file = os.open(sys.argv[1], os.O_RDONLY)
+while True:
+    at, got = 0, True
+    while got:
+        got = os.pread(file, 1 << 20, at)
+        at += len(got)
+"""
+CROWDED = 16 << 20
+V1_MEMORY = Path("/sys/fs/cgroup/memory")
+
+
+@contextlib.contextmanager
+def crowded(group: Cgroup) -> Iterator[list[Path]]:
+    """What a process has to join to be in this cgroup and to have 16 MiB of memory, its files included."""
+    own = [group.path / "cgroup.procs"]
+    if (group.path / "memory.max").exists():
+        (group.path / "memory.max").write_text(str(CROWDED))
+        yield own
+        return
+    if not (V1_MEMORY / "memory.limit_in_bytes").exists():
+        pytest.skip("no memory controller, in neither tree")
+    folder = V1_MEMORY / group.path.name
+    folder.mkdir()
+    try:
+        (folder / "memory.limit_in_bytes").write_text(str(CROWDED))
+        yield [folder / "cgroup.procs", *own]
+    finally:
+        folder.rmdir()
+
+
+@contextlib.contextmanager
+def trigger_on(name: str, resource: Resource) -> Iterator[tuple[Cgroup, PressureTrigger]]:
+    """A cgroup that nobody is in yet, and a trigger for 50 ms of stall there; or a skip that says what is missing."""
+    need_blob("breaker")
+    group = Cgroup.create(f"pctest-{name}-{os.getpid()}")
+    try:
+        trigger = PressureTrigger(group.path, resource, stalled_ns=50_000_000)
+    except KernelError as error:
+        group.remove()
+        pytest.skip(f"no pressure triggers here: {error.got}")
+    try:
+        yield group, trigger
+    finally:
+        trigger.close()
+        group.remove()
+
+
+@contextlib.contextmanager
+def reading(path: Path, procs: list[Path]) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen([sys.executable, "-c", READ, str(path), *map(str, procs)])
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def fired_within(trigger: PressureTrigger, seconds: float, process: subprocess.Popen[bytes]) -> Pressure:
+    fired = trigger.wait(seconds)
+    assert process.poll() is None, "it ended before it could stall"
+    assert fired is not None
+    return fired
+
+
+def test_a_memory_pressure_trigger_fires_for_its_cgroup(tmp_path: Path) -> None:
+    """A file four times as large as the memory that its reader may have: each page pushes out another."""
+    path = tmp_path / "file"
+    with path.open("wb") as file:
+        for _ in range(4 * CROWDED >> 20):
+            file.write(bytes(1 << 20))
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # else its pages stay, charged to us
+    with trigger_on("memory", Resource.MEMORY) as (group, trigger), crowded(group) as procs:
+        assert trigger.wait(0) is None
+        with reading(path, procs) as process:
+            fired = fired_within(trigger, 20, process)
+        assert (fired.cgroup, fired.resource) == (group.id, Resource.MEMORY)
+        assert fired.stalled_ns >= 50_000_000
+
+
+def test_an_io_pressure_trigger_fires_for_its_cgroup(slow_fs: SlowFs, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("ext4")
+    with trigger_on("io", Resource.IO) as (group, trigger), loop_ext4(slow_fs, folder) as loop:
+        assert trigger.wait(0) is None
+        slow_fs.delay(Op.READ, 0.05)
+        with reading(loop, [group.path / "cgroup.procs"]) as process:
+            fired = fired_within(trigger, 20, process)
+            slow_fs.delay(Op.READ, 0)
+        assert (fired.cgroup, fired.resource) == (group.id, Resource.IO)
+        assert fired.stalled_ns >= 50_000_000
 
 
 @pytest.mark.parametrize(("stalled", "window"), [(0, 2 * 10**9), (3 * 10**9, 2 * 10**9), (10**6, 10**8), (1, 10**11)])

@@ -28,7 +28,7 @@ from pointcall_executor.kernel.sensor import COUNTERS
 from pointcall_executor.pins import Pins
 from pointcall_executor.sensors import KernelSensors
 from pointcall_runbook.vocabulary import Address
-from tests.kernel.lab import BLOCKED, OK, REFUSED, connect, listen, need_blob
+from tests.kernel.lab import BLOCKED, OK, REFUSED, connect, listen, lo_address, need_blob, private_network
 
 pytestmark = pytest.mark.kernel
 PORT = 30901
@@ -148,6 +148,51 @@ def test_a_new_breaker_does_not_inherit_what_the_old_one_lost(life: Life) -> Non
     third = life.sensors("breaker", threshold=4)
     third.keep()
     assert third.lost() == {"breaker": 3}
+
+
+def test_a_pinned_breaker_that_is_taken_up_again_has_the_values_of_the_new_manifest(life: Life) -> None:
+    first = life.sensors("breaker")
+    first.keep()
+    assert [connect(PORT) for _ in range(2)] == [REFUSED] * 2
+    numbers = first.programs()
+    first.stop(leave=True)
+    first.leave()
+    life.kept, life.circuit = None, Circuit(threshold=4, refuse_errno="EHOSTUNREACH")
+    second = life.sensors("breaker")
+    assert second.programs() == numbers
+    second.keep()
+    assert [connect(PORT) for _ in range(3)] == [REFUSED] * 2 + ["EHOSTUNREACH"]  # the two from before count
+    life.circuit = None
+    third = life.sensors("breaker")
+    assert third.programs() == numbers
+    assert connect(PORT) == "EHOSTUNREACH"  # nothing has changed before it is kept
+    third.keep()
+    assert connect(PORT) == BLOCKED
+
+
+def test_a_pinned_breaker_with_circuits_of_one_namespace_is_not_node_wide(life: Life) -> None:
+    """Other constants: it is another breaker, which goes on with what is open where the process is the same."""
+    life.address = "192.0.2.1"
+    lo_address(life.address)
+    first = life.sensors("breaker")
+    first.keep()
+    first.force(Address.parse(life.address), PORT, soon(60))
+    second = life.sensors("breaker", node_wide=1)
+    assert second.programs() != first.programs()
+    second.keep()
+    first.stop(leave=True)
+    first.leave()
+    assert connect(PORT, life.address) == BLOCKED
+    assert [each.destination.netns for each in second.states()] == [0]
+    second.stop(leave=True)
+    second.leave()
+    life.kept = None
+    third = life.sensors("breaker", node_wide=1)
+    third.keep()
+    assert connect(PORT, life.address) == BLOCKED
+    with private_network():
+        lo_address(life.address)
+        assert connect(PORT, life.address) == BLOCKED
 
 
 def no_pin(*_: object) -> None:

@@ -12,7 +12,7 @@ import struct
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,15 @@ from tests.lab import Lab
 
 pytestmark = pytest.mark.kernel
 PORT, DEAD_PORT = 30911, 30912
-EVENTS = ("CircuitStuck", "ConnectSlow", "DiskError", "FilesystemSlow", "PressureHigh", "SyscallUnusual")
+EVENTS = (
+    "CircuitStuck", "ConnectSlow", "DiskError", "FilesystemSlow", "PressureHigh", "SyscallUnusual", "CircuitOpened",
+    "RetransmitStorm",
+)  # fmt: skip
 
 RUNBOOK = '''"""Tell a channel about each event, with a number for each."""
 from pointcall_runbook import (
-    CircuitStuck, ConnectSlow, Decision, DiskError, FilesystemSlow, Level, Notify, PressureHigh, SyscallUnusual,
-    channel, runbook
+    CircuitOpened, CircuitStuck, ConnectSlow, Decision, DiskError, FilesystemSlow, Level, Notify, PressureHigh,
+    RetransmitStorm, SyscallUnusual, channel, runbook
 )
 
 ''' + "\n".join(
@@ -108,9 +111,11 @@ def declare(lab: Lab, folder: Path) -> str:
     return lab.declare("worker", {"argv": argv, "files": files, "ready": {"tcp": f"127.0.0.1:{PORT}"}})
 
 
-def spec(lab: Lab, folder: Path, sensors: list[dict[str, Any]], **over: Any) -> dict[str, Any]:
+def spec(
+    lab: Lab, folder: Path, sensors: list[dict[str, Any]], listen: Sequence[dict[str, Any]] = (), **over: Any
+) -> dict[str, Any]:
     lab.runbook("tell", RUNBOOK)
-    places = [{"address": "127.0.0.1", "port": port} for port in (PORT, DEAD_PORT)]
+    places = [{"address": "127.0.0.1", "port": port} for port in (PORT, DEAD_PORT)] + list(listen)
     return {
         "runbooks": [{"name": "tell", "source": "tell", "grants": {"actions": ["notify"], "channels": ["ops"]}}],
         "sensors": sensors,
@@ -137,10 +142,11 @@ class Story:
             executor.arm(bundle)
             yield after
 
-    def arm(self, *sensors: dict[str, Any], sequence: int) -> None:
+    def arm(self, *sensors: dict[str, Any], sequence: int, **over: Any) -> None:
         """Take over from what is armed; signed before, because here is no way to Sigstore."""
         with in_namespace(self.home):
-            bundle = self.lab.sign(self.lab.assemble(spec(self.lab, self.folder, list(sensors)), sequence, blobs=BLOBS))
+            made = spec(self.lab, self.folder, list(sensors), **over)
+            bundle = self.lab.sign(self.lab.assemble(made, sequence, blobs=BLOBS))
         self.executor.arm(bundle)
 
     def receipt(self, event: str, seconds: float = 15) -> Receipt:
@@ -157,10 +163,13 @@ class Story:
 
 @pytest.fixture
 def tell(lab: Lab, tmp_path: Path) -> Callable[..., contextlib.AbstractContextManager[Story]]:
-    """tell(sensors) -> a story with these sensors armed, alone in its network, mounts and cgroups."""
+    """tell(sensors) -> a story with these sensors armed, alone in its network, mounts and cgroups.
+
+    `listen`: more places that the service declares; `node`: settings; all other words replace parts of the spec.
+    """
 
     @contextlib.contextmanager
-    def begin(*sensors: dict[str, Any], **over: Any) -> Iterator[Story]:
+    def begin(*sensors: dict[str, Any], node: Mapping[str, Any] | None = None, **over: Any) -> Iterator[Story]:
         for sensor in sensors:
             if sensor["name"] != "pressure":
                 need_blob(sensor["name"])
@@ -169,11 +178,12 @@ def tell(lab: Lab, tmp_path: Path) -> Callable[..., contextlib.AbstractContextMa
         with private_network(), member("gate") as gate:
             said: list[str] = []
             parent = f"pointcall-detectors-{os.getpid()}"
-            settings = {"cgroup": parent, "gate": str(gate.path.relative_to(find_root())), "api": False}
+            settings: dict[str, Any] = {"cgroup": parent, "gate": str(gate.path.relative_to(find_root())), "api": False}
+            settings |= node or {}
             config = Config(**({"node": "lab", "tee": "emulated"} | settings))
-            node = KernelNode(config, lab.state, said.append)
+            machine = KernelNode(config, lab.state, said.append)
             try:
-                with lab.executor(node, **settings) as executor:
+                with lab.executor(machine, **settings) as executor:
                     story = Story(lab, tmp_path, executor, said, home)
                     executor.arm(bundle)
                     yield story
