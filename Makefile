@@ -71,7 +71,7 @@ mutation: setup-dev ## mutate the evidence verifier and see whether its tests no
 test-storm: setup-dev ## ten minutes of events at the highest rate: generated == received + counted lost, memory flat (root)
 	$(BIN)/python -m tests.kernel.storm --seconds $(or $(SECONDS_OF_STORM),600)
 
-# KERNELS: folders of unpacked linux-image packages (apt-get download, dpkg -x). Needs qemu-system-x86 busybox-static kmod cpio.
+# KERNELS: folders of unpacked linux-image packages, and of linux-headers ones for bcc (apt-get download, dpkg -x).
 test-kernels: setup-dev apt-kernels ## the kernel tests on Debian's kernels 6.1 and 6.12 under QEMU (root, long); KERNELS="folder ...": on others
 	tests/kernel/vm/suite.sh $(CURDIR)/$(BIN)/python $(or $(KERNELS),$$(tests/kernel/vm/kernels.sh build/kernels))
 

@@ -32,7 +32,7 @@ struct pc_latency { /* 312 bytes */
 	__u64 errors;
 	__u64 fired;   /* bit 0: slow was reported in this window, bit 1: errors were */
 	__u64 total;   /* never reset while the entry lives */
-	__u64 bucket[PC_BUCKETS]; /* log2 of microseconds (1,024 ns), never reset */
+	__u64 bucket[PC_BUCKETS]; /* log2 of microseconds (1,024 ns), as long as `total` */
 };
 
 struct pc_started {

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pointcall_executor.kernel import slow_file
 from pointcall_executor.kernel.errors import KernelError
 from pointcall_executor.kernel.slow_file import Slowed, SlowFile, launch
 from tests.kernel.slowfs import private_mounts
@@ -77,6 +78,29 @@ def test_it_ends_with_who_asked_for_it(file: Path, launched: Launched) -> None:
     slow._asks = -1
     until_gone(file)
     assert slow.end() == Slowed()
+
+
+def test_a_guardian_that_cannot_begin_or_says_nothing_is_refused_and_leaves_no_descriptor(file: Path) -> None:
+    def refuses(_words: Sequence[str], _standard: tuple[int, int, int]) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    before = set(Path("/proc/self/fd").iterdir())
+    with pytest.raises(OSError, match="not permitted"):
+        SlowFile(file, 0.1, 30, refuses)
+    with pytest.raises(KernelError) as silent:
+        SlowFile(file, 0.1, 30, lambda *_: None)
+    assert (silent.value.id, silent.value.got) == ("kernel.drill.file", "nothing said")
+    assert set(Path("/proc/self/fd").iterdir()) == before
+    assert not is_mounted(file)
+
+
+def test_one_that_does_not_answer_is_not_waited_for_without_an_end(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slow_file, "ANSWER_SECONDS", 0.1)
+    kept: list[int] = []
+    with pytest.raises(KernelError) as silent:
+        SlowFile(file, 0.1, 30, lambda _, standard: kept.append(os.dup(standard[1])))
+    os.close(kept[0])
+    assert silent.value.got == "nothing said"
 
 
 def test_what_was_slow_is_counted(file: Path, launched: Launched) -> None:

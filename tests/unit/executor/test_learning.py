@@ -180,6 +180,15 @@ def test_what_is_not_such_a_file_counts_as_none(path: Path, body: bytes) -> None
     assert Learned.load(path, 7) == Learned()
 
 
+def test_a_file_that_is_too_long_counts_as_none(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = json.dumps({"services": [ROW]}).encode()
+    path.write_bytes(body)
+    monkeypatch.setattr(module, "MAX_BYTES", len(body))
+    assert Learned.load(path, 7).calls == {API: frozenset({1})}
+    monkeypatch.setattr(module, "MAX_BYTES", len(body) - 1)
+    assert Learned.load(path, 7) == Learned()
+
+
 @given(st.binary(max_size=200) | st.text().map(str.encode))
 def test_no_bytes_stop_a_start(tmp_path_factory: pytest.TempPathFactory, body: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "learned.json"
