@@ -85,7 +85,8 @@ class ExecutorBackend:
         if executor.failure is not None:
             return "failed", str(executor.failure)
         if executor.admitted is None:
-            return "disarmed", ""
+            by_hand = executor.disarmed_by_hand
+            return "disarmed", f"a person disarmed it: {by_hand}" if by_hand else ""
         paused = executor.state.guard.paused
         return ("paused", paused) if paused else ("armed", "")
 
@@ -238,7 +239,7 @@ class ExecutorBackend:
 
     def disarm(self, reason: str) -> ControlAnswer:
         self._executor.disarm(reason)
-        return self._answer("nothing is armed; the declared services go on running")
+        return self._answer("nothing is armed until a person arms; the declared services go on running")
 
     def pause(self, reason: str, seconds: int) -> ControlAnswer:
         self._executor.pause(reason, seconds)

@@ -77,7 +77,7 @@ from pointcall_executor.kernel.slow_file import SlowFile
 from pointcall_executor.memory import forget_code
 from pointcall_executor.node import Node, Sensors
 from pointcall_executor.notices import FOLDER, read_notices
-from pointcall_executor.recorder import Recorder
+from pointcall_executor.recorder import Recorder, disarmed
 from pointcall_executor.run import Act, Epoch, Run, arguments, grant_of
 from pointcall_executor.session import Bundle, Session
 from pointcall_executor.tee.platform import Platform, PlatformError
@@ -120,6 +120,7 @@ MESSAGES_MAX: Final = 64  # notifications on their way; a slow channel must not 
 OWN_CODE: Final = 0  # of an escalation by the executor itself: an action of the run did not do what it should
 APPROVAL_NS: Final = 60_000_000_000  # what a person approved is decided again at once, and over after that
 TIMERS_MAX: Final = 1024  # pending `Again`s; a module that asks for more is refused
+NO_REASON: Final = "no reason given"
 ARMED: Final = "armed"  # the node has one sequence, whatever the manifest is called
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
@@ -203,6 +204,7 @@ class Executor:
         self._stopping = self._closed = self._renewing = False
         self._tick_due_ns = self._checkpoint_due_ns = self._recheck_due_ns = self._epoch_due_ns = 0
         self._paused_until_ns = 0
+        self.disarmed_by_hand = ""  # why: it stays so, also after a restart, until a person arms
         self._acted: list[tuple[str, str, int]] | None = None  # until arming, what was done before: _times
         sys.setswitchinterval(SWITCH_SECONDS)
         self._open_epoch(self._attest(None, self.trust, datetime.now(UTC)), self.trust, None, (), "boot")
@@ -218,6 +220,10 @@ class Executor:
             self._paused_until_ns = now_ns + int((left.paused.until - now).total_seconds() * 1e9)
             self._held_back = left.paused.reason
             self.state = self.state._replace(guard=self.state.guard._replace(paused=left.paused.reason))
+        if left.disarmed is not None:
+            self.disarmed_by_hand = left.disarmed or NO_REASON
+            if self._node.unpin():  # who disarmed or armed last was killed in the middle of it
+                self._recorder.record(disarmed(self.disarmed_by_hand, stays=True))
         for run, code in left.escalations.items():
             self._waiting.call(run, (), code, now_ns)
         self._acted = _times(left.acted, now, now_ns)
@@ -340,7 +346,8 @@ class Executor:
             admitted, attested = self._admit(session.bundle, self.trust, self._judged_at())
         except RefusedError as refusal:
             self._record_refusal(refusal)
-            self.disarm("the armed manifest is not admitted any more")
+            self._outdate()
+            self._call(lambda: self._disarm("the armed manifest is not admitted any more"))
             raise
         with self._quiet():
             self._call(lambda: self._continue(session, admitted, attested, reason))
@@ -383,14 +390,15 @@ class Executor:
 
     # ---- arming ----------------------------------------------------------------------------------------------------
 
-    def arm(self, bundle: Bundle) -> Admitted:
+    def arm(self, bundle: Bundle, *, by_itself: bool = False) -> Admitted:
         """Verify, attest, admit and arm. A refusal leaves everything as it was and is an entry of the log.
 
+        `by_itself`: no person asks for it now, so not where a person has disarmed (ArmingError `arm.by-hand`).
         RefusedError carries every check; ArmingError, ServiceError and KernelError say what this node cannot do.
         """
         with self._changing():
             try:
-                return self._arm(bundle)
+                return self._arm(bundle, by_itself=by_itself)
             except RefusedError as refusal:
                 self._record_refusal(refusal)
                 raise
@@ -424,8 +432,9 @@ class Executor:
         attested = self._attest(candidate, trust, at)
         return admit(candidate, attested.verdict), attested
 
-    def _arm(self, bundle: Bundle) -> Admitted:
+    def _arm(self, bundle: Bundle, *, by_itself: bool) -> Admitted:
         self.require_not_halted()
+        self._require_not_disarmed(by_itself=by_itself)
         generation, trust = self._generation, self.trust
         at, at_ns = datetime.now(UTC), time.monotonic_ns()
         admitted, attested = self._admit(bundle, trust, at)
@@ -449,7 +458,7 @@ class Executor:
             )
             with self._quiet(), contextlib.ExitStack() as put_back:  # nobody decides while services are put back
                 self._start_services(session, put_back)
-                self._call(lambda: self._switch(session, attested, generation))
+                self._call(lambda: self._switch(session, attested, generation, by_itself=by_itself))
                 put_back.pop_all()
             undo.pop_all()
         self._record_services("services ended: not declared any more", session.services.commit())
@@ -461,6 +470,13 @@ class Executor:
         if held is not None:
             hint = "pointcall halt --clear"
             raise ArmingError("the node is halted", id="executor.halted", got=held.reason, hint=hint)
+
+    def _require_not_disarmed(self, *, by_itself: bool) -> None:
+        if by_itself and self.disarmed_by_hand:
+            raise ArmingError(
+                "a person has disarmed this node", id="arm.by-hand", want="a person who arms it",
+                got=self.disarmed_by_hand, hint="pointcall arm",
+            )  # fmt: skip
 
     def require_not_paused(self) -> None:
         """ArmingError `executor.paused` while somebody has paused the executor."""
@@ -496,11 +512,12 @@ class Executor:
         if names:
             self._recorder.record(entry.Config(what=what, detail={"services": list(names)}))
 
-    def _switch(self, session: Session, attested: Attested, generation: int) -> None:
+    def _switch(self, session: Session, attested: Attested, generation: int, *, by_itself: bool) -> None:
         """On the loop thread, with no run in flight: first what can fail, then the assignment."""
         if self._generation != generation:
             raise ArmingError("it was disarmed meanwhile", id="arm.interrupted", hint="arm again if that is meant")
         self.require_not_halted()
+        self._require_not_disarmed(by_itself=by_itself)
         manifest, old = session.admitted.manifest, self._session
         detail: dict[str, JsonValue] = {name: f"{number} {tag}" for name, number, tag in session.sensors.programs()}
         self.journal.raise_sequence(ARMED, manifest.sequence, manifest.sha256)
@@ -514,6 +531,7 @@ class Executor:
             self._recorder.record(entry.Config(what="kernel programs", detail=detail))
             if unwatched := session.sensors.unwatched():
                 self._recorder.record(entry.Config(what="destinations without a circuit", detail=dict(unwatched)))
+            self.disarmed_by_hand = ""  # that entry says it
             undo.pop_all()
         left = self._hand_over(session, old) if old is not None else []
         same = {b.name for b in session.armed.runbooks} & self._unchanged(session.armed)
@@ -577,19 +595,26 @@ class Executor:
         sensors.leave()
 
     def disarm(self, reason: str) -> None:
-        """Stop acting: everything out of the kernel, nothing armed, what waits is not done. Services go on running."""
+        """A person's word: stop acting. Everything out of the kernel, nothing armed, what waits is not done, also after
+        a restart, until a person arms. Services go on running."""
         self._outdate()
-        self._call(lambda: self._disarm(reason))
+        self._call(lambda: self._disarm(reason or NO_REASON, stays=True))
 
     def _outdate(self) -> None:
         """From here on nothing begins that was decided before."""
         with self._begin:
             self._generation += 1
 
-    def _disarm(self, reason: str, *, leave: bool = False) -> None:
+    def _disarm(self, reason: str, *, leave: bool = False, stays: bool = False) -> None:
+        """On the loop thread. `stays`: a person asked for it. The entry comes last: before it, nobody was told that it
+        is done, and after it nothing is left to be done."""
+        new = stays and not self.disarmed_by_hand
+        if new:
+            self.disarmed_by_hand = reason
         if self._session is None:
-            if not leave and self._node.unpin():  # of an earlier executor: this one has armed nothing
-                self._recorder.record(entry.Config(what="disarmed", detail={"reason": reason}))
+            unpinned = not leave and self._node.unpin()  # of an earlier executor: this one has armed nothing
+            if unpinned or new:
+                self._recorder.record(disarmed(reason, stays=stays))
             return
         self._outdate()  # once more: what the loop decided since somebody asked for this is not begun either
         self.state = self.state._replace(armed=None, guard=self.state.guard._replace(approvals={}))
@@ -599,7 +624,7 @@ class Executor:
         self._thaw_all(self._session)
         self._drop(self._session.sensors, leave=leave)
         self._stopped, self._session = self._session, None
-        self._recorder.record(entry.Config(what="disarmed", detail={"reason": reason}))
+        self._recorder.record(disarmed(reason, stays=stays))
 
     def _thaw_all(self, session: Session) -> None:
         """Nobody who is not armed holds a service still."""
@@ -617,11 +642,11 @@ class Executor:
     def pause(self, reason: str, seconds: int) -> None:
         """Refuse every action for so long, also after a restart; the breaker in the kernel goes on."""
         with self._begin:
-            self._held_back = reason or "no reason given"
+            self._held_back = reason or NO_REASON
         until = datetime.now(UTC) + timedelta(seconds=seconds)
         detail: dict[str, JsonValue] = {"reason": reason, "until": until.isoformat()}
         until_ns = time.monotonic_ns() + seconds * 1_000_000_000
-        self._call(lambda: self._set_paused(reason or "no reason given", until_ns, "paused", detail))
+        self._call(lambda: self._set_paused(reason or NO_REASON, until_ns, "paused", detail))
 
     def resume(self, reason: str) -> None:
         """End a pause."""

@@ -115,10 +115,10 @@ class JournalReader:
         sql = f"{_ENTRIES} {' and '.join(where)} order by i limit ?"
         return [_entry(row) for row in self._all(sql, *values, min(limit, MAX_PAGE))]
 
-    def latest(self, kind: Kind, limit: int) -> list[Entry]:
-        """The last `limit` entries of one kind, oldest first, whatever the limit of a page."""
-        sql = f"{_ENTRIES} kind = ? and length(raw) > 0 order by i desc limit ?"
-        return [_entry(row) for row in reversed(self._all(sql, kind, limit))]
+    def latest(self, kind: Kind, limit: int, *, below: int = 1 << 62) -> list[Entry]:
+        """The last `limit` entries of one kind, of those below an index, oldest first, whatever the limit of a page."""
+        sql = f"{_ENTRIES} kind = ? and i < ? and length(raw) > 0 order by i desc limit ?"
+        return [_entry(row) for row in reversed(self._all(sql, kind, below, limit))]
 
     def raws(self, first: int, end: int) -> list[bytes]:
         """The bytes of the entries from `first` to `end` that were not pruned."""

@@ -44,6 +44,8 @@ class Left:
     """What an earlier executor left in force, as its log says."""
 
     paused: Pause | None = None
+    disarmed: str | None = None  # why, where a person disarmed and nobody has armed since
+    settled: int | None = None  # the index of the entry that said that, or that something was armed
     escalations: dict[str, int] = field(default_factory=dict)  # run -> code, of those that nobody acknowledged
     acted: list[tuple[str, str, datetime]] = field(default_factory=list)  # (action, target, when), oldest first
 
@@ -57,10 +59,22 @@ class Left:
                 self.paused = Pause(str(detail["reason"]), datetime.fromisoformat(str(detail["until"])))
             case "resumed":
                 self.paused = None
+            case "disarmed" if item.closed:
+                self.disarmed, self.settled = "its reason was erased", item.index
+            case "disarmed" if detail.get("stays") == "yes":
+                self.disarmed, self.settled = str(detail["reason"]), item.index
+            case "kernel programs":  # written at every arming; while it stays disarmed, a person asked for it
+                self.disarmed, self.settled = None, item.index
             case "escalated":
                 self.escalations[str(detail.get("run", item.run))] = int(detail.get("code", 0))
             case "acknowledged":
                 self.escalations.pop(str(detail.get("run", item.run)), None)
+
+
+def disarmed(reason: str, *, stays: bool) -> entry.Config:
+    """The entry that nothing is armed any more. `stays`: a person asked for it, so it holds until a person arms."""
+    detail: dict[str, JsonValue] = {"reason": reason}
+    return entry.Config(what="disarmed", detail=detail | ({"stays": "yes"} if stays else {}))
 
 
 class Recorder:
@@ -124,6 +138,9 @@ class Recorder:
         JournalError `journal.prune` beyond the last checkpoint or back, `journal.readers` as for `erase`.
         """
         body = entry.Prune(minimum=minimum, reason=reason, retention_days=retention_days)
+        left = self._disarmed()
+        if left.disarmed is not None and left.settled is not None and left.settled < minimum:  # it is said once more
+            self.record(disarmed(left.disarmed, stays=True))
         with self._lock:
             leaf, opening, _ = self._signed(body)
             index = self.journal.prune(leaf, opening)
@@ -186,6 +203,16 @@ class Recorder:
         older = [item for run in runs for item in self.journal.entries("outcome", run) if item.index < since]
         return [item for item in intents if item.index >= since or item.run is not None] + older + outcomes + configs
 
+    def _disarmed(self, below: int = 1 << 62) -> Left:
+        """Whether a person has disarmed, as far back as it takes: that has no end, however much was written since."""
+        while True:
+            entries, left = self.journal.latest("config", RECONCILED_MAX, below=below), Left()
+            for item in entries:
+                left.note(item)
+            if left.settled is not None or len(entries) < RECONCILED_MAX:
+                return left
+            below = entries[0].index
+
     def reconcile(self) -> Left:
         """Give every intent that a crash left without its outcome an `unconfirmed` one, and say what is still in force.
 
@@ -205,6 +232,9 @@ class Recorder:
                     left.acted.append((str(item.body["action"]), str(item.body["target"]), item.at))
             else:
                 left.note(item)
+        configs = [item.index for item in recent if item.kind == "config"]
+        if left.settled is None and len(configs) >= RECONCILED_MAX:
+            left.disarmed = self._disarmed(below=configs[0]).disarmed
         for run, action, target in (key for key, count in opened.items() if count > 0):
             if target == HIDDEN:
                 continue  # nobody can say any more what an erased one was about

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from pointcall_attest import signature_child
 from pointcall_attest.errors import RefusedError
+from pointcall_attest.printable import shown
 from pointcall_executor.api.server import Server, serve
 from pointcall_executor.backend import ExecutorBackend
 from pointcall_executor.beginning import Begun, say
@@ -83,12 +84,16 @@ class Serving:
         return Exit.OK
 
     def _arm(self, executor: Executor) -> None:
+        """Arm what lies in the manifest's folder, unless a person has disarmed this node."""
         try:
+            if executor.disarmed_by_hand:
+                say(_line(executor), hint="`pointcall arm` arms again")
+                return
             bundle = Bundle.read(self._manifest)
             if not bundle.signatures:
                 say("nothing to arm", folder=self._manifest)
                 return
-            admitted = executor.arm(bundle)
+            admitted = executor.arm(bundle, by_itself=True)
         except PointcallError as refusal:
             say("refused", check=refusal.id, want=repr(refusal.want), got=repr(refusal.got))
             return
@@ -148,6 +153,7 @@ def _line(executor: Executor) -> str:
     if executor.failure is not None:
         return f"failed: {executor.failure}"
     if admitted is None:
-        return "up, nothing is armed"
+        by_hand = executor.disarmed_by_hand
+        return f"up, disarmed by a person: {shown(by_hand)}" if by_hand else "up, nothing is armed"
     paused = ", PAUSED" if executor.state.guard.paused else ""
     return f"armed: {admitted.manifest.name}, sequence {admitted.manifest.sequence}, {admitted.verdict.tier}{paused}"

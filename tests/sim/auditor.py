@@ -33,6 +33,7 @@ INVARIANTS = {
     "outcome": "every intent has exactly one outcome, also across crashes",
     "receipt": "every finished run has exactly one receipt, which tells what the log tells",
     "disarmed": "nothing that was decided before a disarming or a failure begins after it",
+    "by hand": "what a person disarmed stays disarmed, also after a restart, until a person arms",
     "paused": "no action begins while the executor is paused, also after a restart",
     "halted": "a node that is halted arms nothing and begins nothing",
     "approved": "what needs a second person happens once for each approval, of exactly this call",
@@ -104,6 +105,8 @@ class Auditor:
         self.approved: list[tuple[int, tuple[str, Action, str]]] = []  # when, what
         self.waiting: dict[str, tuple[int, int]] = {}  # run -> since, code
         self.answered: dict[str, None] = {}
+        self.arming: list[Any] = []  # executors that a person has asked to arm, and that have not answered
+        self.by_hand = False  # a person has disarmed, and no person has armed since
         self.called: dict[str, None] = {}  # runs of this process whose call was written
         self.tells: dict[int, list[int]] = {}  # code -> when a channel was told
         self.rolled_back: dict[tuple[str, tuple[Any, ...]], None] = {}  # (run, target)
@@ -130,6 +133,7 @@ class Auditor:
         """An executor starts. What is in flight ended with the one before; its limits should not have."""
         self.cut_off = self.cut_off or self.failing or bool(self.machine.crashes)
         self.disarmings, self.failing, self.armed = 0, False, False
+        self.arming = []
         if not self.machine.scenario.pin:  # what it had not yet written down is gone with it
             self.lost_reported = self.lost_gone
         self.held.clear()
@@ -541,9 +545,13 @@ class Auditor:
         match what:
             case "kernel programs":
                 self.armed = True
+                if self.by_hand and not self.arming:
+                    self.fail("by hand", "armed by itself after a person's word")
+                self.by_hand = False
                 self.session_since = self.session_since if self.session_since >= 0 else self.now
             case "disarmed":
                 self.disarmings += 1
+                self.by_hand = self.by_hand or detail.get("stays") == "yes"
                 self.armed = False
             case "paused" if self.pausing is not None:
                 self.paused, self.pausing = (self.now, self.pausing), None

@@ -216,8 +216,8 @@ class Journal:
             chosen = self._disk.entries[start : start + limit]
         return [leaf for leaf in chosen if leaf.index >= start and kind in (None, leaf.kind)][:limit]
 
-    def latest(self, kind: str, limit: int) -> list[Leaf]:
-        return self._disk.by_kind.get(kind, [])[-limit:]
+    def latest(self, kind: str, limit: int, *, below: int = 1 << 62) -> list[Leaf]:
+        return [leaf for leaf in self._disk.by_kind.get(kind, []) if leaf.index < below][-limit:]
 
     def highest_sequence(self, name: str) -> int | None:
         known = self._disk.sequences.get(name)

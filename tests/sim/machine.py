@@ -475,7 +475,8 @@ class Machine:
         executor.on_receipt = lambda done: self.auditor.acknowledge(done.receipt_index, done.id)
         self.executor = executor
         self.auditor.restarted()
-        self._arm(executor, self.specs[-1] if self.specs and self.chance.random() < 0.8 else self.new_spec())
+        chosen = self.specs[-1] if self.specs and self.chance.random() < 0.8 else self.new_spec()
+        self._arm(executor, chosen, by_itself=True)
         patience = self.chance.choice((5, 30, 300)) * SECOND
         tried = self.scheduler.now
         while executor.failure is None:
@@ -594,15 +595,19 @@ class Machine:
         self.auditor.pausing = self.scheduler.now + seconds * SECOND
         executor.pause("the operator looks", seconds)
 
-    def _arm(self, executor: daemon.Executor, chosen: Spec) -> None:
-        held = self.halt
+    def _arm(self, executor: daemon.Executor, chosen: Spec, *, by_itself: bool = False) -> None:
+        held, persons = self.halt, self.auditor.arming
+        persons += () if by_itself else (executor,)
         try:
-            executor.arm(bundle(chosen))
+            executor.arm(bundle(chosen), by_itself=by_itself)
         except PointcallError as refusal:
             self.auditor.counts[f"refused {refusal.id}"] += 1
         else:
             if held is not None and self.halt is held:
                 self.auditor.fail("halted", "a manifest was armed")
+        finally:
+            if not by_itself:
+                persons.remove(executor)
 
     def _halt(self) -> None:
         if self.halt is None:

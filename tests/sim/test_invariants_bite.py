@@ -111,6 +111,17 @@ def disarm_only_in_words(patch: Patch) -> None:
     patch.setattr(Executor, "disarm", disarm)
 
 
+def forget_who_disarmed(patch: Patch) -> None:
+    real = Recorder.reconcile
+
+    def reconcile(self: Recorder) -> Left:
+        left = real(self)
+        left.disarmed = None
+        return left
+
+    patch.setattr(Recorder, "reconcile", reconcile)
+
+
 def pause_only_in_words(patch: Patch) -> None:
     without("_paused")(patch)
 
@@ -168,11 +179,11 @@ def count_loss_twice(patch: Patch) -> None:
 def take_the_old_one_off_first(patch: Patch) -> None:
     real = Executor._switch
 
-    def switch(self: Any, session: Any, *rest: Any) -> None:
+    def switch(self: Any, session: Any, *rest: Any, **more: Any) -> None:
         if self._session is not None:
             self._drop(self._session.sensors)
             self._session.sensors.fds = tuple
-        real(self, session, *rest)
+        real(self, session, *rest, **more)
 
     patch.setattr(Executor, "_switch", switch)
 
@@ -301,6 +312,7 @@ MUTATIONS: dict[str, tuple[str, Callable[[Patch], None]]] = {
     "no outcomes": ("receipt", drop_outcomes),
     "no receipt of a refused run": ("receipt", no_receipt_of_refused_runs),
     "disarms in words only": ("disarmed", disarm_only_in_words),
+    "a person's disarming ends with the executor": ("by hand", forget_who_disarmed),
     "pauses in words only": ("paused", pause_only_in_words),
     "a pause ends with the executor": ("paused", forget_pauses),
     "never looks whether it is halted": ("halted", never_look_at_the_halt),

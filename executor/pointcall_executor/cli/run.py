@@ -60,9 +60,9 @@ def passes(error: BaseException, state: Path) -> bool:
     from pointcall_runbook.errors import PointcallError
 
     cause: BaseException | None = error
-    seen: list[BaseException] = []
-    while cause is not None and cause not in seen:
-        seen.append(cause)
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:  # what is raised again from itself is its own cause
+        seen.add(id(cause))
         if isinstance(cause, PointcallError) and cause.id == "journal.busy":
             return True
         code = getattr(cause, "sqlite_errorcode", None)  # of sqlite3.Error; the lowest byte is the primary code

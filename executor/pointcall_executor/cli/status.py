@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any, Final
 
+from pointcall_attest.printable import shown
 from pointcall_executor.cli import connection, output
 from pointcall_executor.cli.connection import duration
 
@@ -46,9 +47,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _ready(status: Any, *, as_json: bool) -> int:
     if as_json:
-        output.print_json({"ready": status.ready, "state": status.state})
+        output.print_json({"ready": status.ready, "state": status.state, "reason": status.reason})
     else:
-        print("ready" if status.ready else f"not ready: {status.state}")
+        why = f" ({shown(status.reason)})" if status.reason else ""
+        print("ready" if status.ready else f"not ready: {status.state}{why}")
     return output.Exit.OK if status.ready else output.Exit.REFUSED
 
 
@@ -107,6 +109,7 @@ def _held(status: Any) -> list[tuple[str, str]]:
         *_listed("APPROVE", held_back(status)),
         ("MONITOR", f"only watching: {WATCHING}" if status.mode == "monitor" else ""),
         ("PAUSED", paused if status.state == "paused" else ""),
+        ("DISARMED", status.reason if status.state == "disarmed" else ""),
         ("FAILED", status.reason if status.state == "failed" else ""),
         ("STORM", f"no action for {duration(status.storm_left_ms / 1000)}" if status.storm_left_ms else ""),
         ("QUARANTINE", f"{', '.join(quarantined)}: trapped; arm a fixed manifest" if quarantined else ""),

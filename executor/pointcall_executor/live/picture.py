@@ -118,7 +118,8 @@ def _state(status: Any) -> Iterable[Line]:
     if status.state == "failed":
         yield Line("alarm", f"the executor failed: {status.reason}", "read the journal's disk, then restart pointcall")
     if status.state == "disarmed":
-        yield Line("alarm", "nothing is armed: no runbook acts, no circuit protects", "pointcall arm DIR")
+        why = f" ({status.reason})" if status.reason else ""
+        yield Line("alarm", f"nothing is armed{why}: no runbook acts, no circuit protects", "pointcall arm DIR")
 
 
 def _manifest(status: Any, now: datetime) -> Iterable[Line]:

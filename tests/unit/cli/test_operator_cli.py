@@ -235,7 +235,7 @@ def test_ready_is_an_exit_code(node: Node, capsys: pytest.CaptureFixture[str], m
     assert node.run("status", "--ready") == Exit.REFUSED
     assert capsys.readouterr().out == "ready\nnot ready: disarmed\n"
     assert node.run("status", "--ready", "--json") == Exit.REFUSED
-    assert json.loads(capsys.readouterr().out) == {"ready": False, "state": "disarmed"}
+    assert json.loads(capsys.readouterr().out) == {"ready": False, "state": "disarmed", "reason": ""}
 
 
 # ---- events ----------------------------------------------------------------------------------------------------------

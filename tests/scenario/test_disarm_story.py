@@ -1,0 +1,231 @@
+"""What a person disarmed stays disarmed until a person arms: over restarts, kills, SIGHUP and erasure."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from pointcall_attest import entry
+from pointcall_executor import daemon, recorder, retention
+from pointcall_executor.arming import ArmingError
+from pointcall_executor.backend import ExecutorBackend
+from pointcall_executor.cli.output import Exit
+from pointcall_executor.daemon import Executor
+from pointcall_executor.journal import JournalReader
+from pointcall_executor.kernel.bpf import prog_exists
+from pointcall_executor.pins import Pins
+from pointcall_executor.recorded import RecordedNode
+from pointcall_executor.serving import _line
+from tests.lab import Lab, now
+from tests.scenario.test_loop_story import spec
+from tests.scenario.test_real_story import bpffs, pointcall, program_ids, put, real_kernel, running
+
+__all__ = ["bpffs", "real_kernel"]  # fixtures
+
+
+class Node:
+    """Executors of one installation, one after the other; a number for each manifest."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab, self._numbers = lab, itertools.count(1, 2)
+
+    def life(self) -> contextlib.AbstractContextManager[Executor]:
+        return self.lab.executor(RecordedNode())
+
+    def arm(self, executor: Executor, **how: Any) -> None:
+        executor.arm(self.lab.sign(self.lab.assemble(spec(self.lab), next(self._numbers))), **how)
+
+    def refused(self, executor: Executor) -> str:
+        """Why it does not arm by itself."""
+        with pytest.raises(ArmingError) as refusal:
+            self.arm(executor, by_itself=True)
+        assert executor.admitted is None
+        return refusal.value.id
+
+
+@pytest.fixture
+def node(make_lab: Callable[..., Lab]) -> Node:
+    return Node(make_lab())
+
+
+def disarmings(executor: Executor) -> list[dict[str, str]]:
+    return [e.body["detail"] for e in executor.journal.entries("config") if e.body["what"] == "disarmed"]
+
+
+def test_a_persons_word_outlives_the_executor_and_a_person_ends_it(node: Node) -> None:
+    with node.life() as first:
+        node.arm(first, by_itself=True)
+        first.disarm("I look myself")
+        assert disarmings(first) == [{"reason": "I look myself", "stays": "yes"}]
+        assert node.refused(first) == "arm.by-hand"
+    for _ in range(2):
+        with node.life() as later:
+            assert node.refused(later) == "arm.by-hand"
+            assert _line(later) == "up, disarmed by a person: I look myself"
+            status = ExecutorBackend(later).status()
+            assert (status.state, status.reason, status.ready) == (
+                "disarmed", "a person disarmed it: I look myself", False
+            )  # fmt: skip
+    with node.life() as person:
+        node.arm(person)
+        assert ExecutorBackend(person).status().reason == ""
+    with node.life() as last:
+        node.arm(last, by_itself=True)
+
+
+def test_what_the_executor_does_by_itself_does_not_stay(node: Node) -> None:
+    with node.life() as stopped:
+        node.arm(stopped)
+    with node.life() as first:
+        assert disarmings(first) == [{"reason": "stopped"}]
+        node.arm(first, by_itself=True)
+        first._call(lambda: first._disarm_by_itself("kernel.changed", "as armed", "otherwise", ""))
+        assert ExecutorBackend(first).status().reason == ""
+        node.arm(first, by_itself=True)
+    with node.life() as last:
+        node.arm(last, by_itself=True)
+
+
+def test_a_person_can_say_so_where_nothing_is_armed(node: Node) -> None:
+    with node.life() as first:
+        first.disarm("")
+        first.disarm("once more")
+        assert disarmings(first) == [{"reason": daemon.NO_REASON, "stays": "yes"}]
+    with node.life() as later:
+        assert later.disarmed_by_hand == daemon.NO_REASON
+        assert node.refused(later) == "arm.by-hand"
+
+
+def test_a_manifest_that_is_refused_ends_nothing(node: Node) -> None:
+    with node.life() as first:
+        first.disarm("enough")
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Executor, "_start_services", _fail)
+            with pytest.raises(ArmingError):
+                node.arm(first)
+        assert node.refused(first) == "arm.by-hand"
+    with node.life() as later:
+        assert node.refused(later) == "arm.by-hand"
+
+
+def _fail(*_: Any) -> None:
+    raise ArmingError("not now")
+
+
+def test_a_persons_word_wins_while_it_arms_by_itself(node: Node) -> None:
+    with node.life() as executor:
+        real = Executor._start_services
+
+        def meanwhile(self: Any, *how: Any) -> None:
+            self.disarm("not this one")
+            real(self, *how)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Executor, "_start_services", meanwhile)
+            with pytest.raises(ArmingError):
+                node.arm(executor, by_itself=True)
+        assert executor.admitted is None
+        assert executor.disarmed_by_hand == "not this one"
+
+
+def test_it_stays_after_its_text_was_erased_until_something_is_armed(node: Node) -> None:
+    with node.life() as first:
+        node.arm(first)
+        first.disarm("because of Anna")
+        index = next(e.index for e in first.journal.entries("config") if e.body["what"] == "disarmed")
+        retention.erase(first.recorder, (str(index),), None, "asked by a person", now())
+    with node.life() as later:
+        assert later.disarmed_by_hand == "its reason was erased"
+        assert node.refused(later) == "arm.by-hand"
+        node.arm(later)
+        armed = next(e.index for e in reversed(later.journal.entries("config")) if e.body["what"] == "kernel programs")
+        retention.erase(later.recorder, (str(armed),), None, "asked by a person", now())
+    with node.life() as last:
+        node.arm(last, by_itself=True)
+
+
+@pytest.mark.parametrize("many", [3, 4, 5, 9])
+def test_however_much_was_written_since_it_is_found(node: Node, many: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with node.life() as first:
+        first.disarm("long ago")
+        for _ in range(many):
+            first.record(entry.Config(what="settings", detail={}))
+    monkeypatch.setattr(recorder, "RECONCILED_MAX", 4)
+    with node.life() as later:
+        assert node.refused(later) == "arm.by-hand"
+        node.arm(later)
+        for _ in range(many):
+            later.record(entry.Config(what="settings", detail={}))
+    with node.life() as last:
+        node.arm(last, by_itself=True)
+
+
+def test_it_is_said_once_more_where_its_entry_is_pruned(node: Node) -> None:
+    with node.life() as first:
+        first.disarm("long ago")
+        first.checkpoint_now()
+        first.recorder.prune(first.journal.size, "asked by a person", 0)
+        assert disarmings(first) == [{"reason": "long ago", "stays": "yes"}]
+    with node.life() as later:
+        assert later.disarmed_by_hand == "long ago"
+
+
+def test_what_a_killed_executor_had_pinned_meanwhile_is_taken_out(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A person's arming that was killed before its entry: the pins are there, the log says that nothing is armed."""
+    with node.life() as first:
+        first.disarm("I look myself")
+    pinned = [True]
+    monkeypatch.setattr(RecordedNode, "unpin", lambda _self: pinned.pop() if pinned else False)
+    with node.life() as later:
+        assert pinned == []
+        assert disarmings(later)[-1] == {"reason": "I look myself", "stays": "yes"}
+
+
+# ---- the whole program -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pins(lab: Lab) -> Iterator[Pins]:
+    found = Pins(lab.state)
+    yield found
+    found.drop()
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("pin", [False, True])
+def test_neither_a_restart_nor_sighup_arms_what_a_person_disarmed(
+    real_kernel: None, bpffs: None, lab: Lab, pins: Pins, pin: bool
+) -> None:
+    put(lab, 1)
+    state = ("--state-dir", str(lab.state))
+    with running(lab, pin=pin) as run:
+        run.until("armed")
+        programs = list(program_ids(lab).values())
+        assert pointcall("disarm", "--reason", "I look myself", *state).returncode == Exit.OK
+        run.process.kill()
+        run.process.wait()
+    with running(lab, pin=pin) as run:
+        assert "I look myself" in run.until("disarmed by a person")
+        deadline = time.monotonic() + 10
+        while (ready := pointcall("status", "--ready", *state)).returncode == Exit.ENVIRONMENT:
+            assert time.monotonic() < deadline
+        assert ready.returncode == Exit.REFUSED
+        assert ready.stdout == "not ready: disarmed (a person disarmed it: I look myself)\n"
+        put(lab, 3)
+        run.process.send_signal(signal.SIGHUP)
+        run.until("disarmed by a person")
+        assert not any(map(prog_exists, programs))
+        assert pointcall("arm", str(lab.state / "manifest"), *state).returncode == Exit.OK
+        assert pointcall("status", "--ready", *state).stdout == "ready\n"
+        run.process.kill()
+        run.process.wait()
+    with running(lab, pin=pin) as run:
+        assert "sequence=3" in run.until("armed")
+    with contextlib.closing(JournalReader.open(lab.state / "journal.db")) as journal:
+        assert [e.body["what"] for e in journal.entries("config")].count("disarmed") == 1
