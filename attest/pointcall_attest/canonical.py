@@ -20,12 +20,13 @@ _MAX_DIGITS: Final = 17  # a sign and the 16 digits of MAX_INTEGER
 _encoder = json.JSONEncoder(ensure_ascii=False, check_circular=False, sort_keys=True, separators=(",", ":"))
 
 
-def dumps(value: Any) -> bytes:
-    """The one form of `value`: dict with str keys, list, str, int, bool or None.
+def dumps(value: Any, *, depth: int = 0) -> bytes:
+    """The one form of `value`: dict with str keys, list, str, int, bool or None. `depth`: of the place where the
+    caller will put it.
 
     ValueError for anything else: fractions, large integers, keys that are not ASCII, deep nesting, lone surrogates.
     """
-    _check(value, 0)
+    _check(value, depth)
     return _encoder.encode(value).encode()
 
 

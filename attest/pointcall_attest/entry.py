@@ -7,6 +7,7 @@ Spec: docs/spec/journal.md section 2.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -258,15 +259,13 @@ def sealed(
 
 
 def _encoded(kind: str, data: dict[str, Any], at: datetime, ktime_ns: int, epoch: str, run: str | None) -> bytes:
-    predicate = {
-        "kind": kind,
-        "at": statement.rfc3339(at),
-        "ktime_ns": str(ktime_ns),
-        "epoch": epoch,
-        "run": run,
-        "body": data,
-    }
-    return statement.encode(Statement(ENTRY_TYPE, f"entry/{kind}", canonical.digest(data), predicate))
+    body = canonical.dumps(data, depth=2)  # once, and the rest by hand: an action waits for this
+    assert run is None or is_run_id(run), f"{run!r} is no run id"
+    about = "null" if run is None else f'"{run}"'
+    head = f'{{"at":"{statement.rfc3339(at)}","body":'
+    tail = f',"epoch":"{epoch}","kind":"{kind}","ktime_ns":"{ktime_ns}","run":{about}}}'
+    predicate = head.encode() + body + tail.encode()
+    return statement.around(predicate, ENTRY_TYPE, f"entry/{kind}", hashlib.sha256(body).hexdigest())
 
 
 class _Predicate(Part):

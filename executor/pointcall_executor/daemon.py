@@ -1263,7 +1263,7 @@ class Executor:
     def _durable(self, run: Run, act: Act, action: Action) -> None:
         """On the pool: the intent is on disk before anything is done."""
         try:
-            refusal = self._too_late(run)
+            refusal = self._called_off(run)
             if refusal is None:
                 act.intent = self._recorder.record(_intent(act, run.epoch.names), run.id)
                 act.intent_ns = time.monotonic_ns()
@@ -1279,17 +1279,21 @@ class Executor:
             return
         self._post(lambda: self._ended(run, act))
 
-    def _too_late(self, run: Run) -> guard.Refusal | None:
-        """What forbids that an action of this run begins now, though the guard has let it through."""
+    def _called_off(self, run: Run) -> guard.Refusal | None:
+        """What this executor was told meanwhile, so that an action of this run does not begin."""
         if run.generation != self._generation or self.failure is not None:
             return guard.Refusal("guard.disarmed", "armed", "disarmed before it began", "arm a manifest")
-        if halted(self.state_dir) is not None:
-            return guard.Refusal(
-                "guard.disarmed", "armed", "halted before it began", "pointcall halt --clear, then arm"
-            )
         if self._held_back:
             return guard.Refusal("guard.paused", "not paused", f"paused: {self._held_back}", "pointcall resume")
         return None
+
+    def _too_late(self, run: Run) -> guard.Refusal | None:
+        """What forbids that an action of this run begins now, though the guard has let it through."""
+        if halted(self.state_dir) is not None:  # looked at last: the switch works without this executor
+            return guard.Refusal(
+                "guard.disarmed", "armed", "halted before it began", "pointcall halt --clear, then arm"
+            )
+        return self._called_off(run)
 
     def _fail(self, error: BaseException) -> None:
         raise error

@@ -50,6 +50,33 @@ def test_every_kind_reads_back(body: entry.Body) -> None:
     assert found.subject_holds
 
 
+@pytest.mark.parametrize("run", [RUN, None])
+@pytest.mark.parametrize("body", BODIES, ids=lambda b: type(b).__name__)
+def test_the_quick_form_is_the_canonical_one(body: entry.Body, run: str | None) -> None:
+    for payload in (
+        entry.payload(body, at=world.NOW, ktime_ns=5, epoch=KEYS.id, run=run),
+        entry.sealed(body, at=world.NOW, ktime_ns=5, epoch=KEYS.id, run=run, salt=bytes(32))[0],
+    ):
+        form = statement.parse(payload)
+        assert statement.encode(form) == payload
+        assert set(form.predicate) == {"at", "body", "epoch", "kind", "ktime_ns", "run"}
+
+
+def test_what_no_reader_would_accept_is_not_written() -> None:
+    deep: Any = "x"
+    for _ in range(21):  # the deepest container stands at 24
+        deep = [deep]
+    for more in (0, 1):
+        body = entry.Config(what="deep", detail={"a": deep if not more else [deep]})
+        if more:
+            with pytest.raises(ValueError, match="nested too deeply"):
+                leaf(body)
+        else:
+            assert entry.parse_entry(0, leaf(body)).typed() == body
+    with pytest.raises(AssertionError, match="no run id"):
+        leaf(BODIES[0], 'x","more":"')
+
+
 def test_every_kind_has_a_body() -> None:
     assert {type(b) for b in BODIES} | {entry.EpochOpen} == set(entry.BODIES.values())
 
