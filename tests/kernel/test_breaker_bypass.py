@@ -85,6 +85,45 @@ def test_unspecified_from_a_socket_bound_to_v4_mapped(open_circuit: BreakerSenso
         assert outcome(lambda: sock.connect((ip, PORT))) == BLOCKED
 
 
+@pytest.mark.parametrize("kind", [STREAM, DGRAM])
+def test_the_unspecified_address_of_ipv6_is_loopback_wherever_a_v4_mapped_socket_is_bound(
+    make: Make, kind: int
+) -> None:
+    """:: reaches 127.0.0.1 from such a socket, ::ffff:0.0.0.0 the address that it is bound to."""
+    breaker, until_ns = make(), time.clock_gettime_ns(time.CLOCK_MONOTONIC) + 60_000_000_000
+    shut = here(PORT, protocol=6 if kind == STREAM else 17)
+    breaker.arm(shut)
+    breaker.force(shut, until_ns)
+    with listen(PORT, "0.0.0.0"):
+        for ip, expected in (("::", BLOCKED), ("::ffff:0.0.0.0", OK)):
+            with socket.socket(V6, kind) as sock:
+                sock.bind(("::ffff:127.0.0.7", 0))
+                assert outcome(lambda sock=sock, ip=ip: sock.connect((ip, PORT))) == expected
+    breaker.close_circuit(shut)
+    other = here(PORT, Address.parse("127.0.0.7"), shut.protocol)
+    breaker.arm(other)
+    breaker.force(other, until_ns)
+    with listen(PORT, "0.0.0.0"), socket.socket(V6, kind) as sock:
+        sock.bind(("::ffff:127.0.0.7", 0))
+        sock.connect(("::", PORT))
+        assert sock.getpeername()[0] == "::ffff:127.0.0.1"  # the open circuit is another's
+
+
+@pytest.mark.parametrize("kind", [STREAM, DGRAM])
+@pytest.mark.parametrize("bound", ["224.0.0.1", "239.9.9.9", "127.255.255.255", "255.255.255.255"])
+def test_unspecified_from_an_address_that_is_no_source_is_loopback(make: Make, kind: int, bound: str) -> None:
+    breaker, until_ns = make(), time.clock_gettime_ns(time.CLOCK_MONOTONIC) + 60_000_000_000
+    shut = here(PORT, protocol=6 if kind == STREAM else 17)
+    breaker.arm(shut)
+    breaker.force(shut, until_ns)
+    with listen(PORT), socket.socket(V4, kind) as sock:
+        sock.bind((bound, 0))
+        assert outcome(lambda: sock.connect(("0.0.0.0", PORT))) == BLOCKED
+        breaker.close_circuit(shut)
+        sock.connect(("0.0.0.0", PORT))
+        assert sock.getpeername()[0] == "127.0.0.1"
+
+
 def test_unspecified_from_a_socket_bound_elsewhere(make: Make) -> None:
     """0.0.0.0 reaches the address that the socket is bound to."""
     breaker = make()
