@@ -337,7 +337,10 @@ def test_a_udp_probe_that_stays_silent_closes(make: Make) -> None:
 
 @pytest.mark.parametrize(("family", "far"), [(V4, "10.9.0.5"), (V6, "fd09::5"), (V6, "::ffff:10.9.0.5")])
 def test_icmp_unreachable_over_a_router_opens(make: Make, family: int, far: str) -> None:
-    """A tunnel whose other end answers each SYN with ICMP host unreachable."""
+    """A tunnel whose other end answers each SYN with ICMP host unreachable.
+
+    The connect blocks: kernel 6.1 may hand who polls an error of 0 in its place.
+    """
     if not Path("/dev/net/tun").exists():
         pytest.skip("no /dev/net/tun")
     breaker = make(threshold=1)
@@ -345,7 +348,6 @@ def test_icmp_unreachable_over_a_router_opens(make: Make, family: int, far: str)
     breaker.arm(remote)
     with _Tunnel() as tunnel, socket.socket(family) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, TCP_SYNCNT, 1)
-        sock.settimeout(5)
         answerer = threading.Thread(target=tunnel.answer_unreachable)
         answerer.start()
         assert outcome(lambda: sock.connect((far, PORT))) == "EHOSTUNREACH"
