@@ -182,6 +182,9 @@ class Node:
         self._machine.scheduler.alive()
         return self._machine.kernel.unpin()
 
+    def ended(self) -> dict[str, list[str]]:
+        return {}
+
     def note(self) -> None:
         self._machine.scheduler.alive()
 
