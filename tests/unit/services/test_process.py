@@ -572,11 +572,31 @@ def test_a_spawner_that_does_not_let_go_what_it_holds_is_replaced(
     assert CHORES.finish()
     waiting, stopped = process._next.unborn.pid, spawner.pid
     monkeypatch.setattr(spawning, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(spawning, "_stopped", lambda _pid: False)  # stuck in another way
     with stopping(stopped):
         assert process.start().pid != waiting
     assert spawner.pid != stopped
     assert process.healthy() == ""
     wait_for(lambda: not Path(f"/proc/{waiting}").exists())
+
+
+def test_a_spawner_that_somebody_has_stopped_goes_on_with_all_that_it_has(
+    make: Callable[..., Process], port: int, spawner: Spawner
+) -> None:
+    process = serving(make, port)
+    process.start()
+    before = spawner.pid
+    spawner._process.channel.settimeout(spawning.ANSWER_SECONDS)  # other tests make some that wait for less
+    with stopping(before):
+        process.destroy(0)
+        process.start()
+        assert state_of(before) != "T"
+    with stopping(before):
+        os.close(spawner.program(process.pid))
+    assert spawner.pid == before
+    process.freeze(time.monotonic_ns() + 200_000_000)
+    with stopping(before):
+        wait_for(lambda: not process._groups.freezer.frozen)  # its lease ends all the same
 
 
 def test_what_waits_by_itself_and_does_not_answer_costs_no_spawner(
