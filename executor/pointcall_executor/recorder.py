@@ -23,6 +23,7 @@ from pointcall_attest.commitment import SALT_BYTES
 from pointcall_attest.log.checkpoint import Checkpoint
 from pointcall_attest.receipt import Receipt
 from pointcall_attest.sealing import HIDDEN, Opening
+from pointcall_attest.statement import MAX_TEXT
 from pointcall_executor.journal import Journal
 from pointcall_keys.node import EpochKeys
 
@@ -75,6 +76,12 @@ def disarmed(reason: str, *, stays: bool) -> entry.Config:
     """The entry that nothing is armed any more. `stays`: a person asked for it, so it holds until a person arms."""
     detail: dict[str, JsonValue] = {"reason": reason}
     return entry.Config(what="disarmed", detail=detail | ({"stays": "yes"} if stays else {}))
+
+
+def ended(gone: Mapping[str, Sequence[str]], mode: str) -> entry.Config:
+    """The entry that what an earlier executor left in force is so no more: kind -> how many, and which."""
+    detail = {what: f"{len(targets)}: {', '.join(targets)}"[:MAX_TEXT] for what, targets in gone.items()}
+    return entry.Config(what="ended at start", detail={"mode": mode, **detail})
 
 
 class Recorder:

@@ -22,7 +22,7 @@ from pointcall_executor.core.event import Kind, decode
 from pointcall_executor.core.guard import Rules
 from pointcall_executor.kernel import isolation
 from pointcall_executor.kernel.breaker import BreakerSensor
-from pointcall_executor.kernel.cgroup import Cgroup
+from pointcall_executor.kernel.cgroup import Cgroup, find_root
 from pointcall_executor.kernel.errors import KernelError
 from pointcall_executor.kernel.isolation import pinned_isolations
 from pointcall_executor.kernel.sensor import COUNTERS
@@ -461,9 +461,12 @@ def test_what_is_pinned_lets_pass_before_anything_is_armed(life: Life, group: Cg
     next_life(life, first)
     with listen(PORT):
         assert connect(PORT) == BLOCKED
+        there = str(group.path.relative_to(find_root()))
+        assert life.pins.in_force() == {"circuits": [f"tcp://{HERE}:{PORT}"], "isolations": [there]}
         life.pins.let_pass()
         life.pins.let_pass()
         assert connect(PORT) == OK
+        assert life.pins.in_force() == {}
     assert pinned_isolations(life.pins.isolations) == {}
     second = life.sensors("breaker", "isolate")
     second.keep()

@@ -12,6 +12,7 @@ from pointcall_executor.cli import doctor, drill, output
 from pointcall_executor.kernel import probe
 from pointcall_executor.kernel.errors import KernelError
 from pointcall_executor.kernel.probe import Feature, missing
+from pointcall_executor.services import groups
 
 FEATURES = [
     Feature("ring", True, "created", "events"),
@@ -40,11 +41,23 @@ def test_doctor_says_so_with_its_exit_code(
     assert doctor.run(parsed(doctor, "--json")) == code
     answer = json.loads(capsys.readouterr().out)
     assert answer["ok"] is (code == 0)
-    assert [f["id"] for f in answer["features"]] == [f.id for f in features]
+    assert [f["id"] for f in answer["features"]] == [*(f.id for f in features), "cgroup.memory", "cgroup.pids"]
     assert doctor.run(parsed(doctor)) == code
     shown = capsys.readouterr()
     assert all(f.id in shown.out for f in features)
     assert ("missing: gate" in shown.err) is (code == 5)
+
+
+def test_doctor_says_where_the_limits_of_services_are_held_and_that_nothing_holds_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(probe, "probe", lambda: FEATURES[:1])
+    monkeypatch.setattr(groups, "limit_place", lambda name: "" if name == "pids" else "/sys/fs/cgroup/memory")
+    assert doctor.run(parsed(doctor, "--json")) == 0
+    _, memory, pids = json.loads(capsys.readouterr().out)["features"]
+    assert (memory["present"], memory["detail"]) == (True, "/sys/fs/cgroup/memory")
+    assert (pids["present"], pids["required"]) == (False, False)
+    assert "root" in pids["needed_for"]
 
 
 @pytest.mark.parametrize(
