@@ -1,8 +1,9 @@
 """The executor: the shell around the pure core. It waits for kernel records and performs what the core says.
 
 One loop thread owns the core's state and every decision. Kernel leases are applied on it at once; actions that need a
-durable intent run on a small pool, one at a time for each target (the guard sees to that). Everything that happened
-goes into the journal; if the journal fails, the executor disarms and stops: what cannot be recorded must not be done.
+durable intent run on a small pool, one at a time for each target (the guard sees to that); receipts have another.
+Everything that happened goes into the journal; if the journal fails, the executor disarms and stops: what cannot be
+recorded must not be done.
 
 A run belongs to the session and the epoch in which it was decided; both change only while no run is in flight. Until
 then decisions wait in the ring, and the breaker in the kernel goes on by itself.
@@ -112,6 +113,9 @@ TICK_SECONDS: Final = 0.25
 WITHOUT_BLOB: Final = ("timer", "action", "approval")  # what starts a run besides sensors
 SWITCH_SECONDS: Final = 0.0002  # how long a thread that signs or writes may keep the loop from deciding
 ACTION_THREADS: Final = 4  # actions on different targets at once; more would only hide a storm
+WRITER_THREADS: Final = 2  # receipts, checkpoints
+RUNS_MAX: Final = 1024  # in flight; beyond, events wait in the kernel's rings, where what finds no room is counted
+BATCH: Final = 256  # records of each ring in one turn of the loop: somebody may want to say stop
 RENEW_AGAIN_NS: Final = 30_000_000_000  # after a platform that gave no evidence
 RECHECK_NS: Final = 10_000_000_000  # between two looks at whether the kernel still runs what was armed
 QUIET_SECONDS: Final = 120.0  # how long arming waits for the runs in flight
@@ -191,6 +195,9 @@ class Executor:
             waiting.register(self._wake, select.EPOLLIN)
         self.drills = Drills(self)
         self._pool = ThreadPoolExecutor(ACTION_THREADS, thread_name_prefix="action")
+        self._writer = ThreadPoolExecutor(
+            WRITER_THREADS, thread_name_prefix="writer"
+        )  # no action holds up what is known
         self._messenger = ThreadPoolExecutor(1, thread_name_prefix="messenger")
         self._telling = 0  # notifications on their way
         self._waiting = Waiting()
@@ -368,9 +375,9 @@ class Executor:
 
         def renew() -> None:
             try:
-                with contextlib.suppress(RefusedError, ArmingError, StoppedError), self._changing():
+                with contextlib.suppress(RefusedError, StoppedError), self._changing():
                     self._renew("lifetime")
-            except (PlatformError, OSError) as error:
+            except (PlatformError, ArmingError, OSError) as error:
                 self._post(lambda error=error: self._no_evidence(error))  # type: ignore[misc]
             except BaseException as error:
                 self._post(lambda error=error: self._fail(error))  # type: ignore[misc]
@@ -379,11 +386,14 @@ class Executor:
 
         threading.Thread(target=renew, name="renewal", daemon=True).start()
 
-    def _no_evidence(self, error: PlatformError | OSError) -> None:
-        """On the loop: the platform gave no evidence now. Asked again soon; what is armed is not on old evidence."""
+    def _no_evidence(self, error: PlatformError | ArmingError | OSError) -> None:
+        """On the loop: no new epoch now, for want of evidence or because runs in flight did not end. Tried again soon;
+        what is armed is not on old evidence."""
         now_ns = time.monotonic_ns()
         self._epoch_due_ns = now_ns + RENEW_AGAIN_NS
-        want, hint = "fresh evidence at the end of an epoch", "see what the platform offers: pointcall attest probe"
+        want, hint = "fresh evidence for a new epoch", "see what the platform offers: pointcall attest probe"
+        if isinstance(error, ArmingError):
+            want, hint = "a moment without a run in flight", "see which action does not end: pointcall status"
         self._recorder.record(_refusal("tee.renewal", "the next epoch", want, str(error), hint))
         if self._session is not None and now_ns > self.evidence_until_ns:
             self._disarm_by_itself("tee.stale", "evidence of this epoch or the last", "older", hint)
@@ -666,7 +676,8 @@ class Executor:
 
         Another trust policy or notice means a new epoch, and judging the armed manifest again: RefusedError if it is
         disarmed by that. ConfigError `config.restart` where a setting needs a new process; OSError or MalformedError
-        for the trust folder. Then everything stays as it was.
+        for the trust folder. Then everything stays as it was. PlatformError where there is no evidence now, ArmingError
+        `arm.busy` where the runs in flight do not end: the new trust holds from the next epoch on, tried again soon.
         """
         changed = [name for name in RESTART if getattr(config, name) != getattr(self.config, name)]
         if changed:
@@ -676,7 +687,11 @@ class Executor:
             self.config, before, self.trust = config, self.trust, trust
             self._recorder.record(entry.Config(what="settings", detail={"policy": trust.policy.sha256}))
             if trust != before or read_notices(self.state_dir / FOLDER) != self._notices:
-                self._renew("the trust changed")
+                try:
+                    self._renew("the trust changed")
+                except (PlatformError, ArmingError) as error:
+                    self._call(lambda error=error: self._no_evidence(error))  # type: ignore[misc]
+                    raise
 
     # ---- what an operator does by hand, and what others may look at ------------------------------------------------
 
@@ -928,19 +943,24 @@ class Executor:
         self._drain_commands()
 
     def _turn(self) -> None:
-        waiting = self._woken if self._held else self._epoll
+        waits = self._waits()
+        waiting = self._woken if waits else self._epoll
         ready = waiting.poll(self._pause())
         received_ns = time.monotonic_ns()
         if any(fd == self._wake for fd, _ in ready):
             os.eventfd_read(self._wake)
-        if self._session is not None and ready and not self._held:
-            for record in self._session.sensors.drain():
+        if self._session is not None and ready and not waits:
+            for record in self._session.sensors.drain(BATCH):
                 self._record(record, received_ns)
         self._drain_commands()
         self._tick(received_ns)
 
+    def _waits(self) -> bool:
+        """Whether no decision begins now: something is changing, or too many runs have no receipt yet."""
+        return self._held or self._flying >= RUNS_MAX
+
     def _pause(self) -> float:
-        if not self._timers or self._held:
+        if not self._timers or self._waits():
             return TICK_SECONDS
         return max(0.0, min(TICK_SECONDS, (self._timers[0].due_ns - time.monotonic_ns()) / 1e9))
 
@@ -998,7 +1018,7 @@ class Executor:
 
     def _tick(self, now_ns: int) -> None:
         self.beats += 1
-        while self._timers and self._timers[0].due_ns <= now_ns and not self._held:
+        while self._timers and self._timers[0].due_ns <= now_ns and not self._waits():
             self._fire(heapq.heappop(self._timers))
         if self._paused_until_ns and now_ns >= self._paused_until_ns:
             self._set_paused("", 0, "resumed", {"reason": "the pause is over"})
@@ -1014,7 +1034,7 @@ class Executor:
             self._renew_in_background()
         if now_ns >= self._checkpoint_due_ns and not self._closed:
             self._checkpoint_due_ns = now_ns + int(self.config.checkpoint_seconds * 1e9)
-            self._pool.submit(self._checkpoint)
+            self._writer.submit(self._checkpoint)
 
     def _checkpoint(self) -> None:
         try:
@@ -1039,7 +1059,7 @@ class Executor:
             return
         self._recheck_due_ns = now_ns + RECHECK_NS
         if not self._closed:
-            self._pool.submit(self._note)
+            self._writer.submit(self._note)
         denied, hint = session.sensors.denied(), "find out who did it, then arm again"
         if denied:
             want, got = "nobody swaps or takes off a BPF link", f"{denied} attempts, all denied by the kernel"
@@ -1148,7 +1168,10 @@ class Executor:
     def _land(self) -> None:
         with self._idle:
             self._flying -= 1
+            room = self._flying == RUNS_MAX - 1
             self._idle.notify_all()
+        if room:
+            os.eventfd_write(self._wake, 1)
 
     def _chance(self) -> bytes:
         """10 random bytes, drawn in advance: a system call here would give up the interpreter lock at a bad time."""
@@ -1316,13 +1339,10 @@ class Executor:
         if run.finished and not run.closing:
             run.closing = True
             self._runs.pop(run.id, None)
-            try:
-                self._pool.submit(self._finish, run)
-            except RuntimeError:  # the pool is closed: an action took longer than anything may
-                self._finish(run)
+            self._writer.submit(self._finish, run)
 
     def _finish(self, run: Run) -> None:
-        """On the pool: what is not yet recorded of the run, then its receipt."""
+        """Beside the loop: what is not yet recorded of the run, then its receipt."""
         try:
             for act in run.acts:
                 if act.action is None:
@@ -1358,6 +1378,7 @@ class Executor:
         self._stopping = True
         os.eventfd_write(self._wake, 1)
         self._thread.join()  # before the messenger: it gives it work
+        self._writer.shutdown(wait=True)  # of an action that took longer than anything may, too
         self._messenger.shutdown(wait=True, cancel_futures=True)
         session = self._session or self._stopped
         if stop_services and session is not None:

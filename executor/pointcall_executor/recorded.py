@@ -52,9 +52,9 @@ class RecordedSensors:
     def fds(self) -> tuple[int, ...]:
         return (self._wake,) if self._wake >= 0 else ()
 
-    def drain(self) -> list[bytes]:
-        found = []
-        while self._records:
+    def drain(self, limit: int = 1 << 20) -> list[bytes]:
+        found: list[bytes] = []
+        while self._records and len(found) < limit:
             os.eventfd_read(self._wake)
             found.append(self._records.popleft())
         return found

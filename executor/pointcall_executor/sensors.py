@@ -198,9 +198,9 @@ class KernelSensors:
         rings = tuple(sensor.ring.fileno() for sensor in self._sensors().values())
         return (*rings, self._lookout.fileno()) if self._lookout is not None else rings
 
-    def drain(self) -> list[bytes]:
-        """Every finished record, 56 bytes each."""
-        found = [record for ring in self._rings for record in ring.drain()]
+    def drain(self, limit: int = 1 << 20) -> list[bytes]:
+        """Every finished record, 56 bytes each; at most `limit` of each ring."""
+        found = [record for ring in self._rings for record in ring.drain(limit)]
         return found + self._lookout.drain() if self._lookout is not None else found
 
     def lost(self) -> Mapping[str, int]:
