@@ -213,6 +213,7 @@ class Executor:
         self._paused_until_ns = 0
         self.disarmed_by_hand = ""  # why: it stays so, also after a restart, until a person arms
         self._acted: list[tuple[str, str, int]] | None = None  # until arming, what was done before: _times
+        self._failed: frozenset[int] = frozenset()  # places in it of what did not succeed
         sys.setswitchinterval(SWITCH_SECONDS)
         self._open_epoch(self._attest(None, self.trust, datetime.now(UTC)), self.trust, None, (), "boot")
         self._take_up()
@@ -233,7 +234,7 @@ class Executor:
                 self._recorder.record(disarmed(self.disarmed_by_hand, stays=True))
         for run, code in left.escalations.items():
             self._waiting.call(run, (), code, now_ns)
-        self._acted = _times(left.acted, now, now_ns)
+        self._acted, self._failed = _times(left.acted, now, now_ns), frozenset(left.failed)
         self.state = self.state._replace(guard=guard.recalled(self.state.guard, self._acted))
         held = halted(self.state_dir)
         if held is not None:
@@ -550,10 +551,11 @@ class Executor:
         held = guard.circuits_held(self.state.guard, _forced(session.sensors))
         held = guard.isolations_held(held, _isolated(session))
         if self._acted is not None:
-            held = guard.rows_recalled(held, self._acted, session.armed.rules)
+            held = guard.rows_recalled(held, self._acted, session.armed.rules, self._failed)
         self.state = self.state._replace(armed=session.armed, memory=memory, guard=held._replace(approvals={}))
         self._acted = None
         self._session, self._stopped, self._lost = session, None, {}
+        self._recheck_due_ns = 0  # what was compared before were other programs
         self._count_lost(session.sensors)  # from here on these count: before others take over from them in turn
         self._waiting.forget_asked()
         if old is None:
@@ -698,11 +700,23 @@ class Executor:
     def trip(self, address: Address, port: int, hold_ns: int, reason: str) -> None:
         """Force a circuit open for `hold_ns`. ServiceError `circuit.unknown` where none is armed; ArmingError
         `executor.halted`, or `circuit.monitor` in mode `monitor`."""
-        self._call(lambda: self._by_hand(OpenCircuit(address, port, hold_ns), reason))
+        with self.refusing(f"trip {address}:{port}"):
+            self._call(lambda: self._by_hand(OpenCircuit(address, port, hold_ns), reason))
 
     def release(self, address: Address, port: int, reason: str) -> None:
         """Close a circuit now. ServiceError `circuit.unknown` where none is armed."""
-        self._call(lambda: self._by_hand(CloseCircuit(address, port), reason))
+        with self.refusing(f"release {address}:{port}"):
+            self._call(lambda: self._by_hand(CloseCircuit(address, port), reason))
+
+    @contextlib.contextmanager
+    def refusing(self, what: str) -> Iterator[None]:
+        """What a person asks for and does not get is an entry of the log, as with what a runbook asks for."""
+        try:
+            yield
+        except PointcallError as refusal:
+            if self.failure is None:
+                self._recorder.record(_refusal(refusal.id, what, refusal.want, refusal.got, refusal.hint))
+            raise
 
     def _by_hand(self, action: OpenCircuit | CloseCircuit, reason: str) -> None:
         session = self._session
@@ -743,6 +757,10 @@ class Executor:
         VerifyError and MalformedError as of `verify_approval`; StoppedError where nothing is armed or asked for;
         ArmingError `executor.halted`. Where another rule holds the call back, the approval is over.
         """
+        with self.refusing("approval"):
+            return self._approve(bundle)
+
+    def _approve(self, bundle: bytes) -> str:
         session = self._session
         if session is None:
             raise StoppedError("nothing is armed", id="executor.disarmed", hint="pointcall arm")
@@ -798,7 +816,10 @@ class Executor:
 
         def acknowledged() -> None:
             if not self._waiting.acknowledge(run):
-                raise StoppedError("nobody waits for an answer there", id="escalation.unknown", got=run)
+                raise StoppedError(
+                    "nobody waits for an answer there", id="escalation.unknown", want="a run that called a person",
+                    got=run, hint="pointcall status has who waits",
+                )  # fmt: skip
             self._recorder.record(entry.Config(what="acknowledged", detail={"run": run, "reason": reason}), run)
 
         self._call(acknowledged)
@@ -1251,9 +1272,13 @@ class Executor:
         """The core's own actions: `remember` is done by the step itself, `again` is a timer here."""
         act.started_ns = act.ended_ns = time.monotonic_ns()
         act.outcome, act.over = Outcome.APPLIED, True
+        act.postcondition = (
+            "a timer is set" if isinstance(action, Again) else "the next decision starts from this value"
+        )
         if isinstance(action, Again):
             if len(self._timers) >= TIMERS_MAX:
                 act.outcome, act.detail = Outcome.FAILED, {"error": f"more than {TIMERS_MAX} timers"}
+                act.postcondition = ""
                 return
             number = getattr(run.event, "service", Service(0)).number
             due_ns = act.started_ns + action.after

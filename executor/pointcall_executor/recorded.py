@@ -84,7 +84,10 @@ class RecordedSensors:
         for destination in self.destinations:
             if (destination.address, destination.port) == (address, port):
                 return destination
-        raise ServiceError("no circuit is armed there", id="circuit.unknown", got=f"{address}:{port}")
+        raise ServiceError(
+            "no circuit is armed there", id="circuit.unknown", want="a destination that the armed manifest watches",
+            got=f"{address}:{port}", hint="pointcall status has the circuits",
+        )  # fmt: skip
 
     def force(self, address: Address, port: int, until_ns: int) -> None:
         self.commands.append(("force", str(self._known(address, port))))

@@ -287,7 +287,10 @@ class KernelSensors:
     def _armed(self, address: Address, port: int) -> tuple[BreakerSensor, Destination]:
         destination = self._place(address, port)
         if self.breaker is None or destination is None:
-            raise ServiceError("no circuit is armed there", id="circuit.unknown", got=f"{address}:{port}")
+            raise ServiceError(
+                "no circuit is armed there", id="circuit.unknown", want="a destination that the armed manifest watches",
+                got=f"{address}:{port}", hint="pointcall status has the circuits",
+            )  # fmt: skip
         return self.breaker, destination
 
     def _place(self, address: Address, port: int) -> Destination | None:
