@@ -30,9 +30,20 @@ if TYPE_CHECKING:
 _Row: TypeAlias = tuple[int, bytes, str, str | None, bytes]  # index, leaf hash, kind, run, raw
 
 MAX_BATCH_ENTRIES: Final = 1_000
-# Seconds for connecting, milliseconds for a dead link and for one statement.
-_BOUNDS: Final = {"connect_timeout": "30", "tcp_user_timeout": "20000", "options": "-c statement_timeout=60000"}
-MAX_BATCH_BYTES: Final = 1024 * 1024  # what a bad link carries within its timeout
+MAX_BATCH_BYTES: Final = 1024 * 1024
+MIN_BATCH_BYTES: Final = (
+    8 * 1024
+)  # what a link with 2 s latency that loses 30 % of its packets carries within the bounds
+# Seconds for connecting, milliseconds for a link that does not answer to what we sent, seconds before we ask whether it
+# is there at all while we wait for the answer.
+_BOUNDS: Final = {
+    "connect_timeout": "120", "tcp_user_timeout": "180000", "keepalives_idle": "60", "keepalives_interval": "20",
+    # The same for the server's side: what a node that is gone has begun must not keep the next one waiting.
+    "options": "-c statement_timeout=300000 -c idle_in_transaction_session_timeout=180000 -c tcp_user_timeout=180000"
+    " -c tcp_keepalives_idle=60 -c tcp_keepalives_interval=20 -c tcp_keepalives_count=6",
+}  # fmt: skip
+
+_LEAST_ENTRY_BYTES: Final = 128
 
 _SCHEMA: Final = """
 create table if not exists log (
@@ -58,6 +69,19 @@ class Held:
 
     size: int
     covered: int
+
+
+@dataclass(slots=True)
+class Pace:
+    """How much of the log is sent at once: twice as much after each success, the least again after a failure."""
+
+    batch_bytes: int = MIN_BATCH_BYTES
+
+    def went(self) -> None:
+        self.batch_bytes = min(self.batch_bytes * 2, MAX_BATCH_BYTES)
+
+    def failed(self) -> None:
+        self.batch_bytes = MIN_BATCH_BYTES
 
 
 class Mirror:
@@ -248,26 +272,34 @@ def connect(address: str) -> psycopg.Connection[Any]:
     return db
 
 
-def ship(reader: JournalReader, mirror: Mirror) -> Held:
+def ship(reader: JournalReader, mirror: Mirror, pace: Pace | None = None) -> Held:
     """Bring the mirror to the journal's latest checkpoint, sending exactly what it has not.
 
-    Call it again after any failure, over a new connection. Errors of the connection pass through.
+    Call it again after any failure, over a new connection, with the same `pace`: every batch that arrived stays, and
+    the next is one that a bad link can carry. Errors of the connection pass through.
     """
+    pace = pace or Pace()
     origin, head = reader.origin, reader.head()
     held = mirror.held(origin)
     if head is None or head.size <= held.covered:
         return held
-    for first, raws in _batches(reader, held.size, head.size):
-        held = mirror.put(origin, first, raws)
+    for first, raws in _batches(reader, held.size, head.size, pace):
+        try:
+            held = mirror.put(origin, first, raws)
+        except Exception:
+            pace.failed()
+            raise
+        pace.went()
     return mirror.cover(head.text) if held.size == head.size else held
 
 
-def _batches(reader: JournalReader, start: int, end: int) -> Iterator[tuple[int, list[bytes]]]:
+def _batches(reader: JournalReader, start: int, end: int, pace: Pace) -> Iterator[tuple[int, list[bytes]]]:
     """The raw entries from `start` to `end`, in pieces that fit a batch."""
     while start < end:
         raws: list[bytes] = []
-        for entry in reader.entries(start=start, limit=min(end - start, MAX_BATCH_ENTRIES)):
-            if raws and sum(map(len, raws)) + len(entry.raw) > MAX_BATCH_BYTES:
+        limit = min(end - start, MAX_BATCH_ENTRIES, pace.batch_bytes // _LEAST_ENTRY_BYTES)
+        for entry in reader.entries(start=start, limit=limit):
+            if raws and sum(map(len, raws)) + len(entry.raw) > pace.batch_bytes:
                 break
             if entry.index != start + len(raws):
                 break  # a reader passes over what was pruned
