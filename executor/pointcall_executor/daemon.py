@@ -1399,6 +1399,8 @@ class Executor:
         with contextlib.suppress(PointcallError):
             self.drills.close()
         self._closed = True
+        if (telling := self._session or self._stopped) is not None:
+            telling.channels.hurry()  # a channel that nobody answers must not hold up the end
         self._outdate()
         with self._arming, contextlib.suppress(PointcallError):
             self._call(lambda: self._disarm(reason, leave=self.config.pin))
