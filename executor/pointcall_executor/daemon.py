@@ -17,13 +17,11 @@ import hashlib
 import heapq
 import itertools
 import os
-import queue
-import select
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -74,6 +72,7 @@ from pointcall_executor.halt import halted
 from pointcall_executor.journal import Journal, StorageError
 from pointcall_executor.kernel.breaker import CircuitState
 from pointcall_executor.kernel.slow_file import SlowFile
+from pointcall_executor.loop import Loop, StoppedError
 from pointcall_executor.memory import forget_code
 from pointcall_executor.node import Node, Sensors
 from pointcall_executor.notices import FOLDER, read_notices
@@ -125,12 +124,6 @@ ARMED: Final = "armed"  # the node has one sequence, whatever the manifest is ca
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
-class StoppedError(PointcallError):
-    """The executor has stopped, on purpose or because its journal failed."""
-
-    id = "executor.stopped"
-
-
 def load_trust(folder: Path) -> Trust:
     """What the node was provisioned with. OSError where it is missing, MalformedError where it is wrong."""
     root = (folder / "trusted_root.json").read_bytes()
@@ -172,10 +165,9 @@ class Executor:
         self.journal = Journal.open(state_dir / "journal.db", origin=self.origin)
         self._recorder = Recorder(self.journal)
         self.state = State()
-        self.failure: BaseException | None = None
         self.on_receipt: Callable[[Run], None] = lambda _run: None
         self.on_record: Callable[[KernelEvent], None] = lambda _record: None  # on the loop: it must not wait
-        self.beats = 0  # turns of the loop: whoever watches it sees that it lives
+
         self._now: _Now
         self._session: Session | None = None
         self._stopped: Session | None = None  # disarmed, but its services run
@@ -184,11 +176,7 @@ class Executor:
         self._timers: list[_TimerDue] = []
         self._lost: dict[str, int] = {}
         self._random = b""
-        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._epoll, self._woken = select.epoll(), select.epoll()
-        for waiting in (self._epoll, self._woken):
-            waiting.register(self._wake, select.EPOLLIN)
+        self._loop = Loop(self._drain, self._tick, self._pause, self._failed)
         self.drills = Drills(self)
         self._pool = ThreadPoolExecutor(ACTION_THREADS, thread_name_prefix="action")
         self._messenger = ThreadPoolExecutor(1, thread_name_prefix="messenger")
@@ -197,11 +185,11 @@ class Executor:
         self._arming = threading.Lock()
         self._idle = threading.Condition()
         self._flying = 0  # runs decided whose receipt is not yet durable
-        self._held = False  # decisions wait
+
         self._generation = 0  # of disarming: what was decided before one is not done after it
         self._begin = threading.Lock()  # held while an action begins, and while beginning is forbidden
         self._held_back = ""  # why no durable action may begin now: the pause that somebody asked for
-        self._stopping = self._closed = self._renewing = False
+        self._closed = self._renewing = False
         self._tick_due_ns = self._checkpoint_due_ns = self._recheck_due_ns = self._epoch_due_ns = 0
         self._paused_until_ns = 0
         self.disarmed_by_hand = ""  # why: it stays so, also after a restart, until a person arms
@@ -209,8 +197,7 @@ class Executor:
         sys.setswitchinterval(SWITCH_SECONDS)
         self._open_epoch(self._attest(None, self.trust, datetime.now(UTC)), self.trust, None, (), "boot")
         self._take_up()
-        self._thread = threading.Thread(target=self._loop, name="core", daemon=True)
-        self._thread.start()
+        self._loop.start()
 
     def _take_up(self) -> None:
         """What an earlier executor left: open intents, a pause that is not over, people who have not answered."""
@@ -237,6 +224,16 @@ class Executor:
         probes.taken(self.state_dir)
 
     # ---- epochs ----------------------------------------------------------------------------------------------------
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the loop; nothing acts any more."""
+        return self._loop.failure
+
+    @property
+    def beats(self) -> int:
+        """Turns of the loop: whoever watches it sees that it lives."""
+        return self._loop.beats
 
     @property
     def keys(self) -> EpochKeys:
@@ -340,17 +337,17 @@ class Executor:
         if session is None:
             attested, trust = self._attest(None, self.trust, datetime.now(UTC)), self.trust
             with self._quiet():
-                self._call(lambda: self._open_epoch(attested, trust, None, (), reason))
+                self._loop.call(lambda: self._open_epoch(attested, trust, None, (), reason))
             return
         try:
             admitted, attested = self._admit(session.bundle, self.trust, self._judged_at())
         except RefusedError as refusal:
             self._record_refusal(refusal)
             self._outdate()
-            self._call(lambda: self._disarm("the armed manifest is not admitted any more"))
+            self._loop.call(lambda: self._disarm("the armed manifest is not admitted any more"))
             raise
         with self._quiet():
-            self._call(lambda: self._continue(session, admitted, attested, reason))
+            self._loop.call(lambda: self._continue(session, admitted, attested, reason))
 
     def _continue(self, session: Session, admitted: Admitted, attested: Attested, reason: str) -> None:
         """On the loop thread: the same session under a new epoch."""
@@ -371,9 +368,9 @@ class Executor:
                 with contextlib.suppress(RefusedError, ArmingError, StoppedError), self._changing():
                     self._renew("lifetime")
             except (PlatformError, OSError) as error:
-                self._post(lambda error=error: self._no_evidence(error))  # type: ignore[misc]
+                self._loop.post(lambda error=error: self._no_evidence(error))  # type: ignore[misc]
             except BaseException as error:
-                self._post(lambda error=error: self._fail(error))  # type: ignore[misc]
+                self._loop.fail(error)
             finally:
                 self._renewing = False
 
@@ -458,7 +455,7 @@ class Executor:
             )
             with self._quiet(), contextlib.ExitStack() as put_back:  # nobody decides while services are put back
                 self._start_services(session, put_back)
-                self._call(lambda: self._switch(session, attested, generation, by_itself=by_itself))
+                self._loop.call(lambda: self._switch(session, attested, generation, by_itself=by_itself))
                 put_back.pop_all()
             undo.pop_all()
         self._record_services("services ended: not declared any more", session.services.commit())
@@ -523,8 +520,8 @@ class Executor:
         self.journal.raise_sequence(ARMED, manifest.sequence, manifest.sha256)
         with contextlib.ExitStack() as undo:
             for fd in session.sensors.fds():
-                self._epoll.register(fd, select.EPOLLIN)
-                undo.callback(self._epoll.unregister, fd)
+                self._loop.watch(fd)
+                undo.callback(self._loop.unwatch, fd)
             session.sensors.keep()  # from here on the pins are the new ones, and only a failed journal can stop it
             reason = "another manifest is armed" if old else "armed"
             self._open_epoch(attested, session.trust, session.admitted, session.bundle.signatures, reason)
@@ -589,7 +586,7 @@ class Executor:
     def _drop(self, sensors: Sensors, *, leave: bool = False) -> None:
         """Out of the loop and out of the kernel; `leave` keeps what is pinned. Its loss is counted to the end."""
         for fd in sensors.fds():
-            self._epoll.unregister(fd)
+            self._loop.unwatch(fd)
         sensors.stop(leave=leave)
         self._count_lost(sensors)  # nothing more can be lost
         sensors.leave()
@@ -598,7 +595,7 @@ class Executor:
         """A person's word: stop acting. Everything out of the kernel, nothing armed, what waits is not done, also after
         a restart, until a person arms. Services go on running."""
         self._outdate()
-        self._call(lambda: self._disarm(reason or NO_REASON, stays=True))
+        self._loop.call(lambda: self._disarm(reason or NO_REASON, stays=True))
 
     def _outdate(self) -> None:
         """From here on nothing begins that was decided before."""
@@ -646,11 +643,11 @@ class Executor:
         until = datetime.now(UTC) + timedelta(seconds=seconds)
         detail: dict[str, JsonValue] = {"reason": reason, "until": until.isoformat()}
         until_ns = time.monotonic_ns() + seconds * 1_000_000_000
-        self._call(lambda: self._set_paused(reason or NO_REASON, until_ns, "paused", detail))
+        self._loop.call(lambda: self._set_paused(reason or NO_REASON, until_ns, "paused", detail))
 
     def resume(self, reason: str) -> None:
         """End a pause."""
-        self._call(lambda: self._set_paused("", 0, "resumed", {"reason": reason}))
+        self._loop.call(lambda: self._set_paused("", 0, "resumed", {"reason": reason}))
 
     def _set_paused(self, paused: str, until_ns: int, what: str, detail: dict[str, JsonValue]) -> None:
         self.state = self.state._replace(guard=self.state.guard._replace(paused=paused))
@@ -683,11 +680,11 @@ class Executor:
     def trip(self, address: Address, port: int, hold_ns: int, reason: str) -> None:
         """Force a circuit open for `hold_ns`. ServiceError `circuit.unknown` where none is armed; ArmingError
         `executor.halted`, or `circuit.monitor` in mode `monitor`."""
-        self._call(lambda: self._by_hand(OpenCircuit(address, port, hold_ns), reason))
+        self._loop.call(lambda: self._by_hand(OpenCircuit(address, port, hold_ns), reason))
 
     def release(self, address: Address, port: int, reason: str) -> None:
         """Close a circuit now. ServiceError `circuit.unknown` where none is armed."""
-        self._call(lambda: self._by_hand(CloseCircuit(address, port), reason))
+        self._loop.call(lambda: self._by_hand(CloseCircuit(address, port), reason))
 
     def _by_hand(self, action: OpenCircuit | CloseCircuit, reason: str) -> None:
         session = self._session
@@ -743,7 +740,7 @@ class Executor:
         with self._changing():  # no run begins while another manifest or epoch takes over
             self.require_not_halted()
             self.journal.put_blob(bundle)
-            self._call(lambda: self._approved(session, approval))
+            self._loop.call(lambda: self._approved(session, approval))
         return approval.body.run
 
     def _approved(self, session: Session, approval: Approval) -> None:
@@ -786,7 +783,7 @@ class Executor:
                 raise StoppedError("nobody waits for an answer there", id="escalation.unknown", got=run)
             self._recorder.record(entry.Config(what="acknowledged", detail={"run": run, "reason": reason}), run)
 
-        self._call(acknowledged)
+        self._loop.call(acknowledged)
 
     def _called(self, run: Run, channels: tuple[int, ...], code: int, why: str) -> None:
         """A person was called because of this run: call again until somebody answers."""
@@ -818,7 +815,7 @@ class Executor:
                 with contextlib.suppress(PointcallError, OSError):
                     session.channels.send(number, Level.CRITICAL, code)
             finally:
-                self._post(told)
+                self._loop.post(told)
 
         with contextlib.suppress(RuntimeError):  # the messenger is closed: the executor ends
             self._messenger.submit(tell)
@@ -908,81 +905,37 @@ class Executor:
 
     # ---- the loop --------------------------------------------------------------------------------------------------
 
-    def _loop(self) -> None:
-        try:
-            while not self._stopping:
-                self._turn()
-        except BaseException as error:  # the one broad except: whatever it was, nothing may act any more
-            self._generation += 1
-            self.failure = error
-            self.state = self.state._replace(armed=None)
-            if self._session is not None:
-                # A storage may be back soon: what is pinned stays for the next executor, as after SIGKILL.
-                leave = self.config.pin and isinstance(error, StorageError)
-                with contextlib.suppress(Exception):
-                    self._session.sensors.stop(leave=leave)
-                with contextlib.suppress(Exception):
-                    self._session.sensors.leave()
-            with self._idle:
-                self._idle.notify_all()
-        self._drain_commands()
+    def _failed(self, error: BaseException) -> None:
+        """Whatever it was, nothing may act any more."""
+        self._generation += 1
+        self.state = self.state._replace(armed=None)
+        if self._session is not None:
+            # A storage may be back soon: what is pinned stays for the next executor, as after SIGKILL.
+            leave = self.config.pin and isinstance(error, StorageError)
+            with contextlib.suppress(Exception):
+                self._session.sensors.stop(leave=leave)
+            with contextlib.suppress(Exception):
+                self._session.sensors.leave()
+        with self._idle:
+            self._idle.notify_all()
 
-    def _turn(self) -> None:
-        waiting = self._woken if self._held else self._epoll
-        ready = waiting.poll(self._pause())
-        received_ns = time.monotonic_ns()
-        if any(fd == self._wake for fd, _ in ready):
-            os.eventfd_read(self._wake)
-        if self._session is not None and ready and not self._held:
-            for record in self._session.sensors.drain():
+    def _drain(self, received_ns: int) -> None:
+        """What the sensors have seen."""
+        session = self._session
+        if session is not None:
+            for record in session.sensors.drain():
                 self._record(record, received_ns)
-        self._drain_commands()
-        self._tick(received_ns)
 
     def _pause(self) -> float:
-        if not self._timers or self._held:
+        """How long the loop waits at most, in seconds."""
+        if not self._timers or self._loop.held:
             return TICK_SECONDS
         return max(0.0, min(TICK_SECONDS, (self._timers[0].due_ns - time.monotonic_ns()) / 1e9))
-
-    def _drain_commands(self) -> None:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._commands.get_nowait()()
-
-    def _post(self, command: Callable[[], None]) -> None:
-        """Run this on the loop thread soon, unless the executor failed meanwhile."""
-        self._commands.put(lambda: command() if self.failure is None else None)
-        os.eventfd_write(self._wake, 1)
-
-    def _call(self, command: Callable[[], None]) -> None:
-        """Run this on the loop thread and wait for it. StoppedError where the loop has ended."""
-        assert threading.current_thread() is not self._thread, "the loop would wait for itself"
-        done: Future[None] = Future()
-
-        def run() -> None:
-            if self.failure is not None:
-                done.set_exception(StoppedError("the executor has stopped", got=str(self.failure)))
-                return
-            try:
-                command()
-            except BaseException as error:
-                done.set_exception(error)
-            else:
-                done.set_result(None)
-
-        self._commands.put(run)
-        os.eventfd_write(self._wake, 1)
-        while True:
-            with contextlib.suppress(TimeoutError):
-                done.result(timeout=1)
-                return
-            if not self._thread.is_alive():
-                self._drain_commands()
 
     @contextlib.contextmanager
     def _quiet(self) -> Iterator[None]:
         """No decision begins, and none is in flight. ArmingError `arm.busy` if the runs in flight do not end."""
-        self._call(lambda: self._hold(True))
+        self._loop.call(lambda: self._loop.hold(True))
         try:
             with self._idle:
                 ended = self._idle.wait_for(lambda: self._flying == 0 or self.failure is not None, QUIET_SECONDS)
@@ -991,14 +944,11 @@ class Executor:
             yield
         finally:
             with contextlib.suppress(StoppedError):
-                self._call(lambda: self._hold(False))
-
-    def _hold(self, held: bool) -> None:
-        self._held = held
+                self._loop.call(lambda: self._loop.hold(False))
 
     def _tick(self, now_ns: int) -> None:
-        self.beats += 1
-        while self._timers and self._timers[0].due_ns <= now_ns and not self._held:
+        """What is due, at the end of each turn."""
+        while self._timers and self._timers[0].due_ns <= now_ns and not self._loop.held:
             self._fire(heapq.heappop(self._timers))
         if self._paused_until_ns and now_ns >= self._paused_until_ns:
             self._set_paused("", 0, "resumed", {"reason": "the pause is over"})
@@ -1020,7 +970,7 @@ class Executor:
         try:
             self._recorder.checkpoint()
         except BaseException as error:
-            self._post(lambda error=error: self._fail(error))  # type: ignore[misc]
+            self._loop.fail(error)
 
     def _check_armed(self, now_ns: int) -> None:
         """Whether what is armed may still be: in time, and in the kernel as it was armed."""
@@ -1052,7 +1002,7 @@ class Executor:
         try:
             self._node.note()
         except BaseException as error:
-            self._post(lambda error=error: self._fail(error))  # type: ignore[misc]
+            self._loop.fail(error)
 
     def _count_lost(self, sensors: Sensors) -> None:
         for sensor, count in sensors.lost().items():
@@ -1218,9 +1168,9 @@ class Executor:
             try:
                 self._apply(run, act, action)
             except BaseException as error:
-                self._post(lambda error=error: self._fail(error))  # type: ignore[misc]
+                self._loop.fail(error)
             else:
-                self._post(told)
+                self._loop.post(told)
 
         self._messenger.submit(tell)
 
@@ -1275,9 +1225,9 @@ class Executor:
             else:
                 self._refuse(run, act, action, refusal)
         except BaseException as error:
-            self._post(lambda error=error: self._fail(error))  # type: ignore[misc]
+            self._loop.fail(error)
             return
-        self._post(lambda: self._ended(run, act))
+        self._loop.post(lambda: self._ended(run, act))
 
     def _called_off(self, run: Run) -> guard.Refusal | None:
         """What this executor was told meanwhile, so that an action of this run does not begin."""
@@ -1294,9 +1244,6 @@ class Executor:
                 "guard.disarmed", "armed", "halted before it began", "pointcall halt --clear, then arm"
             )
         return self._called_off(run)
-
-    def _fail(self, error: BaseException) -> None:
-        raise error
 
     def _ended(self, run: Run, act: Act) -> None:
         """On the loop thread: free the target, let the runbook go on, finish the run when all its actions ended."""
@@ -1338,7 +1285,7 @@ class Executor:
                 self._recorder.submit(_outcome(act), run.id)
             run.receipt_index = self._recorder.receipt(run.receipt())
         except BaseException as error:
-            self._post(lambda error=error: self._fail(error))  # type: ignore[misc]
+            self._loop.fail(error)
             return
         finally:
             self._land()
@@ -1355,13 +1302,11 @@ class Executor:
         self._closed = True
         self._outdate()
         with self._arming, contextlib.suppress(PointcallError):
-            self._call(lambda: self._disarm(reason, leave=self.config.pin))
+            self._loop.call(lambda: self._disarm(reason, leave=self.config.pin))
             with self._idle:
                 self._idle.wait_for(lambda: self._flying == 0 or self.failure is not None, CLOSE_SECONDS)
         self._pool.shutdown(wait=True)
-        self._stopping = True
-        os.eventfd_write(self._wake, 1)
-        self._thread.join()  # before the messenger: it gives it work
+        self._loop.stop()  # before the messenger: it gives it work
         self._messenger.shutdown(wait=True, cancel_futures=True)
         session = self._session or self._stopped
         if stop_services and session is not None:
@@ -1371,11 +1316,9 @@ class Executor:
             try:
                 self._recorder.close(reason)
             except PointcallError as error:
-                self.failure = error
+                self._loop.failure = error
         self.journal.close()
-        for waiting in (self._epoll, self._woken):
-            waiting.close()
-        os.close(self._wake)
+        self._loop.close()
 
 
 def _warm(runner: wasm.Runner, info: ModuleInfo) -> None:

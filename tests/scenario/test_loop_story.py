@@ -621,14 +621,14 @@ def test_records_that_only_the_old_session_saw_reach_the_new_one(
     watched.arm()
     old = watched.node.current_sensors
     assert old is not None
-    hold = watched.executor._hold
+    hold = watched.executor._loop.hold
 
     def held(value: bool) -> None:
         hold(value)
         if value:
             old.happen(replace(opened(), at_ns=1))
 
-    monkeypatch.setattr(watched.executor, "_hold", held)
+    monkeypatch.setattr(watched.executor._loop, "hold", held)
     watched.arm(sequence=3)
     assert watched.next_receipt().trigger.at_ns == 1
 

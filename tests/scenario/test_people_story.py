@@ -661,9 +661,9 @@ def test_however_many_wait_one_message_calls_about_each_code(watched: Watched, m
     eventually(lambda: len(watched.node.said) == 4)
     executor = watched.executor
     soon = time.monotonic_ns() + 10**15
-    executor._call(lambda: executor._call_again(soon))
+    executor._loop.call(lambda: executor._call_again(soon))
     eventually(lambda: len(watched.node.said) == 6)
-    executor._call(lambda: executor._call_again(soon))  # nobody is due again
+    executor._loop.call(lambda: executor._call_again(soon))  # nobody is due again
     time.sleep(0.3)
     assert sorted(watched.node.said[4:]) == [f"notify channel=ops level=critical code={n}" for n in (8, 9)]
     assert all(e.due_ns > soon for e in executor.escalations())
@@ -705,7 +705,7 @@ def test_a_call_that_is_due_while_the_executor_ends_does_not_make_it_fail(watche
     watched.happen(failures(9))
     executor = watched.executor
     executor._messenger.shutdown()
-    executor._call(lambda: executor._call_again(time.monotonic_ns() + 10**15))
+    executor._loop.call(lambda: executor._call_again(time.monotonic_ns() + 10**15))
     assert executor.failure is None
 
 

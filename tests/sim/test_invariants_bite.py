@@ -56,7 +56,7 @@ def act_before_the_intent(patch: Patch) -> None:
     def durable(self: Any, run: Any, act: Any, action: Any) -> None:
         self._apply(run, act, action)
         act.intent = self._recorder.record(daemon._intent(act, run.epoch.names), run.id)
-        self._post(lambda: self._ended(run, act))
+        self._loop.post(lambda: self._ended(run, act))
 
     patch.setattr(Executor, "_durable", durable)
 
@@ -106,7 +106,7 @@ def no_receipt_of_refused_runs(patch: Patch) -> None:
 
 def disarm_only_in_words(patch: Patch) -> None:
     def disarm(self: Any, reason: str) -> None:
-        self._call(lambda: self._recorder.record(entry.Config(what="disarmed", detail={"reason": reason})))
+        self._loop.call(lambda: self._recorder.record(entry.Config(what="disarmed", detail={"reason": reason})))
 
     patch.setattr(Executor, "disarm", disarm)
 
@@ -156,7 +156,7 @@ def change_epochs_at_any_time(patch: Patch) -> None:
         session = self._session
         if session is not None:
             admitted, attested = self._admit(session.bundle, self.trust, self._judged_at())
-            self._call(lambda: self._continue(session, admitted, attested, reason))
+            self._loop.call(lambda: self._continue(session, admitted, attested, reason))
 
     patch.setattr(Executor, "_renew", renew)
 
