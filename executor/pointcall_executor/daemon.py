@@ -43,9 +43,8 @@ from pointcall_attest.receipt import Engine, Signer
 from pointcall_attest.run_id import run_id
 from pointcall_attest.trust import Roots
 from pointcall_attest.verdict import Verdict
-from pointcall_executor import VERSION, probes, wasm
-from pointcall_executor.actions import KERNEL_LEASES, REGISTRY, WITHOUT_INTENT
-from pointcall_executor.actions.world import Done, Verb, World
+from pointcall_executor import VERSION, acting, probes, wasm
+from pointcall_executor.actions import KERNEL_LEASES, WITHOUT_INTENT
 from pointcall_executor.arming import ArmingError, armed_of, names_of, topology_of
 from pointcall_executor.config import RESTART, Config, ConfigError
 from pointcall_executor.core import guard
@@ -76,8 +75,8 @@ from pointcall_executor.loop import Loop, StoppedError
 from pointcall_executor.memory import forget_code
 from pointcall_executor.node import Node, Sensors
 from pointcall_executor.notices import FOLDER, read_notices
-from pointcall_executor.recorder import Recorder, disarmed
-from pointcall_executor.run import Act, Epoch, Run, arguments, grant_of
+from pointcall_executor.recorder import Recorder, disarmed, refused
+from pointcall_executor.run import Act, Epoch, Run
 from pointcall_executor.session import Bundle, Session
 from pointcall_executor.tee.platform import Platform, PlatformError
 from pointcall_executor.waiting import Asked, Escalation, Waiting
@@ -381,7 +380,7 @@ class Executor:
         now_ns = time.monotonic_ns()
         self._epoch_due_ns = now_ns + RENEW_AGAIN_NS
         want, hint = "fresh evidence at the end of an epoch", "see what the platform offers: pointcall attest probe"
-        self._recorder.record(_refusal("tee.renewal", "the next epoch", want, str(error), hint))
+        self._recorder.record(refused("tee.renewal", "the next epoch", want, str(error), hint))
         if self._session is not None and now_ns > self.evidence_until_ns:
             self._disarm_by_itself("tee.stale", "evidence of this epoch or the last", "older", hint)
 
@@ -401,16 +400,16 @@ class Executor:
                 raise
             except PointcallError as refusal:
                 if self.failure is None:
-                    self._recorder.record(_refusal(refusal.id, "manifest", refusal.want, refusal.got, refusal.hint))
+                    self._recorder.record(refused(refusal.id, "manifest", refusal.want, refusal.got, refusal.hint))
                 raise
             except OSError as error:
                 got = ArmingError("the node cannot do what the manifest needs", id="arm.environment", got=str(error))
-                self._recorder.record(_refusal(got.id, "manifest", "", got.got, ""))
+                self._recorder.record(refused(got.id, "manifest", "", got.got, ""))
                 raise got from error
 
     def _record_refusal(self, refusal: RefusedError) -> None:
         for check in refusal.verdict.failed:
-            self._recorder.record(_refusal(check.id, "manifest", check.expected, check.observed, check.hint))
+            self._recorder.record(refused(check.id, "manifest", check.expected, check.observed, check.hint))
 
     def _admit(self, bundle: Bundle, trust: Trust, at: datetime) -> tuple[Admitted, Attested]:
         root = trust.trusted_root
@@ -492,18 +491,18 @@ class Executor:
         for name, got in session.services.refused.items():
             if got:
                 want, hint = "what is declared, proven", "it is not what was admitted: find out who started it"
-                self._recorder.record(_refusal("service.adoption", name, want, got, hint))
+                self._recorder.record(refused("service.adoption", name, want, got, hint))
         for number in missing:
             self.require_not_halted()  # somebody may have said stop since arming began
             action = Recreate(Service(number))
             act = Act(0, Call.of(action), action, target=session.services.name(number))
-            self._recorder.record(_intent(act, names_of(session.admitted.manifest), grant="manifest"))
+            self._recorder.record(acting.intent(act, names_of(session.admitted.manifest), grant="manifest"))
             act.outcome = Outcome.FAILED
             try:
                 act.detail = {"pid": session.services.start(number).pid}
                 act.outcome = Outcome.APPLIED
             finally:
-                self._recorder.record(_outcome(act))
+                self._recorder.record(acting.outcome(act))
 
     def _record_services(self, what: str, names: Sequence[str]) -> None:
         if names:
@@ -573,10 +572,10 @@ class Executor:
         ]
         names = names_of(session.admitted.manifest)
         for action, until_ns, reason in found:
-            act = Act(0, Call.of(action), action, target=self._target(session, action))
-            self._recorder.record(_intent(act, names, grant="kernel"))
+            act = Act(0, Call.of(action), action, target=acting.target_of(session, action))
+            self._recorder.record(acting.intent(act, names, grant="kernel"))
             act.outcome, act.detail = Outcome.APPLIED, {"until_ns": str(until_ns), "reason": reason}
-            self._recorder.record(_outcome(act))
+            self._recorder.record(acting.outcome(act))
 
     def _unchanged(self, armed: Armed) -> set[str]:
         """Names of runbooks whose module is the one that is armed now: only they keep what they remember."""
@@ -633,7 +632,7 @@ class Executor:
     def _disarm_by_itself(self, check: str, want: str, got: str, hint: str) -> None:
         """On the loop thread: what is armed may not be any more."""
         self._outdate()
-        self._recorder.record(_refusal(check, "the armed manifest", want, got, hint))
+        self._recorder.record(refused(check, "the armed manifest", want, got, hint))
         self._disarm(check)
 
     def pause(self, reason: str, seconds: int) -> None:
@@ -693,14 +692,14 @@ class Executor:
         if isinstance(action, OpenCircuit):
             self.require_not_halted()
             self._require_enforcing()
-        act = Act(0, Call.of(action), action, target=self._target(session, action))
-        self._recorder.record(_intent(act, {}, grant="operator"))
+        act = Act(0, Call.of(action), action, target=acting.target_of(session, action))
+        self._recorder.record(acting.intent(act, {}, grant="operator"))
         act.outcome, act.detail = Outcome.FAILED, {"reason": reason}
         try:
-            done = _performed(act, action, self._world(session))
+            done = acting.performed(act, action, acting.world_of(session))
             act.outcome, act.detail = done.outcome, {**done.detail, "reason": reason}
         finally:
-            self._recorder.record(_outcome(act))
+            self._recorder.record(acting.outcome(act))
 
     def slow_file(self, path: Path, delay_s: float, seconds: float) -> SlowFile:
         """For a drill. KernelError `kernel.drill.file`, ServiceError."""
@@ -993,7 +992,7 @@ class Executor:
         denied, hint = session.sensors.denied(), "find out who did it, then arm again"
         if denied:
             want, got = "nobody swaps or takes off a BPF link", f"{denied} attempts, all denied by the kernel"
-            self._recorder.submit(_refusal("kernel.tamper", "the BPF links of this machine", want, got, hint))
+            self._recorder.submit(refused("kernel.tamper", "the BPF links of this machine", want, got, hint))
         changed = session.sensors.changed()
         if changed:
             self._disarm_by_itself("kernel.changed", "the programs that were armed", changed[0], hint)
@@ -1042,7 +1041,7 @@ class Executor:
             case Withhold(id, index, action):
                 run = self._runs[id]
                 act = run.acts[index]
-                act.action, act.target, act.outcome = action, self._target(run.session, action), Outcome.MONITORED
+                act.action, act.target, act.outcome = action, acting.target_of(run.session, action), Outcome.MONITORED
                 act.over = True
             case Refuse(id, index, action, refusal):
                 run = self._runs[id]
@@ -1116,38 +1115,28 @@ class Executor:
             self.state = self.state._replace(armed=replace(armed, runbooks=kept))
         want = "a decision within its proven bound"
         hint = "arm a manifest with a fixed module"
-        self._recorder.submit(_refusal("runbook.quarantined", run.runbook.name, want, got, hint), run.id)
+        self._recorder.submit(refused("runbook.quarantined", run.runbook.name, want, got, hint), run.id)
         self._maybe_finish(run)
 
     def _refuse(self, run: Run, act: Act, action: Action | None, refusal: guard.Refusal) -> None:
         act.action, act.refusal, act.outcome = action, refusal, Outcome.REFUSED
-        act.target = self._target(run.session, action) if action else ""
+        act.target = acting.target_of(run.session, action) if action else ""
         what = f"{act.call.action} {act.target}"
         if refusal.rule == "guard.approval":
             self._waiting.ask(run, act.index, time.monotonic_ns())
-        self._recorder.submit(_refusal(refusal.rule, what, refusal.want, refusal.got, refusal.hint), run.id)
-
-    @staticmethod
-    def _target(session: Session, action: Action) -> str:
-        """What an action is about, in words."""
-        target = guard.target_of(action)
-        if target[0] == "service":
-            return session.topology.names.get(int(target[1]), str(target[1]))
-        if target[0] == "channel":
-            return names_of(session.admitted.manifest).get(int(target[1]), str(target[1]))
-        return ":".join(str(part) for part in target[1:]) or str(target[0])
+        self._recorder.submit(refused(refusal.rule, what, refusal.want, refusal.got, refusal.hint), run.id)
 
     # ---- actions ---------------------------------------------------------------------------------------------------
 
     def _perform(self, run: Run, act: Act, action: Action) -> None:
-        act.action, act.target = action, self._target(run.session, action)
+        act.action, act.target = action, acting.target_of(run.session, action)
         name = capability(type(action))
         if isinstance(action, Remember | Again):
             self._built_in(run, act, action)
         elif name in WITHOUT_INTENT and run.session.channels.waits(action.channel.number):  # type: ignore[attr-defined]
             self._send(run, act, action)
         elif name in KERNEL_LEASES or name in WITHOUT_INTENT:
-            self._apply(run, act, action)
+            acting.apply(self.journal, run, act, action)
             self._ended(run, act)
         else:
             self._pool.submit(self._durable, run, act, action)
@@ -1166,7 +1155,7 @@ class Executor:
 
         def tell() -> None:
             try:
-                self._apply(run, act, action)
+                acting.apply(self.journal, run, act, action)
             except BaseException as error:
                 self._loop.fail(error)
             else:
@@ -1192,36 +1181,18 @@ class Executor:
         now_ns = time.monotonic_ns()
         self._advance(Happened(event, timer.subject, now_ns, only=timer.runbook), "timer", now_ns)
 
-    @staticmethod
-    def _world(session: Session) -> World:
-        cgroups = session.topology.cgroups
-        return World(session.services, session.sensors, session.channels, time.monotonic_ns(), cgroups)
-
-    def _apply(self, run: Run, act: Act, action: Action) -> None:
-        """Do it, and keep what became of it. What the system refuses is an outcome, not an exception."""
-        act.started_ns = time.monotonic_ns()
-        self.journal.require()
-        try:
-            done = _performed(act, action, self._world(run.session))
-        except (PointcallError, OSError) as error:
-            detail = error.as_dict() if isinstance(error, PointcallError) else {"message": str(error)}
-            done = Done(Outcome.FAILED, act.target, {"error": detail})
-        act.ended_ns = time.monotonic_ns()
-        act.outcome, act.target, act.detail = done.outcome, done.target, done.detail
-        act.undo, act.postcondition = done.undo, done.postcondition
-
     def _durable(self, run: Run, act: Act, action: Action) -> None:
         """On the pool: the intent is on disk before anything is done."""
         try:
             refusal = self._called_off(run)
             if refusal is None:
-                act.intent = self._recorder.record(_intent(act, run.epoch.names), run.id)
+                act.intent = self._recorder.record(acting.intent(act, run.epoch.names), run.id)
                 act.intent_ns = time.monotonic_ns()
                 with self._begin:  # once more: writing takes its time, and somebody may have said stop meanwhile
                     refusal = self._too_late(run)
                     act.started_ns = time.monotonic_ns()
             if refusal is None:
-                self._apply(run, act, action)
+                acting.apply(self.journal, run, act, action)
             else:
                 self._refuse(run, act, action, refusal)
         except BaseException as error:
@@ -1281,8 +1252,8 @@ class Executor:
                 if act.intent is None and act.outcome in (Outcome.REFUSED, Outcome.MONITORED):
                     continue
                 if act.intent is None and act.call.action in KERNEL_LEASES:
-                    act.intent = self._recorder.record(_intent(act, run.epoch.names), run.id)
-                self._recorder.submit(_outcome(act), run.id)
+                    act.intent = self._recorder.record(acting.intent(act, run.epoch.names), run.id)
+                self._recorder.submit(acting.outcome(act), run.id)
             run.receipt_index = self._recorder.receipt(run.receipt())
         except BaseException as error:
             self._loop.fail(error)
@@ -1344,47 +1315,3 @@ def _times(acted: Iterable[tuple[str, str, datetime]], now: datetime, now_ns: in
     """(action, target, when by CLOCK_MONOTONIC): what the log says in wall-clock time, none of it later than now."""
     ages = ((action, target, int((now - at).total_seconds() * 1e9)) for action, target, at in acted)
     return [(action, target, now_ns - max(0, age_ns)) for action, target, age_ns in ages]
-
-
-def _performed(act: Act, action: Action, world: World) -> Done:
-    """Do it and look whether it holds; where it does not, take it back."""
-    verb = REGISTRY[act.call.action]
-    done = verb.perform(action, world)
-    act.applied_ns = time.monotonic_ns()
-    found = verb.amiss(action, world) if done.outcome is Outcome.APPLIED and verb.amiss is not None else ""
-    if not found:
-        return done
-    detail = {**done.detail, "amiss": found, "rolled_back": _rolled_back(verb, action, world)}
-    return replace(done, outcome=Outcome.UNCONFIRMED, detail=detail, undo=None)
-
-
-def _rolled_back(verb: Verb, action: Action, world: World) -> str:
-    if verb.undo is None:
-        return "it cannot be taken back"
-    try:
-        verb.undo(action, world)
-    except (PointcallError, OSError) as error:
-        return f"failed: {error}"
-    return "yes"
-
-
-def _refusal(check: str, what: str, want: str, got: str, hint: str) -> entry.Refusal:
-    """An entry's texts are bounded; what was wanted or found may be long."""
-    return entry.Refusal(check=check, what=what[:1000], want=want[:1000], got=got[:1000], hint=hint[:1000])
-
-
-def _intent(act: Act, names: Mapping[int, str], grant: str = "") -> entry.Intent:
-    args = arguments(act, names)
-    return entry.Intent(action=act.call.action, target=act.target, args=args, grant=grant or grant_of(act))
-
-
-def _outcome(act: Act) -> entry.OutcomeBody:
-    assert act.outcome is not None
-    return entry.OutcomeBody(
-        action=act.call.action,
-        target=act.target,
-        outcome=act.outcome.name.lower(),  # type: ignore[arg-type]
-        detail=dict(act.detail),
-        postcondition=act.postcondition,
-        undo=act.undo,
-    )

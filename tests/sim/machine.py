@@ -22,7 +22,7 @@ from pointcall_attest import entry
 from pointcall_attest.errors import RefusedError, VerifyError
 from pointcall_attest.receipt import Receipt
 from pointcall_attest.verdict import Check, Verdict
-from pointcall_executor import daemon, loop, recorder, run, session
+from pointcall_executor import acting, daemon, loop, recorder, run, session
 from pointcall_executor.config import Config
 from pointcall_executor.core import breaker
 from pointcall_executor.core.event import Destination, Kind
@@ -47,7 +47,7 @@ OPERATIONS = {  # what operators do, and how often
     "arm": 6, "older": 2, "disarm": 2, "pause": 3, "resume": 4, "trip": 4, "release": 4, "reload": 1, "roll": 2,
     "checkpoint": 1, "stop": 1, "halt": 2, "clear": 1, "approve": 8, "acknowledge": 3,
 }  # fmt: skip
-SHELL: list[ModuleType] = [daemon, loop]  # where a name that is replaced may live
+SHELL: list[ModuleType] = [acting, daemon, loop]  # where a name that is replaced may live
 DOORS: list[ModuleType] = [*SHELL, recorder, run, session]  # they must not see the real clock or threads
 
 
@@ -808,13 +808,13 @@ def _observed_performed(machine: Machine, real: Callable[..., Any]) -> Callable[
 
 
 def _observed_apply(machine: Machine, real: Callable[..., Any]) -> Callable[..., Any]:
-    def apply(self: Any, run: Any, act: Any, action: Any) -> Any:
+    def apply(journal: Any, run: Any, act: Any, action: Any) -> Any:
         task = machine.scheduler.current
         assert task is not None
         mode = machine.mode_of(machine.spec_of(run.epoch.manifest).manifest.runbook(run.runbook.name))
         task.local["run"] = (run.id, act.index, mode)
         try:
-            return real(self, run, act, action)
+            return real(journal, run, act, action)
         finally:
             task.local.pop("run", None)
 
@@ -947,7 +947,8 @@ def installed(machine: Machine) -> Iterator[None]:
         "verify_notices": lambda *_, **__: (),
         "verify_approval": _verify_approval(machine),
         "probes": SimpleNamespace(pending=lambda _folder: [], taken=lambda _folder: None),
-        "_performed": _observed_performed(machine, daemon._performed),
+        "performed": _observed_performed(machine, acting.performed),
+        "apply": _observed_apply(machine, acting.apply),
         "step": _observed_step(machine, daemon.step),
     }
     for name, stand_in in shell.items():
@@ -955,7 +956,6 @@ def installed(machine: Machine) -> Iterator[None]:
         assert places, f"no module of the shell knows {name}"
         changes += [(module, name, stand_in) for module in places]
     changes += [
-        (daemon.Executor, "_apply", _observed_apply(machine, daemon.Executor._apply)),
         (recorder, "datetime", shell["datetime"]),
         (recorder, "entry", _Entry()),
         (recorder, "Checkpoint", SimpleNamespace(parse=lambda note: note)),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pointcall_attest import entry
-from pointcall_executor import daemon, run
+from pointcall_executor import acting, daemon, run
 from pointcall_executor.actions.world import Done, Verb, World
 from pointcall_executor.core import guard, step
 from pointcall_executor.core.guard import Refusal
@@ -54,8 +54,8 @@ def never_monitor(patch: Patch) -> None:
 
 def act_before_the_intent(patch: Patch) -> None:
     def durable(self: Any, run: Any, act: Any, action: Any) -> None:
-        self._apply(run, act, action)
-        act.intent = self._recorder.record(daemon._intent(act, run.epoch.names), run.id)
+        acting.apply(self.journal, run, act, action)
+        act.intent = self._recorder.record(acting.intent(act, run.epoch.names), run.id)
         self._loop.post(lambda: self._ended(run, act))
 
     patch.setattr(Executor, "_durable", durable)
@@ -201,7 +201,7 @@ def hold_for_a_day(patch: Patch) -> None:
         world.circuits.force(action.address, action.port, world.now_ns + 24 * 3600 * 10**9)
         return Done(Outcome.APPLIED, f"{action.address}:{action.port}", undo="close_circuit")
 
-    patch.setattr(daemon, "REGISTRY", dict(daemon.REGISTRY) | {"open_circuit": Verb(perform)})
+    patch.setattr(acting, "REGISTRY", dict(acting.REGISTRY) | {"open_circuit": Verb(perform)})
 
 
 def forget_who_is_busy(patch: Patch) -> None:
@@ -283,7 +283,7 @@ def hold_nothing(patch: Patch) -> None:
 
 def tell_on_the_loop(patch: Patch) -> None:
     def send(self: Any, run: Any, act: Any, action: Any) -> None:
-        self._apply(run, act, action)
+        acting.apply(self.journal, run, act, action)
         self._ended(run, act)
 
     patch.setattr(Executor, "_send", send)

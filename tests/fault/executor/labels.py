@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pointcall_attest import entry
-from pointcall_executor import daemon
+from pointcall_executor import acting
 from pointcall_executor.daemon import Executor
 from pointcall_executor.journal import Journal
 from pointcall_executor.kernel.breaker import BreakerSensor
@@ -85,7 +85,7 @@ def install(cut: Cut) -> None:
             cut.around(services, name, f"service-{name}")
     _told(cut, BreakerSensor, "force", "circuit-force")
     _told(cut, RecordedSensors, "force", "circuit-force")
-    daemon.REGISTRY = _watched(cut, daemon.REGISTRY)  # type: ignore[misc]
+    acting.REGISTRY = _watched(cut, acting.REGISTRY)  # type: ignore[misc]
 
 
 def _told(cut: Cut, owner: Any, name: str, what: str) -> None:
