@@ -73,6 +73,7 @@ from pointcall_executor.kernel.breaker import CircuitState
 from pointcall_executor.kernel.slow_file import SlowFile
 from pointcall_executor.loop import Loop, StoppedError
 from pointcall_executor.memory import forget_code
+from pointcall_executor.messenger import Messenger
 from pointcall_executor.node import Node, Sensors
 from pointcall_executor.notices import FOLDER, read_notices
 from pointcall_executor.recorder import Recorder, disarmed, refused
@@ -94,7 +95,6 @@ from pointcall_runbook.vocabulary import (
     Escalate,
     Freeze,
     Isolate,
-    Level,
     OpenCircuit,
     Outcome,
     Recreate,
@@ -114,8 +114,6 @@ RENEW_AGAIN_NS: Final = 30_000_000_000  # after a platform that gave no evidence
 RECHECK_NS: Final = 10_000_000_000  # between two looks at whether the kernel still runs what was armed
 QUIET_SECONDS: Final = 120.0  # how long arming waits for the runs in flight
 CLOSE_SECONDS: Final = 1500.0  # how long closing does: longer than any grace and readiness together
-MESSAGES_MAX: Final = 64  # notifications on their way; a slow channel must not hold up anything else
-OWN_CODE: Final = 0  # of an escalation by the executor itself: an action of the run did not do what it should
 APPROVAL_NS: Final = 60_000_000_000  # what a person approved is decided again at once, and over after that
 TIMERS_MAX: Final = 1024  # pending `Again`s; a module that asks for more is refused
 NO_REASON: Final = "no reason given"
@@ -178,9 +176,8 @@ class Executor:
         self._loop = Loop(self._drain, self._tick, self._pause, self._failed)
         self.drills = Drills(self)
         self._pool = ThreadPoolExecutor(ACTION_THREADS, thread_name_prefix="action")
-        self._messenger = ThreadPoolExecutor(1, thread_name_prefix="messenger")
-        self._telling = 0  # notifications on their way
         self._waiting = Waiting()
+        self._messenger = Messenger(self._loop, self._recorder, self._waiting)
         self._arming = threading.Lock()
         self._idle = threading.Condition()
         self._flying = 0  # runs decided whose receipt is not yet durable
@@ -776,67 +773,7 @@ class Executor:
 
     def acknowledge(self, run: str, reason: str) -> None:
         """A person has seen it. StoppedError `escalation.unknown` where nobody was called for this run."""
-
-        def acknowledged() -> None:
-            if not self._waiting.acknowledge(run):
-                raise StoppedError("nobody waits for an answer there", id="escalation.unknown", got=run)
-            self._recorder.record(entry.Config(what="acknowledged", detail={"run": run, "reason": reason}), run)
-
-        self._loop.call(acknowledged)
-
-    def _called(self, run: Run, channels: tuple[int, ...], code: int, why: str) -> None:
-        """A person was called because of this run: call again until somebody answers."""
-        if self._waiting.call(run.id, channels, code, time.monotonic_ns()):
-            detail: dict[str, JsonValue] = {"run": run.id, "code": code, "why": why}
-            self._recorder.submit(entry.Config(what="escalated", detail=detail), run.id)
-
-    def _escalate(self, run: Run, act: Act) -> None:
-        """An action did not do what it should: call a person, through the runbook's channels or else all."""
-        assert act.outcome is not None
-        channels = tuple(sorted(run.runbook.grant.channels)) or run.session.channel_numbers
-        self._called(run, channels, OWN_CODE, f"{act.call.action} {act.target}: {act.outcome.name.lower()}")
-        for number in channels:
-            self._tell(run.session, number, OWN_CODE)
-
-    def _tell(self, session: Session, number: int, code: int) -> None:
-        """Tell a channel, without an outcome: it is told again as long as nobody answers.
-
-        Not where too many notifications are on their way already: a channel that hangs would only pile them up.
-        """
-        if self._telling >= MESSAGES_MAX:
-            return
-
-        def told() -> None:
-            self._telling -= 1
-
-        def tell() -> None:
-            try:
-                with contextlib.suppress(PointcallError, OSError):
-                    session.channels.send(number, Level.CRITICAL, code)
-            finally:
-                self._loop.post(told)
-
-        with contextlib.suppress(RuntimeError):  # the messenger is closed: the executor ends
-            self._messenger.submit(tell)
-            self._telling += 1
-
-    def _call_again(self, now_ns: int) -> None:
-        """Whom nobody has answered: one message for each channel and code, however many runs wait for an answer."""
-        session = self._session or self._stopped
-        if session is None:
-            return
-        told: set[tuple[int, int]] = set()
-        for escalation in self._waiting.due(now_ns):
-            missing = {(n, escalation.code) for n in escalation.channels or session.channel_numbers} - told
-            if self._telling and self._telling + len(missing) > MESSAGES_MAX:
-                break  # a channel is slow: whoever is left is called as soon as there is room
-            for number, code in sorted(missing):
-                self._tell(session, number, code)
-            told |= missing
-            self._waiting.called_again(escalation.run, now_ns)
-        for escalation in self._waiting.escalations.values() if told else ():
-            if told.issuperset((n, escalation.code) for n in escalation.channels or session.channel_numbers):
-                self._waiting.called_again(escalation.run, now_ns)
+        self._loop.call(lambda: self._messenger.acknowledge(run, reason))
 
     # ---- what others may look at and write -------------------------------------------------------------------------
 
@@ -958,7 +895,9 @@ class Executor:
         if self._session is not None:
             self._count_lost(self._session.sensors)
         self._check_armed(now_ns)
-        self._call_again(now_ns)
+        session = self._session or self._stopped
+        if session is not None:
+            self._messenger.call_again(session, now_ns)
         if now_ns >= self._epoch_due_ns:
             self._renew_in_background()
         if now_ns >= self._checkpoint_due_ns and not self._closed:
@@ -1143,25 +1082,12 @@ class Executor:
 
     def _send(self, run: Run, act: Act, action: Action) -> None:
         """Tell a channel that may be slow, beside everything else."""
-        if self._telling >= MESSAGES_MAX:
-            act.outcome, act.detail = Outcome.FAILED, {"error": f"{MESSAGES_MAX} notifications are on their way"}
+        against = self._messenger.send(
+            lambda: acting.apply(self.journal, run, act, action), lambda: self._ended(run, act)
+        )
+        if against:
+            act.outcome, act.detail = Outcome.FAILED, {"error": against}
             self._ended(run, act)
-            return
-        self._telling += 1
-
-        def told() -> None:
-            self._telling -= 1
-            self._ended(run, act)
-
-        def tell() -> None:
-            try:
-                acting.apply(self.journal, run, act, action)
-            except BaseException as error:
-                self._loop.fail(error)
-            else:
-                self._loop.post(told)
-
-        self._messenger.submit(tell)
 
     def _built_in(self, run: Run, act: Act, action: Remember | Again) -> None:
         """The core's own actions: `remember` is done by the step itself, `again` is a timer here."""
@@ -1223,13 +1149,13 @@ class Executor:
         now_ns = time.monotonic_ns()
         if isinstance(act.action, Escalate) and act.outcome in (Outcome.APPLIED, Outcome.FAILED):
             why = "the runbook decided it" + ("" if act.outcome is Outcome.APPLIED else ", and could not tell")
-            self._called(run, (act.action.channel.number,), act.action.code, why)
+            self._messenger.called(run, (act.action.channel.number,), act.action.code, why)
         elif act.call.action not in WITHOUT_INTENT:
             back = act.detail.get("rolled_back") == "yes"
             held = guard.settled(self.state.guard, act.action, act.outcome, now_ns, rolled_back=back)
             self.state = self.state._replace(guard=held)
             if act.outcome not in (Outcome.APPLIED, Outcome.REFUSED):
-                self._escalate(run, act)
+                self._messenger.escalate(run, act)
         act.over = True
         self._advance(Ended(run.id, run.runbook, run.subject, act.action, act.outcome, now_ns), "action", now_ns)
         self._maybe_finish(run)
@@ -1278,7 +1204,7 @@ class Executor:
                 self._idle.wait_for(lambda: self._flying == 0 or self.failure is not None, CLOSE_SECONDS)
         self._pool.shutdown(wait=True)
         self._loop.stop()  # before the messenger: it gives it work
-        self._messenger.shutdown(wait=True, cancel_futures=True)
+        self._messenger.close()
         session = self._session or self._stopped
         if stop_services and session is not None:
             session.services.stop_all()

@@ -16,6 +16,7 @@ from pointcall_executor.actions.world import Done, Verb, World
 from pointcall_executor.core import guard, step
 from pointcall_executor.core.guard import Refusal
 from pointcall_executor.daemon import Executor
+from pointcall_executor.messenger import Messenger
 from pointcall_executor.recorder import Left, Recorder
 from pointcall_runbook.vocabulary import Outcome, capability
 from tests.sim.auditor import INVARIANTS, BrokenError
@@ -317,8 +318,8 @@ MUTATIONS: dict[str, tuple[str, Callable[[Patch], None]]] = {
     "a pause ends with the executor": ("paused", forget_pauses),
     "never looks whether it is halted": ("halted", never_look_at_the_halt),
     "no approval": ("approved", without("_approval")),
-    "calls nobody": ("called", lambda patch: patch.setattr(Executor, "_escalate", lambda *_: None)),
-    "calls only once": ("called", lambda patch: patch.setattr(Executor, "_call_again", lambda *_: None)),
+    "calls nobody": ("called", lambda patch: patch.setattr(Messenger, "escalate", lambda *_: None)),
+    "calls only once": ("called", lambda patch: patch.setattr(Messenger, "call_again", lambda *_: None)),
     "calls end with the executor": ("called", forget_who_was_called),
     "holds what was rolled back": ("rollback", hold_what_was_rolled_back),
     "tells slow channels on the loop": ("loop", tell_on_the_loop),
