@@ -30,6 +30,10 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define ECONNREFUSED    111
 #define LOOPBACK4       bpf_htonl(0x7f000001)
 #define MAPPED          bpf_htonl(0xffff)
+#define MULTICAST       bpf_htonl(0xe0000000)
+#define MULTICAST_BITS  bpf_htonl(0xf0000000)
+#define BROADCAST       0xffffffff
+#define LOOPBACK_BROADCAST bpf_htonl(0x7fffffff)
 #define ENOENT          2
 #define EINVAL          22
 #define EAGAIN          11
@@ -245,30 +249,40 @@ static __always_inline int gate(struct bpf_sock_addr *ctx, __u64 head, __u64 tai
 	return decide(ctx, c, &d);
 }
 
-// 0.0.0.0 means the socket's own address, and 127.0.0.1 where it has none: the detector sees what it became.
+// What 0.0.0.0 means: the address that the socket is bound to, where that can be a source, else 127.0.0.1. The detector
+// sees what it became.
+static __always_inline __be32 unspecified4(__be32 bound)
+{
+	if (!bound || (bound & MULTICAST_BITS) == MULTICAST || bound == BROADCAST || bound == LOOPBACK_BROADCAST)
+		return LOOPBACK4;
+	return bound;
+}
+
 static __always_inline int gate4(struct bpf_sock_addr *ctx)
 {
 	__be32 ip = ctx->user_ip4;
 
-	if (!ip && ctx->sk)
-		ip = ctx->sk->src_ip4;
-	return gate(ctx, 0, join(MAPPED, ip ? ip : LOOPBACK4));
+	if (!ip)
+		ip = unspecified4(ctx->sk ? ctx->sk->src_ip4 : 0);
+	return gate(ctx, 0, join(MAPPED, ip));
 }
 
-// :: means ::1, or 127.0.0.1 for a socket that is bound to a v4-mapped address.
+// :: means ::1, or 127.0.0.1 for a socket that is bound to a v4-mapped address; ::ffff:0.0.0.0 is 0.0.0.0.
 static __always_inline int gate6(struct bpf_sock_addr *ctx)
 {
 	__be32 a0 = ctx->user_ip6[0], a1 = ctx->user_ip6[1], a2 = ctx->user_ip6[2], a3 = ctx->user_ip6[3];
 	struct bpf_sock *sk = ctx->sk;
 
-	if (!(a0 | a1 | a2 | a3)) {
-		if (sk && sk->src_ip6[2] == MAPPED && !(sk->src_ip6[0] | sk->src_ip6[1]))
-			a2 = MAPPED;
+	if (!(a0 | a1) && !a3 && (!a2 || a2 == MAPPED)) {
+		int mapped = sk && sk->src_ip6[2] == MAPPED && !(sk->src_ip6[0] | sk->src_ip6[1]);
+
+		if (a2)
+			a3 = unspecified4(mapped ? sk->src_ip6[3] : 0);
+		else if (mapped)
+			a2 = MAPPED, a3 = LOOPBACK4;
 		else
 			a3 = bpf_htonl(1);
 	}
-	if (!(a0 | a1) && a2 == MAPPED && !a3)
-		a3 = sk && sk->src_ip6[2] == MAPPED && sk->src_ip6[3] ? sk->src_ip6[3] : LOOPBACK4;
 	return gate(ctx, join(a0, a1), join(a2, a3));
 }
 

@@ -15,6 +15,8 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
 #define MILLION     1000000
+#define MAPPED      bpf_htonl(0xffff)
+#define LOOPBACK4   bpf_htonl(0x7f000001)
 
 struct fault { /* 120 bytes */
 	struct pointcall_destination destination; /* netns 0: any */
@@ -89,10 +91,15 @@ static __always_inline int at_connect(struct bpf_sock_addr *ctx, __u64 head, __u
 	return 0;
 }
 
+// 0.0.0.0 and :: are where they lead, as at the breaker's gate: the bound address, else loopback.
 SEC("cgroup/connect4")
 int pc_drill4(struct bpf_sock_addr *ctx)
 {
-	return at_connect(ctx, 0, bpf_htonl(0xffff) | (__u64)ctx->user_ip4 << 32);
+	__be32 ip = ctx->user_ip4;
+
+	if (!ip && ctx->sk)
+		ip = ctx->sk->src_ip4;
+	return at_connect(ctx, 0, MAPPED | (__u64)(ip ? ip : LOOPBACK4) << 32);
 }
 
 SEC("cgroup/connect6")
@@ -100,6 +107,10 @@ int pc_drill6(struct bpf_sock_addr *ctx)
 {
 	__be32 a0 = ctx->user_ip6[0], a1 = ctx->user_ip6[1], a2 = ctx->user_ip6[2], a3 = ctx->user_ip6[3];
 
+	if (!(a0 | a1 | a2 | a3))
+		a3 = bpf_htonl(1);
+	else if (!(a0 | a1) && a2 == MAPPED && !a3)
+		a3 = LOOPBACK4;
 	return at_connect(ctx, a0 | (__u64)a1 << 32, a2 | (__u64)a3 << 32);
 }
 
@@ -124,7 +135,7 @@ static __always_inline int read_packet(struct __sk_buff *skb, struct packet *p)
 		at = (first & 15) * 4;
 		p->protocol = ip[9];
 		p->head = 0;
-		p->tail = bpf_htonl(0xffff) | (words[2] & 0xffffffff) << 32;
+		p->tail = MAPPED | (words[2] & 0xffffffff) << 32;
 	} else {
 		if (bpf_skb_load_bytes(skb, 0, ip, 40))
 			return 0;

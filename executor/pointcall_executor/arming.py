@@ -198,7 +198,8 @@ def armed_of(admitted: Admitted, policy: TrustPolicy, mode: Mode) -> Armed:
 
 def topology_of(manifest: Manifest) -> Topology:
     """Which declared service listens where."""
-    listeners = {(str(to.address), to.port): number for to, number in destinations_of(manifest, 0).items()}
+    declared = destinations_of(manifest, 0)
+    listeners = {(str(to.address), to.port, to.protocol): number for to, number in declared.items()}
     return Topology(listeners, {}, {service(s.name).number: s.name for s in manifest.services})
 
 

@@ -41,6 +41,7 @@ from pointcall_executor.core.guard import Target
 from pointcall_executor.daemon import Executor
 from pointcall_executor.epoch import NOTHING
 from pointcall_executor.feed import Changes, FeedPage
+from pointcall_executor.halt import halted
 from pointcall_executor.journal import Journal
 from pointcall_executor.retention import Retained
 from pointcall_executor.services.listening import listening
@@ -85,6 +86,8 @@ class ExecutorBackend:
         if executor.failure is not None:
             return "failed", str(executor.failure)
         if executor.admitted is None:
+            if (held := halted(executor.state_dir)) is not None:
+                return "disarmed", f"halted: {held.reason}"
             by_hand = executor.disarmed_by_hand
             return "disarmed", f"a person disarmed it: {by_hand}" if by_hand else ""
         paused = executor.state.guard.paused
@@ -138,7 +141,18 @@ class ExecutorBackend:
 
     def ready(self) -> bool:
         """Whether something is armed and the executor runs. A pause does not end it: what is armed stays armed."""
-        return self._executor.failure is None and self._executor.admitted is not None
+        return not self.unready()
+
+    def unready(self) -> str:
+        """Why not, for whoever asks, so without a word of a person's; empty where it is ready."""
+        executor = self._executor
+        if executor.failure is not None:
+            return "failed"
+        if executor.admitted is not None:
+            return ""
+        if halted(executor.state_dir) is not None:
+            return "halted"
+        return "disarmed by a person" if executor.disarmed_by_hand else "nothing is armed"
 
     def _left_ms(self, until_ns: int) -> int:
         return max(0, until_ns - self._executor.now_ns()) // 1_000_000

@@ -76,7 +76,7 @@ from pointcall_executor.memory import forget_code
 from pointcall_executor.messenger import Messenger
 from pointcall_executor.node import Node, Sensors
 from pointcall_executor.notices import FOLDER, read_notices
-from pointcall_executor.recorder import Recorder, disarmed, refused
+from pointcall_executor.recorder import Recorder, disarmed, ended, refused
 from pointcall_executor.run import Act, Epoch, Run
 from pointcall_executor.session import Bundle, Session
 from pointcall_executor.tee.platform import Platform, PlatformError
@@ -207,6 +207,8 @@ class Executor:
             self.disarmed_by_hand = left.disarmed or NO_REASON
             if self._node.unpin():  # who disarmed or armed last was killed in the middle of it
                 self._recorder.record(disarmed(self.disarmed_by_hand, stays=True))
+        if gone := self._node.ended():
+            self._recorder.record(ended(gone, self.config.mode))
         for run, code in left.escalations.items():
             self._waiting.call(run, (), code, now_ns)
         self._acted = _times(left.acted, now, now_ns)

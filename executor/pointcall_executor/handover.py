@@ -16,7 +16,7 @@ from typing import Final
 
 from pointcall_executor.kernel.cgroup import Cgroup, find_root, own
 from pointcall_executor.privileges import PrivilegeError
-from pointcall_executor.services.groups import remove_empty
+from pointcall_executor.services.groups import LIMITED, remove_empty
 
 READ: Final = ("trust", "manifest", "notices")  # folders that it reads and must not write
 OURS: Final = ("services", "proposals", "run")  # folders
@@ -88,7 +88,7 @@ def delegate(folder: str, user: str) -> None:
     """A control group that `user` may divide and fill, as Documentation/admin-guide/cgroup-v2.rst says."""
     account = _account(user)
     group = Cgroup.create(folder)
-    _enable_memory(group.path)
+    _enable_limits(group.path)
     for name in ("", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"):
         os.chown(group.path / name, account.pw_uid, account.pw_gid)
 
@@ -112,12 +112,13 @@ def remove_place(folder: str) -> None:
         remove_empty(folder)
 
 
-def _enable_memory(path: Path) -> None:
-    """So that services can have memory limits; where the tree has not the controller, arming says so."""
+def _enable_limits(path: Path) -> None:
+    """So that services can have limits; where the tree has not the controller, arming says so."""
     root = find_root()
     for parent in (root, *reversed([p for p in path.parents if p.is_relative_to(root) and p != root]), path):
-        with contextlib.suppress(OSError):
-            (parent / "cgroup.subtree_control").write_text("+memory")
+        for controller in LIMITED:
+            with contextlib.suppress(OSError):
+                (parent / "cgroup.subtree_control").write_text(f"+{controller}")
 
 
 def _account(user: str) -> pwd.struct_passwd:

@@ -76,7 +76,8 @@ class RunningServices(Services, Protocol):
 class Node(Protocol):
     """Makes what an admitted manifest needs. `before` are the services that run already: the same ones stay.
 
-    `unpin` takes out of the kernel what an earlier executor left pinned; False where there was nothing. `note` puts on
+    `unpin` takes out of the kernel what an earlier executor left pinned; False where there was nothing. `ended` says
+    once what was in force of it and ended because the settings of now want none, by kind: for the log. `note` puts on
     disk what only this process knows, every few seconds and not on the loop's thread.
     """
 
@@ -84,6 +85,7 @@ class Node(Protocol):
     def services(self, admitted: Admitted, before: RunningServices | None, on_moved: OnMoved) -> RunningServices: ...
     def channels(self, admitted: Admitted) -> Channels: ...
     def unpin(self) -> bool: ...
+    def ended(self) -> Mapping[str, Sequence[str]]: ...
     def note(self) -> None: ...
     def slow_file(self, path: Path, delay_s: float, seconds: float) -> SlowFile: ...
     def shutdown(self) -> None: ...
@@ -96,6 +98,7 @@ class KernelNode:
         self._config, self._folder, self._say = config, state_dir / "services", say
         self._pins, self._forgotten = Pins(state_dir), False
         self._passing = False  # what is pinned refuses nothing any more
+        self._ended: Mapping[str, Sequence[str]] = {}
         self._learned = Kept(state_dir / "learned.json", time.monotonic_ns())
         self._kept: KernelSensors | None = None
         self._spawner: Spawner | None = None
@@ -127,11 +130,13 @@ class KernelNode:
     def _forget_pins(self) -> None:
         """Those of an earlier life, where the settings want none now; in mode `monitor` what they refuse."""
         if not self._config.pin and not self._forgotten:
+            held = self._pins.in_force()
             self._pins.drop()
-            self._forgotten = True
+            self._forgotten, self._ended = True, held
         elif self._config.mode == "monitor" and not self._passing:
+            held = self._pins.in_force()
             self._pins.let_pass()
-            self._passing = True
+            self._passing, self._ended = True, held
 
     def unpin(self) -> bool:
         if self._forgotten:  # at the beginning, with the privileges of that moment
@@ -139,6 +144,11 @@ class KernelNode:
         found = self._pins.found()
         self._pins.drop()
         return found
+
+    def ended(self) -> Mapping[str, Sequence[str]]:
+        self._forget_pins()
+        ended, self._ended = self._ended, {}
+        return ended
 
     def _succeed(self, kept: KernelSensors | None) -> KernelSensors | None:
         """These are in service from now on; the ones that were before."""

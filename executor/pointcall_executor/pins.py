@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Final
 
 from pointcall_executor.durable import write_whole
-from pointcall_executor.kernel.breaker import BreakerSensor, let_pass
+from pointcall_executor.kernel.breaker import BreakerSensor, let_pass, pinned_refusing
+from pointcall_executor.kernel.cgroup import by_id, find_root
 from pointcall_executor.kernel.errors import KernelError
 from pointcall_executor.kernel.identity import Identity
-from pointcall_executor.kernel.isolation import end_pinned
+from pointcall_executor.kernel.isolation import end_pinned, pinned_isolations
 from pointcall_executor.kernel.pins import Pinned, unpin
 
 BPFFS: Final = Path("/sys/fs/bpf")
@@ -86,6 +87,13 @@ class Pins:
         with contextlib.suppress(FileNotFoundError):
             self.isolations.rmdir()
 
+    def in_force(self) -> dict[str, list[str]]:
+        """What an earlier executor left refusing in the kernel: destinations, and cgroups that are isolated."""
+        circuits = {str(to) for folder in (self.folder, self._next, self._old) for to in pinned_refusing(folder)}
+        isolations = {_cgroup(number) for number in pinned_isolations(self.isolations)}
+        found = {"circuits": sorted(circuits), "isolations": sorted(isolations)}
+        return {what: targets for what, targets in found.items() if targets}
+
     def let_pass(self) -> None:
         """Nothing that an earlier executor pinned refuses anything from now on: circuits only watch, isolations end.
         What cannot be told so is removed. Twice without harm."""
@@ -110,6 +118,14 @@ class Pins:
         """Remember it for the next executor; written only when it grows."""
         if count > self.lost:
             self._lost.write_text(str(count))
+
+
+def _cgroup(number: int) -> str:
+    """Its path below the root of the tree; the number of one that is gone."""
+    try:
+        return str(by_id(number).path.relative_to(find_root()))
+    except KernelError:
+        return f"cgroup {number}"
 
 
 def _swap(new: Path, place: Path, old: Path, undo: contextlib.ExitStack) -> None:

@@ -264,5 +264,9 @@ class RecordedNode:
         """Nothing is pinned."""
         return False
 
+    def ended(self) -> Mapping[str, Sequence[str]]:
+        """Nothing was."""
+        return {}
+
     def shutdown(self) -> None:
         """Nothing to end."""

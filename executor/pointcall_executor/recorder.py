@@ -23,6 +23,7 @@ from pointcall_attest.commitment import SALT_BYTES
 from pointcall_attest.log.checkpoint import Checkpoint
 from pointcall_attest.receipt import Receipt
 from pointcall_attest.sealing import HIDDEN, Opening
+from pointcall_attest.statement import MAX_TEXT
 from pointcall_executor.journal import Journal
 from pointcall_keys.node import EpochKeys
 
@@ -80,6 +81,12 @@ def disarmed(reason: str, *, stays: bool) -> entry.Config:
 def refused(check: str, what: str, want: str, got: str, hint: str) -> entry.Refusal:
     """The entry of a refusal. An entry's texts are bounded; what was wanted or found may be long."""
     return entry.Refusal(check=check, what=what[:1000], want=want[:1000], got=got[:1000], hint=hint[:1000])
+
+
+def ended(gone: Mapping[str, Sequence[str]], mode: str) -> entry.Config:
+    """The entry that what an earlier executor left in force is so no more: kind -> how many, and which."""
+    detail = {what: f"{len(targets)}: {', '.join(targets)}"[:MAX_TEXT] for what, targets in gone.items()}
+    return entry.Config(what="ended at start", detail={"mode": mode, **detail})
 
 
 class Recorder:

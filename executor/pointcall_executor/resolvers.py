@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-from pointcall_executor.arming import on_loopback
+from pointcall_executor.arming import ArmingError, on_loopback
 from pointcall_executor.core.event import Destination
 from pointcall_runbook.vocabulary import Address
 
@@ -38,11 +38,20 @@ class Resolvers:
 
     @classmethod
     def read(cls, path: Path = RESOLV_CONF) -> Self:
-        """Those of this machine. Without the file the C library asks loopback, which is always among them."""
+        """Those of this machine. Without the file the C library asks loopback, which is always among them.
+
+        ArmingError `arm.resolvers` where it is there and cannot be read: a circuit could refuse a resolver then.
+        """
         try:
             return cls.parse(path.read_text(errors="replace"))
         except FileNotFoundError:
             return cls()
+        except OSError as error:
+            raise ArmingError(
+                "the resolvers of this node cannot be told, so no circuit could spare them", id="arm.resolvers",
+                want=f"a file that the executor may read: {path}", got=error.strerror or "",
+                hint="make it one, or protect_resolvers = false in the node's settings and a restart",
+            ) from None  # fmt: skip
 
     def __contains__(self, to: Destination) -> bool:
         return to.port == PORT and (to.address in self.nameservers or on_loopback(to.address))

@@ -89,6 +89,11 @@ class Loading:
 def pressure_watch(own: Mapping[str, int]) -> PressureWatch:
     """The sensor `pressure`, which has no blob. ArmingError `arm.sensor-param`, or what the probe raises."""
     stalls = {r: own[f"{r.name.lower()}_ms"] * MS_NS for r in Resource if own[f"{r.name.lower()}_ms"]}
+    if not stalls:
+        raise ArmingError(
+            "the pressure sensor watches nothing", id="arm.sensor-param", want="cpu_ms, memory_ms or io_ms",
+            got="all 0", hint="name a stall of the window, such as memory_ms: 200, or take the sensor out",
+        )  # fmt: skip
     try:
         watch = PressureWatch(stalls, own["window_ms"] * MS_NS)
     except ValueError as error:

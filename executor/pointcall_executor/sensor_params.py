@@ -52,22 +52,39 @@ OWN_PARAMS: Final[Mapping[str, Mapping[str, Param]]] = {
     },
 }
 
+PERCENT: Final = Param(0, 0, 100)
+WINDOW_NS: Final = Param(0, MS_NS, HOUR_MS * MS_NS)
+# Constants whose programs would say nothing, whatever happens, with a value outside. The breaker's are checked by it.
+CONSTANTS: Final[Mapping[str, Mapping[str, Param]]] = {
+    "transport": {"window_ns": WINDOW_NS},
+    "syscalls": {"window_ns": WINDOW_NS, "error_percent": PERCENT},
+    **{name: {"window_ns": WINDOW_NS, "slow_percent": PERCENT} for name in ("storage", "fuse", "fsync", "vfs")},
+}
+SET_HERE: Final[Mapping[str, frozenset[str]]] = {  # constants that the executor sets, whatever a manifest says
+    "breaker": frozenset({"scope_cgroup", "scope_level"}),
+    "tamper": frozenset({"executor"}),
+}
+
 
 def split(sensor: Sensor) -> tuple[dict[str, int], dict[str, int]]:
     """A sensor's parameters: the constants of its programs, and those that are user space's, with their defaults.
 
-    ArmingError `arm.sensor-param` where one of user space's is out of range.
+    ArmingError `arm.sensor-param` where one is out of range, or is not a manifest's to set. The blob knows the
+    unknown ones.
     """
     limits = OWN_PARAMS.get(sensor.name, {})
     constants = {name: value for name, value in sensor.params.items() if name not in limits}
     own = {name: sensor.params.get(name, limit.default) for name, limit in limits.items()}
+    bounds = CONSTANTS.get(sensor.name, {})
     wrong = [f"{name}={own[name]}" for name, limit in limits.items() if not limit.takes(own[name])]
+    wrong += [f"{n}={constants[n]}" for n, limit in bounds.items() if n in constants and not limit.takes(constants[n])]
+    wrong += sorted(constants.keys() & SET_HERE.get(sensor.name, frozenset()))
     if sensor.blob is None:
         wrong += sorted(constants)
     if wrong:
-        ranges = ", ".join(f"{name} {limit}" for name, limit in limits.items())
+        ranges = ", ".join(f"{name} {limit}" for name, limit in {**limits, **bounds}.items())
         raise ArmingError(
-            f"a parameter of sensor {sensor.name} is unknown or out of range", id="arm.sensor-param", want=ranges,
-            got=", ".join(wrong),
+            f"a parameter of sensor {sensor.name} is unknown or out of range", id="arm.sensor-param",
+            want=ranges or "constants of its programs that the executor does not set itself", got=", ".join(wrong),
         )  # fmt: skip
     return constants, own

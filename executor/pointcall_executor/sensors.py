@@ -101,7 +101,9 @@ class KernelSensors:
             # As the breaker has them: of this namespace or of all.
             wide = self.breaker is not None and self.breaker.node_wide
             self._circuits = {node_wide(d) if wide else d: n for d, n in self._destinations.items()}
-            self._places = {(d.address, d.port): d for d in self._circuits}
+            self._places: dict[tuple[Address, int], list[Destination]] = {}
+            for each in self._circuits:  # TCP and UDP may share a port
+                self._places.setdefault((each.address, each.port), []).append(each)
             self._attach()
             self._rings = tuple(each.ring for each in self._sensors().values())
             self._identities = {name: each.identity() for name, each in self._objects.items()}
@@ -284,30 +286,33 @@ class KernelSensors:
 
     # ---- what actions ask for --------------------------------------------------------------------------------------
 
-    def _armed(self, address: Address, port: int) -> tuple[BreakerSensor, Destination]:
-        destination = self._place(address, port)
-        if self.breaker is None or destination is None:
+    def _armed(self, address: Address, port: int) -> tuple[BreakerSensor, Sequence[Destination]]:
+        there = self._there(address, port)
+        if self.breaker is None or not there:
             raise ServiceError("no circuit is armed there", id="circuit.unknown", got=f"{address}:{port}")
-        return self.breaker, destination
+        return self.breaker, there
 
-    def _place(self, address: Address, port: int) -> Destination | None:
-        return self._places.get((normalised(Destination(address, port)).address, port))
+    def _there(self, address: Address, port: int) -> Sequence[Destination]:
+        """The armed destinations there, of whichever protocol."""
+        return self._places.get((normalised(Destination(address, port)).address, port), ())
 
     def force(self, address: Address, port: int, until_ns: int) -> None:
-        breaker, destination = self._armed(address, port)
-        breaker.force(destination, until_ns)
+        breaker, there = self._armed(address, port)
+        for destination in there:
+            breaker.force(destination, until_ns)
 
     def close_circuit(self, address: Address, port: int) -> None:
-        breaker, destination = self._armed(address, port)
-        breaker.close_circuit(destination)
+        breaker, there = self._armed(address, port)
+        for destination in there:
+            breaker.close_circuit(destination)
 
     def forced_until(self, address: Address, port: int) -> int:
-        """Until when the circuit is forced open; 0: nobody holds it open, or no circuit is armed there."""
-        destination = self._place(address, port)
-        if self.breaker is None or destination is None:
+        """Until when every circuit there is forced open; 0: nobody holds them open, or no circuit is armed there."""
+        there = self._there(address, port)
+        if self.breaker is None or not there:
             return 0
-        word = self.breaker.circuit(destination).word
-        return word.time_us * 1000 if word.state is State.FORCED else 0
+        words = [self.breaker.circuit(destination).word for destination in there]
+        return min(word.time_us * 1000 if word.state is State.FORCED else 0 for word in words)
 
     def allow(self, cgroup_ids: Collection[int]) -> None:
         """Never refuse what tasks of these cgroups connect to, nor take it for the half-open probe; of no others."""

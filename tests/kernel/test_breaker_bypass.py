@@ -85,6 +85,45 @@ def test_unspecified_from_a_socket_bound_to_v4_mapped(open_circuit: BreakerSenso
         assert outcome(lambda: sock.connect((ip, PORT))) == BLOCKED
 
 
+@pytest.mark.parametrize("kind", [STREAM, DGRAM])
+def test_the_unspecified_address_of_ipv6_is_loopback_wherever_a_v4_mapped_socket_is_bound(
+    make: Make, kind: int
+) -> None:
+    """:: reaches 127.0.0.1 from such a socket, ::ffff:0.0.0.0 the address that it is bound to."""
+    breaker, until_ns = make(), time.clock_gettime_ns(time.CLOCK_MONOTONIC) + 60_000_000_000
+    shut = here(PORT, protocol=6 if kind == STREAM else 17)
+    breaker.arm(shut)
+    breaker.force(shut, until_ns)
+    with listen(PORT, "0.0.0.0"):
+        for ip, expected in (("::", BLOCKED), ("::ffff:0.0.0.0", OK)):
+            with socket.socket(V6, kind) as sock:
+                sock.bind(("::ffff:127.0.0.7", 0))
+                assert outcome(lambda sock=sock, ip=ip: sock.connect((ip, PORT))) == expected
+    breaker.close_circuit(shut)
+    other = here(PORT, Address.parse("127.0.0.7"), shut.protocol)
+    breaker.arm(other)
+    breaker.force(other, until_ns)
+    with listen(PORT, "0.0.0.0"), socket.socket(V6, kind) as sock:
+        sock.bind(("::ffff:127.0.0.7", 0))
+        sock.connect(("::", PORT))
+        assert sock.getpeername()[0] == "::ffff:127.0.0.1"  # the open circuit is another's
+
+
+@pytest.mark.parametrize("kind", [STREAM, DGRAM])
+@pytest.mark.parametrize("bound", ["224.0.0.1", "239.9.9.9", "127.255.255.255", "255.255.255.255"])
+def test_unspecified_from_an_address_that_is_no_source_is_loopback(make: Make, kind: int, bound: str) -> None:
+    breaker, until_ns = make(), time.clock_gettime_ns(time.CLOCK_MONOTONIC) + 60_000_000_000
+    shut = here(PORT, protocol=6 if kind == STREAM else 17)
+    breaker.arm(shut)
+    breaker.force(shut, until_ns)
+    with listen(PORT), socket.socket(V4, kind) as sock:
+        sock.bind((bound, 0))
+        assert outcome(lambda: sock.connect(("0.0.0.0", PORT))) == BLOCKED
+        breaker.close_circuit(shut)
+        sock.connect(("0.0.0.0", PORT))
+        assert sock.getpeername()[0] == "127.0.0.1"
+
+
 def test_unspecified_from_a_socket_bound_elsewhere(make: Make) -> None:
     """0.0.0.0 reaches the address that the socket is bound to."""
     breaker = make()
@@ -261,6 +300,21 @@ def test_connected_udp_errors_open_and_the_gate_refuses(make: Make) -> None:
     assert connect(PORT) == REFUSED  # TCP on the same port is another destination
 
 
+@pytest.mark.parametrize(("ip", "armed"), [("::1", "::1"), ("::ffff:127.0.0.1", "127.0.0.1")])
+def test_connected_udp_errors_open_over_ipv6_sockets(make: Make, ip: str, armed: str) -> None:
+    breaker = make()
+    udp = here(PORT, Address.parse(armed), protocol=17)
+    breaker.arm(udp)
+    with socket.socket(V6, DGRAM) as sock:
+        sock.connect((ip, PORT))
+        for _ in range(3):
+            assert outcome(lambda: (sock.send(b"x"), time.sleep(0.002), sock.recv(1))) == REFUSED
+    assert breaker.circuit(udp).state is State.OPEN
+    with socket.socket(V6, DGRAM) as sock:
+        assert outcome(lambda: sock.connect((ip, PORT))) == BLOCKED
+        assert outcome(lambda: sock.sendto(b"x", (ip, PORT))) == BLOCKED
+
+
 def test_a_udp_probe_that_stays_silent_closes(make: Make) -> None:
     breaker = make(probe_us=20_000)
     udp = here(PORT, protocol=17)
@@ -281,31 +335,35 @@ def test_a_udp_probe_that_stays_silent_closes(make: Make) -> None:
     assert kinds(breaker) == ["CIRCUIT_HALF_OPEN", "CIRCUIT_CLOSED"]
 
 
-def test_icmp_unreachable_over_a_router_opens(make: Make) -> None:
-    """A tunnel whose other end answers each SYN with ICMP host unreachable."""
+@pytest.mark.parametrize(("family", "far"), [(V4, "10.9.0.5"), (V6, "fd09::5"), (V6, "::ffff:10.9.0.5")])
+def test_icmp_unreachable_over_a_router_opens(make: Make, family: int, far: str) -> None:
+    """A tunnel whose other end answers each SYN with ICMP host unreachable.
+
+    The connect blocks: kernel 6.1 may hand who polls an error of 0 in its place.
+    """
     if not Path("/dev/net/tun").exists():
         pytest.skip("no /dev/net/tun")
     breaker = make(threshold=1)
-    remote = Destination(Address.parse("10.9.0.5"), PORT, here(0).netns)
+    remote = Destination(Address.parse(far), PORT, here(0).netns)
     breaker.arm(remote)
-    with _Tunnel() as tunnel, socket.socket() as sock:
+    with _Tunnel() as tunnel, socket.socket(family) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, TCP_SYNCNT, 1)
-        sock.settimeout(5)
         answerer = threading.Thread(target=tunnel.answer_unreachable)
         answerer.start()
-        assert outcome(lambda: sock.connect(("10.9.0.5", PORT))) == "EHOSTUNREACH"
+        assert outcome(lambda: sock.connect((far, PORT))) == "EHOSTUNREACH"
         answerer.join()
     (event,) = [e for e in (breaker.circuit(remote),) if e.state is State.OPEN]
     assert event.failures == 1
 
 
 class _Tunnel:
-    """A tun device 10.9.0.1/24; packets into it wait to be read here."""
+    """A tun device 10.9.0.1/24, fd09::1/64; packets into it wait to be read here."""
 
     def __enter__(self) -> _Tunnel:
         self.fd = os.open("/dev/net/tun", os.O_RDWR)
         fcntl.ioctl(self.fd, 0x400454CA, struct.pack("16sH22x", b"pctun", 0x1001))
-        for words in ("addr add 10.9.0.1/24 dev pctun", "link set pctun up"):
+        addresses = ("addr add 10.9.0.1/24 dev pctun", "addr add fd09::1/64 dev pctun nodad")
+        for words in (*addresses, "link set pctun up"):
             subprocess.run(["ip", *words.split()], check=True)
         return self
 
@@ -313,13 +371,28 @@ class _Tunnel:
         os.close(self.fd)
 
     def answer_unreachable(self) -> None:
+        """The first segment of TCP, whatever else is sent before."""
         while True:
             packet = os.read(self.fd, 2048)
             if packet[0] >> 4 == 4 and packet[9] == 6:
-                break
-        icmp = _with_checksum(struct.pack(">BBHI", 3, 1, 0, 0) + packet[:28], 2)
-        head = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 20 + len(icmp), 0, 0, 64, 1, 0, packet[16:20], packet[12:16])
-        os.write(self.fd, _with_checksum(head, 10) + icmp)
+                os.write(self.fd, _unreachable4(packet))
+                return
+            if packet[0] >> 4 == 6 and packet[6] == 6:
+                os.write(self.fd, _unreachable6(packet))
+                return
+
+
+def _unreachable4(packet: bytes) -> bytes:
+    icmp = _with_checksum(struct.pack(">BBHI", 3, 1, 0, 0) + packet[:28], 2)
+    head = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 20 + len(icmp), 0, 0, 64, 1, 0, packet[16:20], packet[12:16])
+    return _with_checksum(head, 10) + icmp
+
+
+def _unreachable6(packet: bytes) -> bytes:
+    icmp = struct.pack(">BBHI", 1, 3, 0, 0) + packet[: len(packet) & ~1]
+    ends = packet[24:40] + packet[8:24]
+    summed = _with_checksum(ends + struct.pack(">II", len(icmp), 58) + icmp, 42)
+    return struct.pack(">IHBB", 6 << 28, len(icmp), 58, 64) + ends + summed[40:]
 
 
 def _with_checksum(data: bytes, at: int) -> bytes:

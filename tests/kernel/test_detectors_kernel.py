@@ -23,7 +23,7 @@ from pointcall_executor.core.event import (
     decode,
 )
 from pointcall_executor.kernel.cgroup import Cgroup
-from pointcall_executor.kernel.errors import KernelError
+from pointcall_executor.kernel.errors import CircuitError, KernelError
 from pointcall_executor.kernel.pressure import Pressure, PressureTrigger
 from pointcall_executor.kernel.sensor import Sensor
 from pointcall_executor.kernel.storage import StorageSensor
@@ -174,6 +174,15 @@ def test_resets_of_established_connections(transport: TransportSensor) -> None:
     assert isinstance(event, TransportEvent)
     assert (event.kind, event.destination, event.count) == (Kind.RESETS, here(PORT), 3)
     assert event.attempts == 3
+
+
+def test_a_full_table_of_destinations_says_so_and_evicts_nothing(transport: TransportSensor) -> None:
+    for port in range(4096):
+        transport.watch(here(port))
+    transport.watch(here(0))  # it is there
+    with pytest.raises(CircuitError) as refused:
+        transport.watch(here(5000))
+    assert refused.value.id == "kernel.circuit.full"
 
 
 def test_a_refused_connect_is_no_reset(transport: TransportSensor) -> None:

@@ -14,7 +14,20 @@ from pointcall_executor.kernel.cgroup import Cgroup
 from pointcall_executor.kernel.drill import DrillInjector, Fault, expected
 from pointcall_executor.kernel.errors import KernelError
 from pointcall_runbook.vocabulary import Address
-from tests.kernel.lab import DGRAM, OK, V4, V6, connect, connects, here, listen, member, need_blob, private_network
+from tests.kernel.lab import (
+    BLOCKED,
+    DGRAM,
+    OK,
+    V4,
+    V6,
+    connect,
+    connects,
+    here,
+    listen,
+    member,
+    need_blob,
+    private_network,
+)
 
 pytestmark = pytest.mark.kernel
 PORT = 30701
@@ -49,6 +62,17 @@ def test_the_first_n_connects_are_refused_with_the_chosen_errno(injector: Here) 
         assert connect(PORT + 1) == OK
     observed = injector.end()
     assert (observed.attempts, observed.refused) == (5, 3)
+
+
+@pytest.mark.parametrize(
+    ("ip", "family", "to"),
+    [("0.0.0.0", V4, "127.0.0.1"), ("::ffff:0.0.0.0", V6, "127.0.0.1"), ("::", V6, "::1"), ("::1", V6, "::")],
+)
+def test_the_unspecified_address_is_loopback(injector: Here, ip: str, family: int, to: str) -> None:
+    injector.inject(Fault(here(PORT, Address.parse(to)), seed=1, first=1), soon(10_000))
+    with listen(PORT, "::1" if ":" in to else "127.0.0.1"):
+        assert connects(2, PORT, ip, family) == [BLOCKED, OK]
+    assert injector.end().refused == 1
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**64 - 1])

@@ -130,6 +130,7 @@ def test_a_gate_on_a_cgroup_that_is_gone_is_an_error(breaker_blob: Blob) -> None
             with pytest.raises(LoadError) as refused:
                 breaker.attach()
             assert refused.value.id == "kernel.attach"
+            assert "v2 tree" in refused.value.hint
 
 
 def test_the_probe_finds_what_the_breaker_needs_and_leaves_nothing(breaker_blob: Blob) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,14 +22,14 @@ from pointcall_executor.core.event import Kind, decode
 from pointcall_executor.core.guard import Rules
 from pointcall_executor.kernel import isolation
 from pointcall_executor.kernel.breaker import BreakerSensor
-from pointcall_executor.kernel.cgroup import Cgroup
+from pointcall_executor.kernel.cgroup import Cgroup, find_root
 from pointcall_executor.kernel.errors import KernelError
 from pointcall_executor.kernel.isolation import pinned_isolations
 from pointcall_executor.kernel.sensor import COUNTERS
 from pointcall_executor.pins import Pins
 from pointcall_executor.sensors import KernelSensors
 from pointcall_runbook.vocabulary import Address
-from tests.kernel.lab import BLOCKED, OK, REFUSED, connect, listen, lo_address, need_blob, private_network
+from tests.kernel.lab import BLOCKED, OK, REFUSED, connect, listen, lo_address, need_blob, outcome, private_network
 
 pytestmark = pytest.mark.kernel
 PORT = 30901
@@ -49,12 +50,13 @@ class Life:
         self.made: list[KernelSensors] = []
         self.address = "127.0.0.1"
         self.circuit: Circuit | None = None
+        self.protocols = ("tcp",)
 
     def sensors(self, *names: str, watch_only: bool = False, **constants: int) -> KernelSensors:
         params = {"breaker": CONSTANTS | constants}
         sensors = [Sensor(name=n, blob=f"{n}.blob", params=params.get(n, {})) for n in names]
-        place = Listen(address=self.address, port=PORT, circuit=self.circuit)
-        services = [SimpleNamespace(name="api", digest="", listen=[place])]
+        places = [Listen(address=self.address, port=PORT, protocol=p, circuit=self.circuit) for p in self.protocols]
+        services = [SimpleNamespace(name="api", digest="", listen=places)]
         files = {f"{n}.blob": need_blob(n).encode() for n in names}
         admitted: Any = SimpleNamespace(manifest=SimpleNamespace(sensors=sensors, services=services), files=files)
         made = KernelSensors(admitted, Rules(), self.gate, self.pins, succeed=self._succeed, watch_only=watch_only)
@@ -459,11 +461,36 @@ def test_what_is_pinned_lets_pass_before_anything_is_armed(life: Life, group: Cg
     next_life(life, first)
     with listen(PORT):
         assert connect(PORT) == BLOCKED
+        there = str(group.path.relative_to(find_root()))
+        assert life.pins.in_force() == {"circuits": [f"tcp://{HERE}:{PORT}"], "isolations": [there]}
         life.pins.let_pass()
         life.pins.let_pass()
         assert connect(PORT) == OK
+        assert life.pins.in_force() == {}
     assert pinned_isolations(life.pins.isolations) == {}
     second = life.sensors("breaker", "isolate")
     second.keep()
     assert set(numbers) <= set(second.programs())  # it is still the one that was pinned
     assert [c.watch_only for c in second.states()] == [False]
+
+
+def udp(port: int) -> str:
+    with socket.socket(type=socket.SOCK_DGRAM) as sock:
+        return outcome(lambda: sock.connect(("127.0.0.1", port)))
+
+
+@pytest.mark.parametrize("protocols", [("tcp", "udp"), ("udp", "tcp")])
+def test_who_trips_a_port_trips_it_for_tcp_and_for_udp(life: Life, protocols: tuple[str, str]) -> None:
+    """A name server listens on both; a command names an address and a port."""
+    life.protocols = protocols
+    sensors, until_ns = life.sensors("breaker"), soon(60) // 1000 * 1000
+    with listen(PORT):
+        sensors.force(HERE, PORT, until_ns)
+        assert (connect(PORT), udp(PORT)) == (BLOCKED, BLOCKED)
+        assert sensors.forced_until(HERE, PORT) == until_ns
+        breaker_of(sensors).close_circuit(next(c.destination for c in sensors.states() if c.destination.protocol == 6))
+        assert sensors.forced_until(HERE, PORT) == 0  # not all of it is held
+        sensors.force(HERE, PORT, until_ns)
+        sensors.close_circuit(HERE, PORT)
+        assert (connect(PORT), udp(PORT)) == (OK, OK)
+        assert sensors.forced_until(HERE, PORT) == 0

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from pointcall_attest import signature
-from pointcall_executor.kernel.cgroup import Cgroup, find_root
-from pointcall_executor.services.groups import v1_mount
+from pointcall_executor.kernel.cgroup import Cgroup
+from pointcall_executor.services.groups import trees
 from pointcall_keys.private_sigstore import PrivateSigstore
 from tests.lab import Lab, now
 
@@ -60,5 +60,5 @@ def no_survivors() -> Iterator[None]:
     """Services and the spawner outlive an executor that is killed: here they end with the test."""
     yield
     group = f"pointcall-run-{os.getpid()}"
-    for root in filter(None, (find_root(), v1_mount("memory"))):
+    for root in trees():
         Cgroup(root / group).remove()

@@ -17,7 +17,8 @@ from pointcall_executor.arming import ArmingError
 from pointcall_executor.backend import ExecutorBackend
 from pointcall_executor.cli.output import Exit
 from pointcall_executor.daemon import Executor
-from pointcall_executor.journal import JournalReader
+from pointcall_executor.halt import clear, halt
+from pointcall_executor.journal import JournalError, JournalReader
 from pointcall_executor.kernel.bpf import prog_exists
 from pointcall_executor.pins import Pins
 from pointcall_executor.recorded import RecordedNode
@@ -56,6 +57,30 @@ def node(make_lab: Callable[..., Lab]) -> Node:
 
 def disarmings(executor: Executor) -> list[dict[str, str]]:
     return [e.body["detail"] for e in executor.journal.entries("config") if e.body["what"] == "disarmed"]
+
+
+def test_why_it_is_not_ready_is_said_without_a_word_of_a_persons(node: Node) -> None:
+    state = node.lab.state
+    with node.life() as executor:
+        backend = ExecutorBackend(executor)
+        assert backend.unready() == "nothing is armed"
+        node.arm(executor)
+        assert (backend.unready(), backend.ready()) == ("", True)
+        executor.disarm("anna looks")
+        assert backend.unready() == "disarmed by a person"
+        node.arm(executor)
+        halt(state, "anna says stop", now())
+        deadline = time.monotonic() + 10
+        while executor.admitted is not None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert (backend.unready(), backend.ready()) == ("halted", False)
+        assert (backend.status().state, backend.status().reason) == ("disarmed", "halted: anna says stop")
+        clear(state)
+        assert backend.unready() == "nothing is armed"
+        executor.failure = JournalError("no room for anna")
+        assert backend.unready() == "failed"
+        executor.failure = None
 
 
 def test_a_persons_word_outlives_the_executor_and_a_person_ends_it(node: Node) -> None:

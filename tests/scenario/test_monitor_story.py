@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -13,9 +14,11 @@ from typing import Any
 import pytest
 
 from pointcall_attest.receipt import Receipt
+from pointcall_attest.statement import MAX_TEXT
 from pointcall_executor.arming import ArmingError
 from pointcall_executor.backend import ExecutorBackend
 from pointcall_executor.cli.output import Exit
+from pointcall_executor.journal import JournalReader
 from pointcall_executor.pins import Pins
 from pointcall_executor.recorded import RecordedNode
 from pointcall_executor.services.groups import remove_empty
@@ -47,6 +50,11 @@ def first_receipt(lab: Lab) -> Receipt:
         assert time.monotonic() < deadline, "no runbook ran"
         time.sleep(0.05)
     return found[0].receipt()
+
+
+def ended_at_start(lab: Lab) -> list[dict[str, Any]]:
+    with contextlib.closing(JournalReader.open(lab.state / "journal.db")) as journal:
+        return [e.body["detail"] for e in journal.entries("config") if e.body["what"] == "ended at start"]
 
 
 def killed(run: Running) -> None:
@@ -129,6 +137,11 @@ def test_what_is_pinned_lets_pass_also_where_nothing_can_be_armed(
         with running(lab, pin=True, mode="monitor") as run:
             run.until("refused")
             assert connects(5) == [REFUSED] * 5
+            killed(run)
+        assert ended_at_start(lab) == [{"mode": "monitor", "circuits": f"1: tcp://127.0.0.1:{DEAD_PORT}"}]
+        with running(lab, pin=True, mode="monitor") as run:
+            run.until("refused")
+        assert len(ended_at_start(lab)) == 1, "what only watches is no lease"
     finally:
         Pins(lab.state).drop()
         remove_empty(f"pointcall-run-{os.getpid()}/clients/keep")
@@ -167,6 +180,16 @@ def test_the_status_says_what_is_in_force_not_what_the_manifest_says(lab: Lab) -
         assert [(b.name, b.mode, b.state) for b in status.runbooks] == [("fix", "monitor", "armed")]
 
     watching(lab, story)
+
+
+def test_what_ended_because_this_node_only_watches_is_in_the_log(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = {"circuits": ["tcp://192.0.2.1:443", "tcp://192.0.2.2:443"], "isolations": [f"pointcall/{'x' * 2000}"]}
+    monkeypatch.setattr(RecordedNode, "ended", lambda _self: gone)
+    watching(lab, lambda _watched: None)
+    (detail,) = ended_at_start(lab)
+    assert (detail["mode"], detail["circuits"]) == ("monitor", "2: tcp://192.0.2.1:443, tcp://192.0.2.2:443")
+    assert detail["isolations"].startswith("1: pointcall/x")
+    assert len(detail["isolations"]) == MAX_TEXT
 
 
 def test_what_would_have_been_told_names_its_channel(lab: Lab) -> None:

@@ -12,6 +12,7 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import sys
 import tempfile
 import time
@@ -21,6 +22,7 @@ from pathlib import Path
 import pytest
 
 from pointcall_executor import demo
+from pointcall_executor.cli.output import Exit
 from pointcall_executor.demo import story
 from pointcall_executor.journal import JournalReader
 from pointcall_executor.privileges import CAPABILITIES
@@ -152,6 +154,35 @@ def test_the_unit_is_ready_once_armed_fed_restarted_after_sigkill_and_stopped_in
         assert journal.entries()[-1].kind == "epoch-close"
     with socket.socket() as client:
         assert client.connect_ex(("127.0.0.1", port)) == 0, "services go on"
+
+
+def test_a_damaged_log_ends_it_for_a_person_and_a_new_log_brings_it_back(
+    folder: Path, manager: Manager, sigstore: PrivateSigstore, tee_folder: Path
+) -> None:
+    lab, port = Lab(folder / "s", sigstore, tee_folder), free_port()
+    put_service(lab, port)
+    config = folder / "pointcall.toml"
+    config.write_text('node = "lab"\ntee = "emulated"\n')
+    (manager.units / NAME).write_text(adapted(lab, config, folder / "log"))
+    manager.start(NAME)
+    first, service = main_pid(manager), ask(lab, "status")["services"][0]["pid"]
+    with contextlib.closing(sqlite3.connect(lab.state / "journal.db")) as journal, journal:
+        journal.execute("update entry set raw = x'00' where i = 0")
+    os.kill(first, signal.SIGKILL)
+    eventually(lambda: shown(manager, "ActiveState")["ActiveState"] == "failed", seconds=60)
+    ended = shown(manager, "ExecMainStatus", "NRestarts", "Result")
+    assert ended == {"ExecMainStatus": str(int(Exit.LOG)), "NRestarts": "1", "Result": "exit-code"}, said(folder)
+    assert "[journal.damaged]" in said(folder)
+    assert accepts(port), "services go on"
+
+    time.sleep(6)  # longer than any pause of the unit
+    assert shown(manager, "ActiveState", "NRestarts") == {"ActiveState": "failed", "NRestarts": "1"}
+    for path in lab.state.glob("journal.db*"):
+        path.rename(folder / path.name)
+    manager.start(NAME)
+    assert shown(manager, "StatusText")["StatusText"].startswith("armed: "), said(folder)
+    assert ask(lab, "status")["services"][0]["pid"] == service, "the service outlived it and was adopted"
+    manager.run("stop", NAME)
 
 
 def test_under_the_unit_a_service_with_an_account_of_its_own_is_adopted_and_the_executor_keeps_four_capabilities(

@@ -42,7 +42,7 @@ INVARIANTS = {
     "loop": "nothing that may be slow happens on the thread that decides",
     "rate": "no more actions than the limits allow",
     "flapping": "a service that is recreated again and again is left alone for longer and longer",
-    "monitor": "a runbook in mode monitor never acts",
+    "monitor": "a runbook in mode monitor never acts, and a node in it refuses no connect",
     "granted": "an action is one that the manifest grants, on a target that it grants and does not forbid",
     "quarantine": "a module that trapped does not decide again",
     "acknowledged": "what was acknowledged is in the log",
@@ -487,6 +487,12 @@ class Auditor:
             self.lost_gone += lost
         for key in [k for k in self.leases if k[0] == id(held)]:
             del self.leases[key]
+
+    def refused(self, what: Any) -> None:
+        """A client was turned away by a circuit or an isolation."""
+        self.counts["connect refused"] += 1
+        if self.machine.monitor:
+            self.fail("monitor", f"a connect to {what} was refused")
 
     def unprotected(self, destination: Any) -> None:
         self.fail("protected", str(destination))

@@ -58,6 +58,7 @@ class Breaker:
     attached: bool = True
     stopped: bool = False  # its links are taken off, its counters are there
     pinned: bool = False
+    watch_only: bool = False  # does everything but refuse
 
 
 class Kernel:
@@ -74,6 +75,7 @@ class Kernel:
         self.pinned_isolations: dict[int, int] = {}  # cgroup id -> until when
         self.pinned_lost = 0  # what the record beside the pins says
         self.vanished: Callable[[object, Ring, int], None] = lambda *_: None
+        self.begun_anew: Callable[[Breaker, Destination], None] = lambda *_: None
 
     def unpin(self) -> bool:
         """Take every pin away; whether there were any. What a process holds stays."""
@@ -84,6 +86,25 @@ class Kernel:
             held.pinned = False
             self.forget(held)
         return found
+
+    def let_pass(self) -> dict[str, list[str]]:
+        """Nothing that is pinned refuses anything from now on: what was in force until now, by kind."""
+        held, now = self.pinned, self.scheduler.now
+        found = {"isolations": [str(cgroup_id) for cgroup_id, t in self.pinned_isolations.items() if t > now]}
+        self.pinned_isolations.clear()
+        if held is not None and not held.watch_only:
+            closed = breaker.State.CLOSED
+            found["circuits"] = [str(d) for d, c in held.circuits.items() if c.word.state is not closed]
+            self.follow(held, watch_only=True)
+        return {what: targets for what, targets in found.items() if targets}
+
+    def follow(self, held: Breaker, *, watch_only: bool) -> None:
+        """The circuits of a breaker begin anew where it turns from refusing to watching, or the other way round."""
+        if held.watch_only != watch_only:
+            held.watch_only = watch_only
+            for destination in held.circuits:
+                held.circuits[destination] = breaker.Circuit()
+                self.begun_anew(held, destination)
 
     def forget(self, held: Breaker) -> None:
         """A breaker that neither a pin nor a process holds is gone, with what was lost when nobody was there."""
@@ -122,7 +143,7 @@ class Kernel:
             after, effects = breaker.step(circuit, breaker.Connect(now_us), held.params)
             held.circuits[destination] = after
             self._tell(held, destination, after, effects)
-            if breaker.Effect.REFUSED in effects:
+            if breaker.Effect.REFUSED in effects and not held.watch_only:
                 return None
             asking.append((held, breaker.Effect.PROBE in effects))
         return asking
@@ -176,12 +197,13 @@ class Sensors:
         succeed: Callable[[Sensors | None], Sensors | None],
         *,
         pin: bool,
+        watch_only: bool,
     ) -> None:
         self.machine, self.process, self.admitted, self._succeed = machine, process, admitted, succeed
         self.kernel: Kernel = machine.kernel
         self.scheduler: Scheduler = machine.scheduler
         self.scheduler.alive()
-        self._pin, self._kept = pin, False
+        self._pin, self._kept, self._watch_only = pin, False, watch_only
         declared = destinations_of(admitted.manifest, 0)
         self.destinations = {d: n for d, n in declared.items() if not _never(d, n, rules)}
         self.places = {(str(d.address), d.port): d for d in self.destinations}
@@ -220,7 +242,7 @@ class Sensors:
                 self.breaker.circuits.setdefault(destination, breaker.Circuit())
         else:
             circuits = dict.fromkeys(self.destinations, breaker.Circuit())
-            self.breaker = Breaker(circuits, params, Ring(kernel.ring_size))
+            self.breaker = Breaker(circuits, params, Ring(kernel.ring_size), watch_only=self._watch_only)
             kernel.breakers.append(self.breaker)
         self.breaker.holders.add(self.fd)
         kernel.descriptors.signal(self.fd, len(self.breaker.ring.records))
@@ -390,6 +412,7 @@ class Sensors:
             kernel.pinned.pinned = False
             kernel.forget(kernel.pinned)
         kernel.pinned, held.pinned = held, True
+        kernel.follow(held, watch_only=self._watch_only)
         if not self._taken_up:
             kernel.pinned_lost = 0
         for destination in [d for d in held.circuits if d not in self.destinations]:

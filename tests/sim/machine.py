@@ -66,7 +66,8 @@ class Scenario:
     bursts: bool = True
     preempt_one_in: int = 0
     contrary_one_in: int = 0  # what was done does not hold
-    monitor: bool = False  # the mode of the node
+    monitor: bool = False  # the mode of the node, first
+    changes_mode: bool = False  # it has another one now and then when it starts
     mischief: float = 0.0
 
     @classmethod
@@ -86,6 +87,7 @@ class Scenario:
             contrary_one_in=chance.choice((0, 3, 20, 100)),
             monitor=chance.random() < 0.08,
             mischief=chance.choice((0.0, 0.01, 0.05)),
+            changes_mode=random.Random(gap).random() < 0.3,
         )
 
 
@@ -172,16 +174,24 @@ def bundle(chosen: Spec) -> session.Bundle:
 class Node:
     """The machine, as the executor asks for it."""
 
-    def __init__(self, machine: Machine, process: Process, *, pin: bool) -> None:
-        self._machine, self._process, self._pin = machine, process, pin
+    def __init__(self, machine: Machine, process: Process, *, pin: bool, watch_only: bool) -> None:
+        self._machine, self._process, self._pin, self._watch_only = machine, process, pin, watch_only
         self._kept: kernels.Sensors | None = None
+        self._ended = machine.kernel.let_pass() if watch_only else {}
 
     def sensors(self, admitted: Any, rules: Any) -> Any:
-        return kernels.Sensors(self._machine, self._process, admitted, rules, self._succeed, pin=self._pin)
+        return kernels.Sensors(
+            self._machine, self._process, admitted, rules, self._succeed, pin=self._pin, watch_only=self._watch_only
+        )
 
     def unpin(self) -> bool:
         self._machine.scheduler.alive()
         return self._machine.kernel.unpin()
+
+    def ended(self) -> dict[str, list[str]]:
+        if self._ended:
+            self._machine.auditor.counts["ended at start"] += 1
+        return self._ended
 
     def note(self) -> None:
         self._machine.scheduler.alive()
@@ -214,7 +224,8 @@ class Machine:
         self.kernel = kernels.Kernel(self.scheduler, self.descriptors)
         self.kernel.ring_size = chance.choice((4, 16, 64, 1024))
         self.auditor = Auditor(self, known)
-        self.kernel.vanished = self.auditor.vanished
+        self.kernel.vanished, self.kernel.begun_anew = self.auditor.vanished, self.auditor.closed
+        self.monitor, self._modes = self.scenario.monitor, random.Random(seed)
         self.params = breaker.Params(
             threshold=chance.choice((1, 3, 5)),
             cooldown_us=chance.choice((1000, 100_000, 1_000_000)),
@@ -261,7 +272,7 @@ class Machine:
 
     def mode_of(self, book: Any) -> str:
         """In which mode a runbook of a manifest is here."""
-        return "monitor" if self.scenario.monitor else str(book.mode)
+        return "monitor" if self.monitor else str(book.mode)
 
     def armed_manifest(self) -> Any:
         admitted = self.executor.admitted if self.executor is not None else None
@@ -410,6 +421,7 @@ class Machine:
         asking = self.kernel.attempt(destination)
         self._protected(destination)
         if asking is None:
+            self.auditor.refused(destination)
             return
         good = self._answers(destination)
         if self.chance.random() < 0.8:
@@ -424,7 +436,10 @@ class Machine:
     def _answers(self, destination: Destination) -> bool:
         place = (str(destination.address), destination.port)
         for held in self.services.values():
-            if held.frozen_until_ns > self.scheduler.now or self.kernel.isolated(held.cgroup_id):
+            if self.kernel.isolated(held.cgroup_id):
+                self.auditor.refused(held.name)
+                continue
+            if held.frozen_until_ns > self.scheduler.now:
                 continue
             if held.up and place in self.town.listens[held.name]:
                 return self.chance.random() < 0.98
@@ -464,12 +479,16 @@ class Machine:
 
     def _main(self, process: Process) -> None:
         pin = self.scenario.pin
+        if self.scenario.changes_mode and self._modes.random() < 0.5:
+            self.monitor = not self.monitor
         config = Config(
-            node="sim", tee="emulated", pin=pin, mode="monitor" if self.scenario.monitor else "enforce",
+            node="sim", tee="emulated", pin=pin, mode="monitor" if self.monitor else "enforce",
             checkpoint_seconds=self.chance.choice((1, 10, 60)), epoch_minutes=self.chance.choice((1, 15)),
         )  # fmt: skip
         try:
-            executor = daemon.Executor(Path("/nonexistent/sim"), config, self, Node(self, process, pin=pin))  # type: ignore[arg-type]
+            executor = daemon.Executor(
+                Path("/nonexistent/sim"), config, self, Node(self, process, pin=pin, watch_only=self.monitor)
+            )  # type: ignore[arg-type]
         except JournalError:
             self._again_later(process)
             return

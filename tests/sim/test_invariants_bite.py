@@ -22,8 +22,8 @@ from pointcall_runbook.vocabulary import Outcome, capability
 from tests.sim.auditor import INVARIANTS, BrokenError
 from tests.sim.disk import Journal
 from tests.sim.findings import KNOWN
-from tests.sim.kernel import Sensors
-from tests.sim.machine import Machine
+from tests.sim.kernel import Kernel, Sensors
+from tests.sim.machine import Machine, Node
 
 SEEDS = range(1, 201)
 EVENTS = 1500
@@ -51,6 +51,19 @@ def never_monitor(patch: Patch) -> None:
         )
 
     patch.setattr(daemon, "armed_of", armed_of)
+
+
+def refuse_on_a_node_that_only_watches(patch: Patch) -> None:
+    real = Node.sensors
+
+    def sensors(self: Any, admitted: Any, rules: Any) -> Any:
+        made = real(self, admitted, rules)
+        made._watch_only = False
+        if made.breaker is not None:
+            made.breaker.watch_only = False
+        return made
+
+    patch.setattr(Node, "sensors", sensors)
 
 
 def act_before_the_intent(patch: Patch) -> None:
@@ -307,6 +320,8 @@ MUTATIONS: dict[str, tuple[str, Callable[[Patch], None]]] = {
     "no never-touch list": ("granted", without("_never_touch")),
     "acts although withheld": ("monitor", act_when_withheld),
     "monitor is enforce": ("monitor", never_monitor),
+    "circuits refuse on a node that only watches": ("monitor", refuse_on_a_node_that_only_watches),
+    "what is pinned goes on refusing": ("monitor", lambda patch: patch.setattr(Kernel, "let_pass", lambda _self: {})),
     "acts before the intent": ("intent", act_before_the_intent),
     "no reconciling": ("outcome", never_reconcile),
     "an outcome twice": ("outcome", outcome_twice),
@@ -342,12 +357,14 @@ SOONEST = {
     "no token bucket": 43,
     "no limit of the node": 31,
     "no hold-off": 20,
-    "no storm": 85,
+    "no storm": 102,
     "no flap damping": 5,
     "flap damping that does not grow": 28,
     "no grant of actions": 39,
     "no grant of channels": 23,
     "no never-touch list": 17,
+    "circuits refuse on a node that only watches": 8,
+    "what is pinned goes on refusing": 105,
     "no reconciling": 19,
     "an outcome twice": 5,
     "no outcomes": 5,

@@ -71,7 +71,8 @@ def _usage() -> str:
         "Attested recovery runbooks: nothing acts on a guess, every step is checked and written down.\n\n"
         f"{rows}\n\n`pointcall <verb> --help` shows the options of one verb; `--version` the version.\n"
         "exit codes: 0 ok, 1 refused by policy, 2 usage, 3 emulated evidence without --allow-emulated,\n"
-        "            4 malformed input, 5 environment, 70 a bug in pointcall\n"
+        "            4 malformed input, 5 environment, 65 a log that cannot be gone on with,\n"
+        "            70 a bug in pointcall, 75 a failure that a restart may mend\n"
     )
 
 

@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pointcall_executor.kernel.probe import missing, probe
 
-    features = probe()
+    features = [*probe(), *_limits()]
     absent = missing(features)
     if args.bundle is not None:
         return _bundle(args, features)
@@ -38,6 +38,25 @@ def run(args: argparse.Namespace) -> int:
     else:
         _show(features, absent)
     return output.Exit.ENVIRONMENT if absent else output.Exit.OK
+
+
+def _limits() -> list[Feature]:
+    """What holds the limits of declared services."""
+    from pointcall_executor.kernel.errors import KernelError
+    from pointcall_executor.kernel.probe import Feature
+    from pointcall_executor.services.groups import limit_place
+
+    needs = {"memory": "`memory_bytes` of services", "pids": "`processes` of services that run as root"}
+    found = []
+    for controller, needed_for in needs.items():
+        try:
+            place = limit_place(controller)
+        except (OSError, KernelError) as error:
+            place, why = "", str(error)
+        else:
+            why = "no cgroup has this controller"
+        found.append(Feature(f"cgroup.{controller}", bool(place), place or why, needed_for, required=False))
+    return found
 
 
 def _bundle(args: argparse.Namespace, features: list[Feature]) -> int:

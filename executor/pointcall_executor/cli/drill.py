@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import math
 import sys
 import time
 from dataclasses import asdict
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from pointcall_executor.kernel.drill import Fault, Observed
 
 MILLION = 1_000_000
+SECONDS_MAX = 600
+DELAY_MAX_MS = 5_000
+SLOW_MAX_MS = 60_000
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    _check_numbers(args)
     return _in_the_lab(args) if args.cgroup else _through_the_executor(args)
 
 
@@ -57,11 +62,11 @@ def _through_the_executor(args: argparse.Namespace) -> int:
     host, port = _place(args) if args.to else ("", 0)
     if args.to:
         _fault(args)  # nonsense is refused before anybody is asked
-    seconds = max(1, round(args.seconds))
+    seconds = math.ceil(args.seconds)
     request: dict[str, Any] = {
         "service": args.service, "address": host, "port": port, "protocol": "udp" if args.udp else "tcp",
-        "first": args.first, "refuse_ppm": int(args.refuse * MILLION), "refuse_errno": _errno(args.errno),
-        "lose_ppm": int(args.lose * MILLION), "delay_us": int(args.delay_ms * 1000), "seed": args.seed,
+        "first": args.first, "refuse_ppm": round(args.refuse * MILLION), "refuse_errno": _errno(args.errno),
+        "lose_ppm": round(args.lose * MILLION), "delay_us": round(args.delay_ms * 1000), "seed": args.seed,
         "seconds": seconds, "kill": args.kill, "slow_file": args.slow_file,
         "slow_ms": args.slow_ms if args.slow_file else 0, "reason": args.reason,
     }  # fmt: skip
@@ -98,11 +103,12 @@ def _in_the_lab(args: argparse.Namespace) -> int:
             "a lab has no declared service", want="only connects and packets with --cgroup", got=", ".join(others),
             hint="leave it out, or leave --cgroup out: then the armed manifest says what may be rehearsed",
         )  # fmt: skip
+    fault, blob = _fault(args), _blob(args.sha256)
+    cgroup = _cgroup(args.cgroup)
     sys.stderr.write("pointcall: lab mode: no manifest allows this drill, and no log has it\n")
-    fault = _fault(args)
-    with DrillInjector(_blob(args.sha256)) as injector:
+    with DrillInjector(blob) as injector:
         until_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC) + int(args.seconds * 1e9)
-        injector.inject(Path(args.cgroup), fault, until_ns)
+        injector.inject(cgroup, fault, until_ns)
         with contextlib.suppress(KeyboardInterrupt):
             time.sleep(args.seconds)
         observed = injector.end()
@@ -110,11 +116,40 @@ def _in_the_lab(args: argparse.Namespace) -> int:
     return _show(args, observed, due)
 
 
+def _check_numbers(args: argparse.Namespace) -> None:
+    """UsageRefusal where a number is out of its range; what is no number, too."""
+    limits = {
+        "--seconds": (args.seconds, 0.001, SECONDS_MAX), "--refuse": (args.refuse, 0, 1), "--lose": (args.lose, 0, 1),
+        "--delay-ms": (args.delay_ms, 0, DELAY_MAX_MS), "--slow-ms": (args.slow_ms, 1, SLOW_MAX_MS),
+        "--first": (args.first, 0, 2**64 - 1), "--seed": (args.seed, 0, 2**64 - 1),
+    }  # fmt: skip
+    for name, (value, lo, hi) in limits.items():
+        if not lo <= value <= hi:  # also for what is not a number
+            raise output.UsageRefusal(f"{name} is out of range", want=f"{lo}..{hi}", got=str(value)[:40])
+
+
 def _place(args: argparse.Namespace) -> tuple[str, int]:
     host, _, port = args.to.rpartition(":")
-    if not port.isdecimal() or not host:
-        raise output.UsageRefusal(f"this is no destination: {args.to}", hint="--to ADDRESS:PORT")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not (port.isascii() and port.isdecimal()) or not host or (":" in host) != bracketed:
+        raise output.UsageRefusal(f"this is no destination: {args.to[:80]}", hint="--to ADDRESS:PORT or [ADDRESS]:PORT")
+    if "%" in host:
+        raise output.UsageRefusal(
+            "a destination has no zone", want="an address without %", got=args.to[:80],
+            hint="a link-local address is the same destination on every interface",
+        )  # fmt: skip
     return host.strip("[]"), int(port)
+
+
+def _cgroup(text: str) -> Path:
+    """KernelError `kernel.cgroup.outside` where it is none."""
+    from pointcall_executor.kernel.cgroup import Cgroup
+
+    path = Path(text).resolve()
+    if not path.is_dir():
+        raise output.UsageRefusal("there is no such cgroup", want="a folder of the cgroup v2 tree", got=text[:200])
+    Cgroup(path).level  # noqa: B018 - it raises
+    return path
 
 
 def _errno(name: str) -> int:
@@ -132,8 +167,8 @@ def _fault(args: argparse.Namespace) -> Fault:
     (host, port), code = _place(args), _errno(args.errno)
     try:
         to = Destination(Address.parse(host), port, 0, 17 if args.udp else 6)
-        chances = int(args.refuse * MILLION), code, int(args.lose * MILLION)
-        return Fault(to, args.seed, args.first, *chances, int(args.delay_ms * 1000))
+        chances = round(args.refuse * MILLION), code, round(args.lose * MILLION)
+        return Fault(to, args.seed, args.first, *chances, round(args.delay_ms * 1000))
     except ValueError as error:
         raise output.UsageRefusal(f"this drill makes no sense: {error}", hint="pointcall drill --help") from None
 

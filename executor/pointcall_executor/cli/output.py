@@ -28,6 +28,7 @@ class Exit(enum.IntEnum):
     EMULATED = 3  # would be accepted, but only because emulation is allowed
     MALFORMED = 4
     ENVIRONMENT = 5  # a missing kernel feature, permission or file
+    LOG = 65  # EX_DATAERR of sysexits.h: the log is not one that can be gone on with; only a person can mend that
     BUG = 70
     FAILED = 75  # EX_TEMPFAIL of sysexits.h: stopped by a failure that a restart may mend
 

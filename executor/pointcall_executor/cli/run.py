@@ -1,7 +1,7 @@
 """`pointcall run`: the executor on this node, until it is told to stop.
 
 SIGTERM and SIGINT disarm and close the epoch; SIGHUP reads the settings and the manifest folder again. A failure that a
-restart may mend has an exit code of its own: whoever supervises it starts it again.
+restart may mend has an exit code of its own: whoever supervises it starts it again. So has a log that no restart mends.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Final
 
 TRANSIENT: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS))  # a disk: full, failing, read-only
+SCARCE: Final = frozenset((errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE))  # memory, processes, descriptors
 # The same in SQLite's words, primary result codes: BUSY, LOCKED, READONLY, IOERR, FULL. Not CANTOPEN: a permission.
 TRANSIENT_SQLITE: Final = frozenset((5, 6, 8, 10, 13))
+NO_LOG: Final = frozenset(("journal.damaged", "journal.format", "journal.schema", "journal.origin"))
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -26,14 +28,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from pointcall_executor.cli.output import Exit, failed, state_dir
+    from pointcall_runbook.errors import PointcallError
 
     state = state_dir(args).absolute()
     try:
         return _run(args, state)
     except Exception as error:
-        if not passes(error, state):
-            raise
-        return failed(error, as_json=args.json, code=Exit.FAILED)
+        if passes(error, state):
+            return failed(error, as_json=args.json, code=Exit.FAILED)
+        if isinstance(error, PointcallError) and error.id in NO_LOG:
+            return failed(error, as_json=args.json, code=Exit.LOG)
+        raise
 
 
 def _run(args: argparse.Namespace, state: Path) -> int:
@@ -55,8 +60,9 @@ def _run(args: argparse.Namespace, state: Path) -> int:
 
 
 def passes(error: BaseException, state: Path) -> bool:
-    """Whether a start failed for the storage of `state`, in a way that ends without a person: no room, a device that
-    fails, a lock that another process holds. Not: what is missing, forbidden, damaged or wrong."""
+    """Whether a start failed in a way that ends without a person: the storage of `state` has no room or fails, another
+    process holds its lock, or the machine is short of memory, processes or descriptors. Not: what is missing,
+    forbidden, damaged or wrong."""
     from pointcall_runbook.errors import PointcallError
 
     cause: BaseException | None = error
@@ -70,5 +76,7 @@ def passes(error: BaseException, state: Path) -> bool:
             return True
         if isinstance(cause, OSError) and cause.errno in TRANSIENT:
             return cause.filename is None or Path(str(cause.filename)).is_relative_to(state)
+        if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno in SCARCE):
+            return True
         cause = cause.__cause__
     return False

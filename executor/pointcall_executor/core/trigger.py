@@ -50,7 +50,7 @@ NODE_WIDE: Final = frozenset({0, 1})
 class Topology:
     """What is where: which declared service listens on a destination, which cgroup holds which service."""
 
-    listeners: Mapping[tuple[str, int], int] = field(default_factory=dict)  # (address, port) -> service number
+    listeners: Mapping[tuple[str, int, int], int] = field(default_factory=dict)  # address, port, protocol -> service
     cgroups: Mapping[int, int] = field(default_factory=dict)  # cgroup v2 id -> service number
     names: Mapping[int, str] = field(default_factory=dict)  # service number -> name
 
@@ -60,7 +60,7 @@ class Topology:
         Whatever its namespace: only armed destinations report, and armed are those of the executor's own namespace and
         node-wide ones, which are never loopback (arming.node_wide).
         """
-        return self.listeners.get((str(destination.address), destination.port), 0)
+        return self.listeners.get((str(destination.address), destination.port, destination.protocol), 0)
 
     def moved(self, number: int, cgroup_id: int) -> Topology:
         """The same after a service got a new cgroup; 0 where it has none."""

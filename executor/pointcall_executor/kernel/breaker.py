@@ -261,6 +261,23 @@ class BreakerSensor(Sensor):
         return Word.unpack(COMMAND.unpack(out)[2])
 
 
+def pinned_refusing(folder: Path) -> list[Destination]:
+    """Whose connects the breaker that is pinned below `folder` may refuse now. None where its table is not one of
+    ours."""
+    try:
+        fd = bpf.pinned(str(folder / "map_circuits"))
+    except FileNotFoundError:
+        return []
+    try:
+        circuits = Map(fd)
+        if (circuits.info.key_size, circuits.info.value_size) != (KEY.size, VALUE.size):
+            return []
+        states = [_state(_destination(key), raw) for key, raw in circuits.items()]
+    finally:
+        os.close(fd)
+    return [s.destination for s in states if s.state is not State.CLOSED and not s.watch_only]
+
+
 def let_pass(folder: Path) -> bool:
     """Make every circuit of the breaker that is pinned below `folder` refuse nothing from now on, whoever takes it up.
 

@@ -6,6 +6,7 @@ pinned.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -102,5 +103,7 @@ def does_not_attach(name: str, section: str, error: OSError) -> LoadError:
         f"{name} does not attach to {section}",
         id="kernel.attach",
         got=str(error.strerror),
-        hint="another program may hold the cgroup exclusively: bpftool cgroup tree",
+        hint="is the cgroup a folder of the v2 tree, and still there?"
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EBADF)
+        else "another program may hold the cgroup exclusively: bpftool cgroup tree",
     )

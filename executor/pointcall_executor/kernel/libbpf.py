@@ -38,6 +38,12 @@ _SIGNATURES: Final[Mapping[str, tuple[Any, ...]]] = {  # name -> result, argumen
 _heard: Final[list[Any]] = []
 
 
+def installed() -> str:
+    """The library's name. KernelError where it is not installed."""
+    _library()
+    return LIBRARY
+
+
 def load(blob: Blob, elf: bytes, constants: Mapping[str, int] | None = None) -> Loaded:
     """Load the object file `elf`, whose names and constants are those of `blob`.
 

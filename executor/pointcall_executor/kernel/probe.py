@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Final
 
 from pointcall_executor.kernel import bpf, btf
+from pointcall_executor.kernel.bcc_probe import find_interpreter
 from pointcall_executor.kernel.blob import Blob
 from pointcall_executor.kernel.cgroup import find_root
+from pointcall_executor.kernel.drill import qdiscs
 from pointcall_executor.kernel.errors import KernelError
+from pointcall_executor.kernel.libbpf import installed
 from pointcall_executor.kernel.loader import load
 from pointcall_executor.kernel.ring import MAP_TYPE_RINGBUF, ORDERED_MACHINES
 
@@ -51,6 +54,7 @@ TRAMPOLINES: Final = {
     "fentry": (bpf.ProgramType.TRACING, bpf.AttachType.TRACE_FENTRY, "bpf_fentry_test1"),
     "lsm": (bpf.ProgramType.LSM, bpf.AttachType.LSM_MAC, "bpf_lsm_file_open"),
 }
+TRAMPOLINE_USES: Final = {"fentry": "sensor vfs", "lsm": "sensor tamper"}
 BLOB_USES: Final = {  # sensor of a manifest -> what it is for
     "breaker": "sensor breaker: the reflex; CircuitOpened, CircuitClosed, CircuitStuck",
     "connections": "sensor connections: the action kill_connections",
@@ -82,7 +86,7 @@ class Feature:
 
 def probe(blobs: Path = BLOBS) -> list[Feature]:
     """Every feature that the kernel room can use, the required ones first. Loads and unloads; changes nothing."""
-    found = [*_basics(), *_gates(), *_tracing(), *_optional_tracing(), *_blobs(blobs)]
+    found = [*_basics(), *_gates(), *_tracing(), *_optional_tracing(), *_blobs(blobs), *_beside()]
     return sorted(found, key=lambda feature: not feature.required)
 
 
@@ -162,6 +166,34 @@ def _basics() -> Iterator[Feature]:
     yield _tried("psi", "sensor pressure: pressure-stall triggers", _psi, required=False)
 
 
+def _beside() -> Iterator[Feature]:
+    """What is no hook, and not needed to protect anything."""
+    yield _tried("fuse", "drill slow_file", _fuse, required=False)
+    yield _tried("fq", "drill delay: a device with this qdisc", _fq, required=False)
+    yield _tried("libbpf", "the second loader, for diagnosis", installed, required=False)
+    yield _tried("bcc", "pointcall probe", lambda: str(find_interpreter()), required=False)
+    yield _tried("headers", "pointcall probe", _headers, required=False)
+
+
+def _fuse() -> str:
+    os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    return "/dev/fuse"
+
+
+def _fq() -> str:
+    found = qdiscs()
+    if "fq" not in found:
+        raise KernelError("no device delays packets", id="kernel.drill.delay", got=f"only {', '.join(sorted(found))}")
+    return "a device has it"
+
+
+def _headers() -> str:
+    folder = Path("/lib/modules", platform.release(), "build")
+    if not folder.is_dir():
+        raise FileNotFoundError(2, "no headers")
+    return str(folder)
+
+
 def _psi() -> str:
     Path("/proc/pressure/io").read_text()
     return "/proc/pressure"
@@ -220,7 +252,7 @@ def _optional_tracing() -> Iterator[Feature]:
     ids = btf.find(raw, names) if raw else {}
     for name, (program, attach, target) in TRAMPOLINES.items():
         number = ids.get((btf.Kind.FUNC, target))
-        yield _hook(name, "sensors vfs and tamper", number, program, attach, required=False)
+        yield _hook(name, TRAMPOLINE_USES[name], number, program, attach, required=False)
     yield _sock_destroy(ids)
 
 

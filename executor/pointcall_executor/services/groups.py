@@ -1,4 +1,4 @@
-"""The cgroups of one instance of a service: a v2 folder always, a v1 memory folder on hybrid hosts if limited.
+"""The cgroups of one instance of a service: a v2 folder always, v1 folders on hybrid hosts for what is limited.
 
 A service is destroyed by killing its cgroup, so that nothing it forked survives. Each instance gets folders of its own
 name and so an id of its own: events of the old one cannot be mistaken for the new one's, and removing the old folders,
@@ -21,6 +21,7 @@ from pointcall_executor.services.chores import CHORES
 
 EMPTY_SECONDS: Final = 5.0  # how long a killed cgroup may take to become empty
 FREEZE_NS: Final = 250_000_000  # how long tasks may take to stop; one that waits for a disk takes as long as the disk
+LIMITED: Final = ("memory", "pids")  # the controllers that hold what a declaration limits
 REMOVE_AFTER_SECONDS: Final = 0.5  # the kernel's cgroup lock, which a new start needs, is held while one is removed
 
 
@@ -31,6 +32,19 @@ def v1_mount(controller: str, mounts: str | None = None) -> Path | None:
         if len(fields) >= 4 and fields[2] == "cgroup" and controller in fields[3].split(","):
             return Path(fields[1])
     return None
+
+
+def trees() -> tuple[Path, ...]:
+    """Where folders of instances may lie: the v2 tree, then the v1 hierarchies of the limits."""
+    return tuple(dict.fromkeys(filter(None, (find_root(), *map(v1_mount, LIMITED)))))
+
+
+def limit_place(controller: str) -> str:
+    """The tree whose cgroups have this controller; empty where none has."""
+    if (v1 := v1_mount(controller)) is not None:
+        return str(v1)
+    root = find_root()
+    return str(root) if controller in (root / "cgroup.controllers").read_text().split() else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +88,7 @@ class ServiceGroups:
     def __init__(self, relative: str) -> None:
         self.relative = relative
         self._main = Cgroup(find_root() / relative)
-        v1 = v1_mount("memory")
-        self._memory = v1 / relative if v1 is not None else None
+        self._v1 = {name: mount / relative for name in LIMITED if (mount := v1_mount(name)) is not None}
         self.freezer = Freezer(self._main.path)
 
     @classmethod
@@ -103,27 +116,37 @@ class ServiceGroups:
             self._limit_memory(memory_bytes)
         return self._main.id
 
+    def limit_tasks(self, limit: int) -> None:
+        """No more processes and threads at once, whoever they run as. OSError where nothing here can hold that."""
+        (self._with("pids") / "pids.max").write_text(str(limit))
+
     def _limit_memory(self, limit: int) -> None:
-        """On a pure v2 host in the same folder, on a hybrid host in the v1 memory hierarchy."""
-        if self._memory is not None:
-            self._memory.mkdir(parents=True, exist_ok=True)
-            (self._memory / "memory.limit_in_bytes").write_text(str(limit))
-            return
+        folder = self._with("memory")
+        if "memory" in self._v1:
+            (folder / "memory.limit_in_bytes").write_text(str(limit))
+        else:
+            (folder / "memory.max").write_text(str(limit))
+            (folder / "memory.swap.max").write_text("0")
+
+    def _with(self, controller: str) -> Path:
+        """The folder with this controller: on a pure v2 host the main one, on a hybrid host one of the v1 hierarchy."""
+        if (v1 := self._v1.get(controller)) is not None:
+            v1.mkdir(parents=True, exist_ok=True)
+            return v1
         root = find_root()
         for parent in reversed(self._main.path.relative_to(root).parents):
             control = root / parent / "cgroup.subtree_control"
-            if "memory" not in control.read_text().split():
-                control.write_text("+memory")
-        (self._main.path / "memory.max").write_text(str(limit))
-        (self._main.path / "memory.swap.max").write_text("0")
+            if controller not in control.read_text().split():
+                control.write_text(f"+{controller}")
+        return self._main.path
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[tuple[int, ...]]:
-        """Descriptors of the v2 folder, to be born in, and of cgroup.procs of the v1 folder if there is one."""
+        """Descriptors of the v2 folder, to be born in, and of cgroup.procs of each v1 folder that there is."""
         found = [os.open(self._main.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
         try:
-            if self._memory is not None and self._memory.exists():
-                found.append(os.open(self._memory / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
+            for folder in filter(Path.exists, dict.fromkeys(self._v1.values())):
+                found.append(os.open(folder / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))  # noqa: PERF401 - each is closed
             yield tuple(found)
         finally:
             for fd in found:
@@ -132,7 +155,7 @@ class ServiceGroups:
     def destroy(self) -> None:
         """Kill what is left and wait until nothing lives; the folders go a little later. Nothing there is no error."""
         _empty(self._main)
-        folders = [self._main.path] if self._memory is None else [self._main.path, self._memory]
+        folders = [self._main.path, *dict.fromkeys(self._v1.values())]
         CHORES.later(REMOVE_AFTER_SECONDS, functools.partial(_remove_all, folders))
 
 
@@ -150,10 +173,10 @@ def _empty(group: Cgroup) -> None:
 
 
 def instances(parent: str, name: str) -> set[str]:
-    """What an earlier executor left of a service: paths of folders `<name>.<n>` below `parent`, in either hierarchy."""
+    """What an earlier executor left of a service: paths of folders `<name>.<n>` below `parent`, in any tree."""
     return {
         str(folder.relative_to(root))
-        for root in filter(None, (find_root(), v1_mount("memory")))
+        for root in trees()
         for folder in (root / parent).glob(f"{name}.*")
         if folder.name.removeprefix(f"{name}.").isdecimal() and folder.is_dir()
     }
@@ -162,16 +185,16 @@ def instances(parent: str, name: str) -> set[str]:
 def destroy_leftovers(parent: str, name: str, *, keep: str = "") -> None:
     """Kill and remove every instance but `keep`. Frozen tasks can be killed."""
     for relative in instances(parent, name) - {keep}:
-        for root in filter(None, (find_root(), v1_mount("memory"))):
+        for root in trees():
             if (root / relative).is_dir():
                 Cgroup(root / relative).kill()
                 _remove(root / relative)
 
 
 def remove_empty(relative: str) -> None:
-    """Remove a folder and its parents from both hierarchies as far as nothing lives in them."""
+    """Remove a folder and its parents from every tree as far as nothing lives in them."""
     CHORES.finish()
-    for root in filter(None, (find_root(), v1_mount("memory"))):
+    for root in trees():
         folder = root / relative
         with contextlib.suppress(OSError):
             while folder != root:

@@ -160,14 +160,38 @@ class Process:
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             cgroup_id = groups.create(memory_bytes=self._declared.limits.memory_bytes)
+            rlimit = self._limit_tasks(groups)
             with groups.opened() as opened:
-                unborn = self.spawner.prepare(self._request(), [program, *opened])
+                unborn = self.spawner.prepare(self._request() | {"processes": rlimit}, [program, *opened])
             return _Prepared(groups, cgroup_id, unborn, _identity(program))
         except BaseException as error:
             groups.destroy()
             if isinstance(error, OSError):
                 raise ServiceError(f"cannot prepare {self.name}", id="service.spawn", got=str(error)) from error
             raise
+
+    def _limit_tasks(self, groups: ServiceGroups) -> int | None:
+        """Hold the instance to its processes; the limit that is left for RLIMIT_NPROC, where no cgroup can hold it.
+        That one holds an account, but not root: ServiceError `service.limit`."""
+        limit = self._declared.limits.processes
+        if limit is None:
+            return None
+        try:
+            groups.limit_tasks(limit)
+        except OSError as error:
+            if self._uid() != 0:
+                return limit
+            raise ServiceError(
+                f"nothing here holds {self.name} to its processes", id="service.limit",
+                want="the pids controller of cgroups", got=str(error),
+                hint="let the service run as a `user` of its own, or take `processes` out of its limits",
+            ) from error  # fmt: skip
+        return None
+
+    def _uid(self) -> int:
+        """The account that it will run as; the spawner's where it names none."""
+        uid = _uid(self._declared.user)
+        return Path(f"/proc/{self.spawner.pid}").stat().st_uid if uid is None else uid
 
     def _take_next(self, program: int) -> _Prepared | None:
         """The instance that waits, if it waits with the very file that was just verified."""
@@ -223,7 +247,6 @@ class Process:
             "uid": _uid(process.user),
             "gid": _gid(process.group, process.user),
             "namespaces": list(process.namespaces),
-            "processes": process.limits.processes,
             "no_new_privileges": process.no_new_privileges,
             "folder": str(self.folder),
         }

@@ -29,6 +29,7 @@ from pointcall_executor.services.managed import ServiceError
 ANSWER_SECONDS: Final = 10.0
 SEATS: Final = 32  # instances that wait, each with up to 1.2 MiB of its own; further services start as a new one does
 SWEEP_AFTER_NS: Final = 60_000_000_000
+LOOK_SECONDS: Final = 0.5  # how often it is looked whether somebody has stopped it
 RESPAWN_SECONDS: Final = 0.05  # no faster, should it die at once each time
 MAX_ANSWER_BYTES: Final = 65536
 _CHILD_FD: Final = 3
@@ -80,6 +81,13 @@ class _Process:
             os.waitpid(self.pid, 0)
         left, self.pidfd = self.pidfd, -1
         os.close(left)
+
+    def go_on(self) -> None:
+        """Wake one that somebody has stopped (SIGSTOP): leases and requests wait for it. Killing it would cost the
+        privileges that only the first one has."""
+        if _stopped(self.pid):
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGCONT)
 
     def kill(self) -> None:
         """End one that does not answer. What it had stopped is thawed by its services' next owner."""
@@ -174,11 +182,15 @@ class Spawner:
         return self._process.pid
 
     def _watch(self) -> None:
-        """Replace a spawner that died at once: a lease must not wait for the next request to end."""
+        """Replace a spawner that died at once, and wake one that was stopped: a lease must not wait for the next
+        request to end."""
         while not self._closed:
-            process = self._process
+            process, ended = self._process, True
             with contextlib.suppress(OSError, ValueError):  # it was left meanwhile
-                readable(process.pidfd, None)
+                ended = readable(process.pidfd, LOOK_SECONDS)
+            if not ended:
+                process.go_on()
+                continue
             time.sleep(RESPAWN_SECONDS)
             with self._lock, contextlib.suppress(OSError, EOFError):
                 if not self._closed and process is self._process:
@@ -291,6 +303,14 @@ class Spawner:
                 self._process.leave(0.5)
         with contextlib.suppress(OSError):
             self._cgroup.path.rmdir()
+
+
+def _stopped(pid: int) -> bool:
+    """Whether a signal holds this process; not: a tracer. The state is behind the name, which ends with a bracket."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except (OSError, IndexError):
+        return False
 
 
 def _sweep(parent: str) -> None:

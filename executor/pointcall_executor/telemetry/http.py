@@ -20,6 +20,7 @@ from pointcall_runbook.errors import PointcallError
 AT_ONCE: Final = 8
 TIMEOUT_S: Final = 5.0
 WHOLE_S: Final = 10.0  # for one request with its answer
+STUCK: Final = "the core's loop does not turn"
 _TEXT: Final = "text/plain; charset=utf-8"
 
 
@@ -30,14 +31,14 @@ class ListenError(PointcallError):
 
 
 class Listener(http.server.ThreadingHTTPServer):
-    """Serves until `stop`. ListenError where the address is taken."""
+    """Serves until `stop`. ListenError where the address is taken. `unready`: why nothing is armed; empty if it is."""
 
     daemon_threads = True
     request_queue_size = 16
     allow_reuse_port = False
 
-    def __init__(self, address: tuple[str, int], metrics: Metrics, pulse: Pulse, ready: Callable[[], bool]) -> None:
-        self.metrics, self.pulse, self.ready = metrics, pulse, ready
+    def __init__(self, address: tuple[str, int], metrics: Metrics, pulse: Pulse, unready: Callable[[], str]) -> None:
+        self.metrics, self.pulse, self.unready = metrics, pulse, unready
         self._places = threading.BoundedSemaphore(AT_ONCE)
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         try:
@@ -98,10 +99,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             case "/metrics":
                 self._answer(200, CONTENT_TYPE, self.server.metrics.text())
             case "/healthz":
-                self._yes_or_no(self.server.pulse.alive(), "alive", "the core's loop does not turn")
+                self._yes_or_no(self.server.pulse.alive(), "alive", STUCK)
             case "/readyz":
-                ready = self.server.ready() and self.server.pulse.alive()
-                self._yes_or_no(ready, "armed", "nothing is armed")
+                unready = self.server.unready()
+                alive = self.server.pulse.alive()
+                self._yes_or_no(alive and not unready, "armed", unready or STUCK)
             case _:
                 self._answer(404, _TEXT, b"/metrics, /healthz or /readyz\n")
 

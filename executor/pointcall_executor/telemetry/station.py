@@ -49,7 +49,7 @@ class Station:
                 from pointcall_executor.telemetry.http import Listener
 
                 pulse = Pulse(lambda: executor.beats, lambda: executor.failure is not None)
-                self.listener = Listener(loopback(config.http), metrics, pulse, backend.ready)
+                self.listener = Listener(loopback(config.http), metrics, pulse, backend.unready)
                 self._ending.callback(self.listener.stop)
             undo.pop_all()
 

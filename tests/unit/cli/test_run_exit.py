@@ -16,7 +16,7 @@ from pointcall_executor import beginning, cli
 from pointcall_executor.cli.output import EnvironmentRefusal, Exit
 from pointcall_executor.cli.run import passes
 from pointcall_executor.config import ConfigError
-from pointcall_executor.journal import Journal, JournalError, StorageError
+from pointcall_executor.journal import DamagedError, Journal, JournalError, StorageError
 
 
 def opening(path: Path, **settings: Any) -> Exception:
@@ -77,6 +77,13 @@ def test_a_disk_that_fails_is_tried_again_and_another_file_system_is_not(tmp_pat
     assert not passes(OSError(number, "mkdir", "/sys/fs/cgroup/pointcall"), tmp_path)
 
 
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE])
+def test_a_machine_that_is_short_of_something_is_tried_again_wherever_it_was(tmp_path: Path, number: int) -> None:
+    assert passes(OSError(number, "fork"), tmp_path)
+    assert passes(OSError(number, "open", "/sys/fs/cgroup/pointcall"), tmp_path)
+    assert passes(MemoryError(), tmp_path)
+
+
 def test_what_a_restart_cannot_mend_is_not_tried_again(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
     path.write_bytes(b"no database at all" * 400)
@@ -108,6 +115,10 @@ def test_an_error_that_is_its_own_cause_ends_the_search(tmp_path: Path) -> None:
         (PermissionError(errno.EACCES, "Permission denied"), Exit.ENVIRONMENT),
         (EnvironmentRefusal("no hook", id="kernel.missing"), Exit.ENVIRONMENT),
         (ConfigError("wrong"), Exit.USAGE),
+        (MemoryError(), Exit.FAILED),
+        (DamagedError("entry 7 is missing"), Exit.LOG),
+        (JournalError("of another node", id="journal.origin"), Exit.LOG),
+        (StorageError("unable to open database file"), Exit.REFUSED),
     ],
 )
 def test_the_verb_ends_with_the_code_that_says_so(

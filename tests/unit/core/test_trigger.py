@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,7 +50,7 @@ SECOND = 1_000_000_000
 API = service("api")
 HERE = Destination(Address.parse("127.0.0.1"), 8080, 7)
 ELSEWHERE = Destination(Address.parse("127.0.0.1"), 9090, 7)
-TOPOLOGY = Topology({("127.0.0.1", 8080): API.number}, {42: API.number}, {API.number: "api"})
+TOPOLOGY = Topology({("127.0.0.1", 8080, 6): API.number}, {42: API.number}, {API.number: "api"})
 
 
 def circuit(kind: Kind, at_s: int = 100, where: Destination = HERE) -> CircuitEvent:
@@ -65,6 +67,15 @@ def test_an_opened_circuit_knows_its_service_and_how_often_it_opened() -> None:
     _, second = notice(circuit(Kind.CIRCUIT_REOPENED, 101), TOPOLOGY, history)
     assert first.event == CircuitOpened(100 * SECOND, HERE.address, 8080, 5, False, 1, API, 1)
     assert second.event == CircuitOpened(101 * SECOND, HERE.address, 8080, 5, True, 2, API, 1)
+
+
+def test_tcp_and_udp_on_one_port_may_be_two_services() -> None:
+    dns = service("dns")
+    topology = Topology({("127.0.0.1", 8080, 6): API.number, ("127.0.0.1", 8080, 17): dns.number})
+    for where, owner in ((HERE, API), (replace(HERE, protocol=17), dns)):
+        noticed = notice(circuit(Kind.CIRCUIT_OPENED, where=where), topology, History())[1]
+        assert isinstance(noticed.event, CircuitOpened)
+        assert noticed.event.service == owner
 
 
 def test_a_destination_that_nobody_declares_has_no_service() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from pointcall_executor.cli import parser_of
 from pointcall_executor.cli import run as run_verb
+from pointcall_executor.cli.output import Exit
 from pointcall_executor.config import Config
 from pointcall_executor.privileges import NEEDED
 
@@ -90,6 +91,25 @@ def test_the_command_of_the_unit_is_one_that_the_verb_takes() -> None:
     args = parser.parse_args(words[2:])
     assert str(args.state_dir) == "/var/lib/pointcall"
     assert str(args.config) == "/etc/pointcall/pointcall.toml"
+
+
+def after(code: str, status: str) -> str:
+    """What the unit does after an end, before it would start it again: the words of the pause."""
+    command = setting("ExecStopPost").removeprefix("/bin/sh -c ").strip("'").replace("$$", "$")
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"sleep() {{ echo sleep $1; }}; {command}"],
+        env={"EXIT_CODE": code, "EXIT_STATUS": status}, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
+def test_who_was_killed_is_started_again_at_once_and_who_ended_by_itself_after_a_pause() -> None:
+    assert [after("killed", number) for number in ("KILL", "SEGV", "9")] == ["", "", ""]
+    assert after("dumped", "ABRT") == ""
+    left = set(setting("RestartPreventExitStatus").split())
+    assert left == {str(int(code)) for code in (Exit.USAGE, Exit.ENVIRONMENT, Exit.LOG)}
+    for code in [*map(str, map(int, Exit)), "120", "255"]:
+        assert after("exited", code) == ("" if code in left | {"0"} else "sleep 5"), code
 
 
 def test_the_example_settings_are_valid_and_their_groups_are_made() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -142,3 +143,31 @@ def test_without_the_file_loopback_is_asked(tmp_path: Any) -> None:
     assert to("127.0.0.1", 53) in Resolvers()
     (tmp_path / "resolv.conf").write_bytes(b"nameserver 10.0.0.2\nnameserver \xff\n")
     assert Resolvers.read(tmp_path / "resolv.conf") == Resolvers(frozenset({Address.parse("10.0.0.2")}))
+
+
+@pytest.mark.parametrize("kind", ["folder", "loop", "forbidden"])
+def test_a_file_that_is_there_and_cannot_be_read_is_no_reason_to_arm_without_it(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "resolv.conf"
+    if kind == "folder":
+        place.mkdir()
+    elif kind == "loop":
+        place.symlink_to(place)
+    else:
+
+        def forbidden(*_: Any, **__: Any) -> str:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        monkeypatch.setattr(Path, "read_text", forbidden)
+    with pytest.raises(ArmingError) as refusal:
+        Resolvers.read(place)
+    assert (refusal.value.id, refusal.value.want) == ("arm.resolvers", f"a file that the executor may read: {place}")
+    assert refusal.value.got
+    assert "protect_resolvers" in refusal.value.hint
+
+
+def test_a_dangling_link_is_no_file(tmp_path: Path) -> None:
+    place = tmp_path / "resolv.conf"
+    place.symlink_to(tmp_path / "not/yet")
+    assert Resolvers.read(place) == Resolvers()

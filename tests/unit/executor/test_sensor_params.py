@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from pointcall_attest.errors import MalformedError
 from pointcall_attest.manifest import NOTHING, WITHOUT_BLOB, Manifest, Sensor
 from pointcall_executor.arming import SENSORS, ArmingError
-from pointcall_executor.sensor_params import OWN_PARAMS, split
+from pointcall_executor.sensor_objects import pressure_watch
+from pointcall_executor.sensor_params import CONSTANTS, OWN_PARAMS, split
 from pointcall_keys.assemble import assemble
 from pointcall_keys.recovery_manifest import RecoveryManifest
 
@@ -39,6 +40,13 @@ def test_ours_are_taken_out_and_the_rest_are_constants() -> None:
         sensor("pressure", window_ms=1_000),
         sensor("pressure", window_ms=3_000),
         sensor("pressure", window_ms=12_000),
+        sensor("transport", window_ns=0),
+        sensor("syscalls", error_percent=101),
+        sensor("storage", slow_percent=101),
+        sensor("vfs", window_ns=3_600_000_000_001),
+        sensor("breaker", scope_cgroup=1),
+        sensor("breaker", scope_level=1),
+        sensor("tamper", executor=1),
     ],
 )
 def test_out_of_range_or_unknown_is_refused_by_name(wrong: Sensor) -> None:
@@ -53,6 +61,18 @@ def test_the_kernels_rule_for_windows_is_said() -> None:
         split(sensor("pressure", window_ms=3_000))
     assert "window_ms 2000..10000, a multiple of 2000" in refused.value.want
     assert split(sensor("pressure", window_ms=4_000))[1]["window_ms"] == 4_000
+
+
+def test_a_pressure_sensor_that_watches_nothing_is_refused() -> None:
+    with pytest.raises(ArmingError) as refused:
+        pressure_watch(split(sensor("pressure", window_ms=4_000))[1])
+    assert (refused.value.id, refused.value.got) == ("arm.sensor-param", "all 0")
+
+
+def test_the_page_has_the_bounds_of_constants() -> None:
+    page = PAGE.read_text()
+    for limits in CONSTANTS.values():
+        assert all(f"`{name}` {limit.lo}..{limit.hi}" in page for name, limit in limits.items())
 
 
 @pytest.mark.parametrize(("name", "blob"), [("pressure", "blobs/pressure.blob"), ("breaker", None)])

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import tempfile
 import threading
@@ -28,7 +31,7 @@ from pointcall_executor.services import process as processes
 from pointcall_executor.services import spawning
 from pointcall_executor.services.chores import CHORES
 from pointcall_executor.services.files import opened_verified
-from pointcall_executor.services.groups import remove_empty
+from pointcall_executor.services.groups import ServiceGroups, limit_place, remove_empty
 from pointcall_executor.services.listening import listening
 from pointcall_executor.services.managed import ServiceError
 from pointcall_executor.services.output import MAX_OUTPUT_BYTES
@@ -244,6 +247,66 @@ def test_the_memory_limit_holds(make: Callable[..., Process]) -> None:
     while process.running:
         assert time.monotonic() < deadline, "the kernel did not end it"
         time.sleep(0.01)
+
+
+FORKS = """
+n=0
+while [ $n -lt 40 ]; do /bin/sleep 600 & n=$((n+1)); echo "$n"; done
+echo "no end"
+"""
+
+
+def forks(make: Callable[..., Process], tmp_path: Path, **over: Any) -> int:
+    """How many children a service with room for eight processes gets before the kernel says no."""
+    shell = Path("/bin/sh").resolve()
+    files = [{"path": str(shell), "sha256": sha256(shell)}]
+    limits = {"processes": 8}
+    make("", argv=[str(shell), "-c", FORKS], files=files, directory="/", limits=limits, **over).start()
+    log = tmp_path / "services/svc/output.log"
+    wait_for(lambda: "fork" in log.read_text() or "no end" in log.read_text())  # "Cannot fork"
+    assert "no end" not in log.read_text()
+    return len(re.findall(r"^[0-9]+$", log.read_text(), re.MULTILINE))
+
+
+def test_a_service_of_roots_that_forks_beyond_its_limit_is_held_and_the_rest_of_the_machine_is_not(
+    make: Callable[..., Process], tmp_path: Path
+) -> None:
+    if not limit_place("pids"):
+        pytest.skip("cgroups have no pids controller")
+    assert forks(make, tmp_path) == 7
+    assert subprocess.run(["/bin/true"], check=False, timeout=60).returncode == 0
+
+
+def test_the_limit_of_processes_counts_no_others_of_the_account(make: Callable[..., Process], tmp_path: Path) -> None:
+    if not limit_place("pids"):
+        pytest.skip("cgroups have no pids controller")
+    nobody = pwd.getpwnam("nobody").pw_uid
+    others = [subprocess.Popen(["/bin/sleep", "600"], user=nobody) for _ in range(9)]
+    try:
+        assert forks(make, tmp_path, user="nobody") == 7
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def no_pids(patch: pytest.MonkeyPatch) -> None:
+    def limit_tasks(_self: ServiceGroups, _limit: int) -> None:
+        raise OSError(errno.ENOENT, "no such controller")
+
+    patch.setattr(ServiceGroups, "limit_tasks", limit_tasks)
+
+
+def test_without_the_controller_an_account_is_held_and_a_service_of_roots_is_not_started(
+    make: Callable[..., Process], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_pids(monkeypatch)
+    assert forks(make, tmp_path, user="nobody") < 8, "less where the account runs something else"
+    process = make("", limits={"processes": 8})
+    with pytest.raises(ServiceError) as refusal:
+        process.start()
+    assert (refusal.value.id, refusal.value.want) == ("service.limit", "the pids controller of cgroups")
+    assert not process.running
 
 
 def test_nobody_listens_on_a_free_port_and_any_address_counts_as_every_address(port: int) -> None:
@@ -509,11 +572,31 @@ def test_a_spawner_that_does_not_let_go_what_it_holds_is_replaced(
     assert CHORES.finish()
     waiting, stopped = process._next.unborn.pid, spawner.pid
     monkeypatch.setattr(spawning, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(spawning, "_stopped", lambda _pid: False)  # stuck in another way
     with stopping(stopped):
         assert process.start().pid != waiting
     assert spawner.pid != stopped
     assert process.healthy() == ""
     wait_for(lambda: not Path(f"/proc/{waiting}").exists())
+
+
+def test_a_spawner_that_somebody_has_stopped_goes_on_with_all_that_it_has(
+    make: Callable[..., Process], port: int, spawner: Spawner
+) -> None:
+    process = serving(make, port)
+    process.start()
+    before = spawner.pid
+    spawner._process.channel.settimeout(spawning.ANSWER_SECONDS)  # other tests make some that wait for less
+    with stopping(before):
+        process.destroy(0)
+        process.start()
+        assert state_of(before) != "T"
+    with stopping(before):
+        os.close(spawner.program(process.pid))
+    assert spawner.pid == before
+    process.freeze(time.monotonic_ns() + 200_000_000)
+    with stopping(before):
+        wait_for(lambda: not process._groups.freezer.frozen)  # its lease ends all the same
 
 
 def test_what_waits_by_itself_and_does_not_answer_costs_no_spawner(

@@ -30,7 +30,9 @@ class Served:
 
     def __post_init__(self) -> None:
         pulse = Pulse(lambda: self.beats, lambda: self.failed, lambda: self.now)
-        self.listener = Listener(("127.0.0.1", 0), Metrics(lambda: QUIET), pulse, lambda: self.armed)
+        self.listener = Listener(
+            ("127.0.0.1", 0), Metrics(lambda: QUIET), pulse, lambda: "" if self.armed else "halted"
+        )
 
     def ask(self, path: str, method: str = "GET") -> tuple[int, str, bytes]:
         client = http.client.HTTPConnection("127.0.0.1", self.listener.port, timeout=10)
@@ -58,7 +60,7 @@ def test_the_metrics_are_there(served: Served) -> None:
 def test_healthy_is_who_turns_and_ready_is_who_is_armed(served: Served) -> None:
     assert served.ask("/healthz")[0] == served.ask("/readyz")[0] == 200
     served.armed = False
-    assert served.ask("/readyz")[::2] == (503, b"nothing is armed\n")
+    assert served.ask("/readyz")[::2] == (503, b"halted\n")
     assert served.ask("/healthz")[0] == 200
     served.armed, served.now = True, 60.0
     assert served.ask("/healthz")[::2] == (503, b"the core's loop does not turn\n")
@@ -79,7 +81,7 @@ def test_anything_else_is_not_there(served: Served) -> None:
 def test_a_taken_port_is_an_error_that_says_so(served: Served) -> None:
     taken = ("127.0.0.1", served.listener.port)
     with pytest.raises(ListenError) as refusal:
-        Listener(taken, Metrics(lambda: QUIET), Pulse(lambda: 0, lambda: False), lambda: True)
+        Listener(taken, Metrics(lambda: QUIET), Pulse(lambda: 0, lambda: False), str)
     assert refusal.value.id == "http.listen"
 
 

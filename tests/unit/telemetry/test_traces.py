@@ -229,7 +229,7 @@ executor = SimpleNamespace(
 station = Station(executor, SimpleNamespace(status=lambda: QUIET), Config())
 station.stop()
 unread = station.metrics is None and "prometheus_client" not in sys.modules
-ready = SimpleNamespace(status=lambda: QUIET, ready=lambda: True)
+ready = SimpleNamespace(status=lambda: QUIET, unready=str)
 station = Station(executor, ready, Config(http="127.0.0.1:0"))
 station.metrics.text()
 station.stop()
