@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import heapq
-import itertools
 import os
 import sys
 import threading
@@ -30,16 +29,14 @@ from typing import Final, assert_never
 from pydantic import JsonValue
 
 from pointcall_attest import entry
-from pointcall_attest.admission import Admitted, Candidate, admit, check_manifest
+from pointcall_attest.admission import Admitted, admit, check_manifest
 from pointcall_attest.approval import Approval, verify_approval
-from pointcall_attest.binding import report_data
 from pointcall_attest.errors import RefusedError
 from pointcall_attest.evidence import EvidenceBundle
 from pointcall_attest.log.checkpoint import Checkpoint
 from pointcall_attest.model import instant
 from pointcall_attest.notice import verify_notices
 from pointcall_attest.policy import TrustPolicy
-from pointcall_attest.receipt import Engine, Signer
 from pointcall_attest.run_id import run_id
 from pointcall_attest.trust import Roots
 from pointcall_attest.verdict import Verdict
@@ -66,7 +63,7 @@ from pointcall_executor.core.step import (
 )
 from pointcall_executor.core.trigger import notice
 from pointcall_executor.drills import Drills
-from pointcall_executor.epoch import LIVES, NOTHING, Attested, Trust, attest, opening
+from pointcall_executor.epoch import Attested, Trust
 from pointcall_executor.halt import halted
 from pointcall_executor.journal import Journal, StorageError
 from pointcall_executor.kernel.breaker import CircuitState
@@ -77,7 +74,8 @@ from pointcall_executor.messenger import Messenger
 from pointcall_executor.node import Node, Sensors
 from pointcall_executor.notices import FOLDER, read_notices
 from pointcall_executor.recorder import Recorder, disarmed, ended, refused
-from pointcall_executor.run import Act, Epoch, Run
+from pointcall_executor.run import Act, Run
+from pointcall_executor.running_epoch import RunningEpoch
 from pointcall_executor.session import Bundle, Session
 from pointcall_executor.tee.platform import Platform, PlatformError
 from pointcall_executor.waiting import Asked, Escalation, Waiting
@@ -107,7 +105,6 @@ from pointcall_runbook.vocabulary import (
 __all__ = ["ARMED", "Bundle", "Executor", "StoppedError", "load_trust"]
 
 TICK_SECONDS: Final = 0.25
-WITHOUT_BLOB: Final = ("timer", "action", "approval")  # what starts a run besides sensors
 SWITCH_SECONDS: Final = 0.0002  # how long a thread that signs or writes may keep the loop from deciding
 ACTION_THREADS: Final = 4  # actions on different targets at once; more would only hide a storm
 RENEW_AGAIN_NS: Final = 30_000_000_000  # after a platform that gave no evidence
@@ -118,7 +115,6 @@ APPROVAL_NS: Final = 60_000_000_000  # what a person approved is decided again a
 TIMERS_MAX: Final = 1024  # pending `Again`s; a module that asks for more is refused
 NO_REASON: Final = "no reason given"
 ARMED: Final = "armed"  # the node has one sequence, whatever the manifest is called
-BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 def load_trust(folder: Path) -> Trust:
@@ -126,16 +122,6 @@ def load_trust(folder: Path) -> Trust:
     root = (folder / "trusted_root.json").read_bytes()
     policy = TrustPolicy.parse((folder / "policy.json").read_bytes())
     return Trust(policy, root, hashlib.sha256(root).hexdigest(), Roots.open(folder))
-
-
-@dataclass(frozen=True, slots=True)
-class _Now:
-    """The running epoch: its keys with their evidence, under which trust, for which manifest. Replaced whole."""
-
-    attested: Attested
-    trust: Trust
-    admitted: Admitted | None
-    epoch: Epoch | None
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -151,25 +137,20 @@ class Executor:
     """One executor on one node. Methods may be called from any thread but the loop's; `close` ends it."""
 
     def __init__(self, state_dir: Path, config: Config, platform: Platform, node: Node) -> None:
-        self.state_dir, self.config, self._platform, self._node = state_dir, config, platform, node
+        self.state_dir, self.config, self._node = state_dir, config, node
         self.origin = f"pointcall.dev/log/{config.node}"
         self.trust = load_trust(state_dir / "trust")
         self._notices: tuple[bytes, ...] = ()  # those of the last admission
-        self.boot_id = BOOT_ID.read_text().strip() if BOOT_ID.exists() else "unknown"
-        self._engine = Engine(
-            name="wasmtime", version=str(wasm.engine_settings()["wasmtime"]), config=wasm.engine_digest()
-        )
         self.journal = Journal.open(state_dir / "journal.db", origin=self.origin)
         self._recorder = Recorder(self.journal)
+        self._epoch = RunningEpoch(platform, self._recorder, self.origin, lambda: self.config)
         self.state = State()
         self.on_receipt: Callable[[Run], None] = lambda _run: None
         self.on_record: Callable[[KernelEvent], None] = lambda _record: None  # on the loop: it must not wait
 
-        self._now: _Now
         self._session: Session | None = None
         self._stopped: Session | None = None  # disarmed, but its services run
         self._runs: dict[str, Run] = {}
-        self._numbers = itertools.count()
         self._timers: list[_TimerDue] = []
         self._lost: dict[str, int] = {}
         self._random = b""
@@ -186,12 +167,12 @@ class Executor:
         self._begin = threading.Lock()  # held while an action begins, and while beginning is forbidden
         self._held_back = ""  # why no durable action may begin now: the pause that somebody asked for
         self._closed = self._renewing = False
-        self._tick_due_ns = self._checkpoint_due_ns = self._recheck_due_ns = self._epoch_due_ns = 0
+        self._tick_due_ns = self._checkpoint_due_ns = self._recheck_due_ns = 0
         self._paused_until_ns = 0
         self.disarmed_by_hand = ""  # why: it stays so, also after a restart, until a person arms
         self._acted: list[tuple[str, str, int]] | None = None  # until arming, what was done before: _times
         sys.setswitchinterval(SWITCH_SECONDS)
-        self._open_epoch(self._attest(None, self.trust, datetime.now(UTC)), self.trust, None, (), "boot")
+        self._epoch.open(self._epoch.attest(None, self.trust, datetime.now(UTC)), self.trust, None, (), "boot")
         self._take_up()
         self._loop.start()
 
@@ -246,12 +227,22 @@ class Executor:
     @property
     def attested(self) -> Attested:
         """The evidence of the running epoch."""
-        return self._now.attested
+        return self._epoch.attested
+
+    @property
+    def epoch_opened_ns(self) -> int:
+        """When the running epoch was opened (CLOCK_MONOTONIC)."""
+        return self._epoch.opened_ns
+
+    @property
+    def boot_id(self) -> str:
+        """Which boot of the machine this is, "unknown" where it does not say."""
+        return self._epoch.boot_id
 
     @property
     def verdict(self) -> Verdict:
         """What the node's own evidence is worth."""
-        return self._now.attested.verdict
+        return self._epoch.attested.verdict
 
     @property
     def admitted(self) -> Admitted | None:
@@ -269,50 +260,6 @@ class Executor:
             return now
         passed = timedelta(microseconds=(time.monotonic_ns() - session.admitted_ns) // 1000)
         return max(now, session.admitted_at + passed)
-
-    def _attest(self, admitted: Candidate | Admitted | None, trust: Trust, at: datetime) -> Attested:
-        manifest = admitted.manifest if admitted else None
-        return attest(self._platform, trust, manifest, nonce=os.urandom(32), at=at)
-
-    def _open_epoch(
-        self, attested: Attested, trust: Trust, admitted: Admitted | None, signatures: tuple[bytes, ...], reason: str
-    ) -> None:
-        """New keys from now on. Only while no run is in flight."""
-        manifest = admitted.manifest if admitted else None
-        stored = tuple(self.journal.put_blob(b) for b in signatures)
-        for content in (attested.evidence.encode(), trust.policy.raw, trust.trusted_root):
-            self.journal.put_blob(content)
-
-        def leaf(previous: str | None) -> bytes:
-            return opening(
-                attested, trust, manifest, stored,
-                node=self.config.node, origin=self.origin, engine=self._engine,
-                previous=previous, at=datetime.now(UTC), ktime_ns=time.monotonic_ns(),
-            )  # fmt: skip
-
-        self._recorder.roll(attested.keys, leaf, reason)
-        self._now = _Now(attested, trust, admitted, self._context(attested, admitted))
-        self._numbers = itertools.count()
-        self.epoch_opened_ns = time.monotonic_ns()
-        self._epoch_due_ns = self.epoch_opened_ns + self.config.epoch_minutes * 60_000_000_000
-
-    def _context(self, attested: Attested, admitted: Admitted | None) -> Epoch | None:
-        if admitted is None:
-            return None
-        manifest = admitted.manifest
-        return Epoch(
-            node=self.config.node,
-            key=attested.keys.id,
-            manifest=manifest.sha256,
-            signers=tuple(Signer(issuer=s.issuer, identity=s.identity) for s in admitted.signed.signers),
-            tier=attested.verdict.tier,
-            platform=attested.evidence.platform,
-            evidence=attested.evidence.sha256,
-            engine=self._engine,
-            blobs={**manifest.sensor_blobs, **dict.fromkeys(WITHOUT_BLOB, NOTHING)},
-            boot_id=self.boot_id,
-            names=names_of(manifest),
-        )
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
@@ -333,9 +280,9 @@ class Executor:
     def _renew(self, reason: str) -> None:
         session = self._session
         if session is None:
-            attested, trust = self._attest(None, self.trust, datetime.now(UTC)), self.trust
+            attested, trust = self._epoch.attest(None, self.trust, datetime.now(UTC)), self.trust
             with self._quiet():
-                self._loop.call(lambda: self._open_epoch(attested, trust, None, (), reason))
+                self._loop.call(lambda: self._epoch.open(attested, trust, None, (), reason))
             return
         try:
             admitted, attested = self._admit(session.bundle, self.trust, self._judged_at())
@@ -351,7 +298,7 @@ class Executor:
         """On the loop thread: the same session under a new epoch."""
         if self._session is not session:
             return
-        self._open_epoch(attested, self.trust, admitted, session.bundle.signatures, reason)
+        self._epoch.open(attested, self.trust, admitted, session.bundle.signatures, reason)
         session.admitted, session.trust = admitted, self.trust
 
     def _renew_in_background(self) -> None:
@@ -359,7 +306,7 @@ class Executor:
         if self._renewing or self._closed:
             return
         self._renewing = True
-        self._epoch_due_ns = time.monotonic_ns() + self.config.epoch_minutes * 60_000_000_000
+        self._epoch.due_ns = time.monotonic_ns() + self._epoch.life_ns
 
         def renew() -> None:
             try:
@@ -377,7 +324,7 @@ class Executor:
     def _no_evidence(self, error: PlatformError | OSError) -> None:
         """On the loop: the platform gave no evidence now. Asked again soon; what is armed is not on old evidence."""
         now_ns = time.monotonic_ns()
-        self._epoch_due_ns = now_ns + RENEW_AGAIN_NS
+        self._epoch.due_ns = now_ns + RENEW_AGAIN_NS
         want, hint = "fresh evidence at the end of an epoch", "see what the platform offers: pointcall attest probe"
         self._recorder.record(refused("tee.renewal", "the next epoch", want, str(error), hint))
         if self._session is not None and now_ns > self.evidence_until_ns:
@@ -424,7 +371,7 @@ class Executor:
             executor_version=VERSION,
             notices=verify_notices(self._notices, trusted_root=root, policy=trust.policy, at=at),
         )
-        attested = self._attest(candidate, trust, at)
+        attested = self._epoch.attest(candidate, trust, at)
         return admit(candidate, attested.verdict), attested
 
     def _arm(self, bundle: Bundle, *, by_itself: bool) -> Admitted:
@@ -522,7 +469,7 @@ class Executor:
                 undo.callback(self._loop.unwatch, fd)
             session.sensors.keep()  # from here on the pins are the new ones, and only a failed journal can stop it
             reason = "another manifest is armed" if old else "armed"
-            self._open_epoch(attested, session.trust, session.admitted, session.bundle.signatures, reason)
+            self._epoch.open(attested, session.trust, session.admitted, session.bundle.signatures, reason)
             self._recorder.record(entry.Config(what="kernel programs", detail=detail))
             if unwatched := session.sensors.unwatched():
                 self._recorder.record(entry.Config(what="destinations without a circuit", detail=dict(unwatched)))
@@ -785,10 +732,7 @@ class Executor:
 
     def fresh_evidence(self, nonce: bytes) -> tuple[EvidenceBundle, Attested, Trust, Admitted | None]:
         """Evidence over the caller's nonce (32 bytes), and what it binds: the epoch, its trust, its manifest."""
-        now = self._now
-        digest = bytes.fromhex(now.admitted.manifest.sha256 if now.admitted else NOTHING)
-        bound = report_data(digest, bytes.fromhex(now.trust.policy.sha256), now.attested.keys.spki, nonce)
-        return self._platform.evidence(bound), now.attested, now.trust, now.admitted
+        return self._epoch.fresh_evidence(nonce)
 
     def checkpoint_now(self) -> Checkpoint:
         """A checkpoint that covers everything that is in the log now."""
@@ -819,7 +763,7 @@ class Executor:
     @property
     def evidence_until_ns(self) -> int:
         """Until when what is armed stays armed where no fresh evidence can be had (CLOCK_MONOTONIC)."""
-        return self.epoch_opened_ns + LIVES * self.config.epoch_minutes * 60_000_000_000
+        return self._epoch.evidence_until_ns
 
     @property
     def lost_events(self) -> int:
@@ -900,7 +844,7 @@ class Executor:
         session = self._session or self._stopped
         if session is not None:
             self._messenger.call_again(session, now_ns)
-        if now_ns >= self._epoch_due_ns:
+        if now_ns >= self._epoch.due_ns:
             self._renew_in_background()
         if now_ns >= self._checkpoint_due_ns and not self._closed:
             self._checkpoint_due_ns = now_ns + int(self.config.checkpoint_seconds * 1e9)
@@ -993,13 +937,13 @@ class Executor:
 
     def _decide(self, effect: Decide, sensor: str, received_ns: int) -> None:
         """Run the handler and let the core judge what it wants."""
-        session, epoch = self._session, self._now.epoch
+        session, epoch = self._session, self._epoch
         assert session is not None
-        assert epoch is not None
+        assert epoch.receipts is not None
         book, name = effect.runbook, type(effect.event).__name__
         run = Run(
             id=run_id(time.time_ns() // 1_000_000, self._chance()),
-            number=next(self._numbers),
+            number=next(epoch.numbers),
             runbook=book,
             event=effect.event,
             subject=effect.subject,
@@ -1010,7 +954,7 @@ class Executor:
             event_ns=effect.event.at,  # type: ignore[attr-defined]
             received_ns=received_ns,
             session=session,
-            epoch=epoch,
+            epoch=epoch.receipts,
             generation=self._generation,
         )
         self._take_off(run)

@@ -776,17 +776,17 @@ def test_a_platform_without_evidence_is_asked_again_and_old_evidence_disarms(
         raise PlatformError("the quote service is away")
 
     def until(check: str) -> None:
-        executor._epoch_due_ns = 1
+        executor._epoch.due_ns = 1
         deadline = time.monotonic() + 10
         while check not in watched.refusals():
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
-    monkeypatch.setattr(type(executor._platform), "evidence", nothing)
+    monkeypatch.setattr(type(executor._epoch._platform), "evidence", nothing)
     until("tee.renewal")
     assert executor.failure is None
     assert executor.admitted is not None
-    executor.epoch_opened_ns -= 3 * 15 * 60_000_000_000
+    executor._epoch.opened_ns -= 3 * 15 * 60_000_000_000
     until("tee.stale")
     assert executor.admitted is None
     assert executor.failure is None
