@@ -19,7 +19,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -40,12 +40,11 @@ from pointcall_attest.policy import TrustPolicy
 from pointcall_attest.run_id import run_id
 from pointcall_attest.trust import Roots
 from pointcall_attest.verdict import Verdict
-from pointcall_executor import VERSION, acting, probes, wasm
+from pointcall_executor import VERSION, acting, left, wasm
 from pointcall_executor.actions import KERNEL_LEASES, WITHOUT_INTENT
 from pointcall_executor.arming import ArmingError, armed_of, names_of, topology_of
 from pointcall_executor.config import RESTART, Config, ConfigError
 from pointcall_executor.core import guard
-from pointcall_executor.core.breaker import State as CircuitWord
 from pointcall_executor.core.event import CircuitEvent, KernelEvent, decode
 from pointcall_executor.core.step import (
     Armed,
@@ -92,7 +91,6 @@ from pointcall_runbook.vocabulary import (
     CloseCircuit,
     Escalate,
     Freeze,
-    Isolate,
     OpenCircuit,
     Outcome,
     Recreate,
@@ -178,29 +176,23 @@ class Executor:
 
     def _take_up(self) -> None:
         """What an earlier executor left: open intents, a pause that is not over, people who have not answered."""
-        left = self._recorder.reconcile()
+        found = self._recorder.reconcile()
         now, now_ns = datetime.now(UTC), time.monotonic_ns()
-        if left.paused is not None and left.paused.until > now:
-            self._paused_until_ns = now_ns + int((left.paused.until - now).total_seconds() * 1e9)
-            self._held_back = left.paused.reason
-            self.state = self.state._replace(guard=self.state.guard._replace(paused=left.paused.reason))
-        if left.disarmed is not None:
-            self.disarmed_by_hand = left.disarmed or NO_REASON
+        if found.paused is not None and found.paused.until > now:
+            self._paused_until_ns = now_ns + int((found.paused.until - now).total_seconds() * 1e9)
+            self._held_back = found.paused.reason
+            self.state = self.state._replace(guard=self.state.guard._replace(paused=found.paused.reason))
+        if found.disarmed is not None:
+            self.disarmed_by_hand = found.disarmed or NO_REASON
             if self._node.unpin():  # who disarmed or armed last was killed in the middle of it
                 self._recorder.record(disarmed(self.disarmed_by_hand, stays=True))
         if gone := self._node.ended():
             self._recorder.record(ended(gone, self.config.mode))
-        for run, code in left.escalations.items():
+        for run, code in found.escalations.items():
             self._waiting.call(run, (), code, now_ns)
-        self._acted = _times(left.acted, now, now_ns)
+        self._acted = left.times(found.acted, now, now_ns)
         self.state = self.state._replace(guard=guard.recalled(self.state.guard, self._acted))
-        held = halted(self.state_dir)
-        if held is not None:
-            self._recorder.record(entry.Config(what="halted", detail={"reason": held.reason, "since": held.since}))
-        for body in probes.pending(self.state_dir):  # unmeasured ones that ran while no executor did
-            what = body.pop("what", "")
-            self._recorder.record(entry.Config(what=f"unmeasured probe {what}", detail={**body, "measured": "no"}))
-        probes.taken(self.state_dir)
+        left.record_meanwhile(self.state_dir, self._recorder)
 
     # ---- epochs ----------------------------------------------------------------------------------------------------
 
@@ -475,12 +467,12 @@ class Executor:
                 self._recorder.record(entry.Config(what="destinations without a circuit", detail=dict(unwatched)))
             self.disarmed_by_hand = ""  # that entry says it
             undo.pop_all()
-        left = self._hand_over(session, old) if old is not None else []
+        unseen = self._hand_over(session, old) if old is not None else []
         same = {b.name for b in session.armed.runbooks} & self._unchanged(session.armed)
         memory = {key: value for key, value in self.state.memory.items() if key[0] in same}
         self._timers = sorted(t for t in self._timers if t.runbook in same)
-        held = guard.circuits_held(self.state.guard, _forced(session.sensors))
-        held = guard.isolations_held(held, _isolated(session))
+        held = guard.circuits_held(self.state.guard, left.forced(session.sensors))
+        held = guard.isolations_held(held, left.isolated(session))
         if self._acted is not None:
             held = guard.rows_recalled(held, self._acted, session.armed.rules)
         self.state = self.state._replace(armed=session.armed, memory=memory, guard=held._replace(approvals={}))
@@ -489,8 +481,8 @@ class Executor:
         self._count_lost(session.sensors)  # from here on these count: before others take over from them in turn
         self._waiting.forget_asked()
         if old is None:
-            self._found_in_kernel(session)
-        for record in left:
+            left.record_in_kernel(session, self._recorder)
+        for record in unseen:
             self._record(record, time.monotonic_ns())
 
     def _hand_over(self, session: Session, old: Session) -> list[bytes]:
@@ -504,24 +496,6 @@ class Executor:
         """Both sessions see what happens once the new one is attached; a pinned ring is one and the same."""
         event = decode(record)
         return event.at_ns < session.attached_ns or (self.config.pin and isinstance(event, CircuitEvent))
-
-    def _found_in_kernel(self, session: Session) -> None:
-        """Circuits and isolations that an executor before this one left pinned: their slot was the intent."""
-        now_ns = time.monotonic_ns()
-        found: list[tuple[Action, int, str]] = [
-            (OpenCircuit(address, port, max(0, until_ns - now_ns)), until_ns, "found held open")
-            for address, port, until_ns in _forced(session.sensors)
-        ]
-        found += [
-            (Isolate(Service(number), max(0, until_ns - now_ns)), until_ns, "found isolated")
-            for number, until_ns in _isolated(session).items()
-        ]
-        names = names_of(session.admitted.manifest)
-        for action, until_ns, reason in found:
-            act = Act(0, Call.of(action), action, target=acting.target_of(session, action))
-            self._recorder.record(acting.intent(act, names, grant="kernel"))
-            act.outcome, act.detail = Outcome.APPLIED, {"until_ns": str(until_ns), "reason": reason}
-            self._recorder.record(acting.outcome(act))
 
     def _unchanged(self, armed: Armed) -> set[str]:
         """Names of runbooks whose module is the one that is armed now: only they keep what they remember."""
@@ -1169,21 +1143,3 @@ def _warm(runner: wasm.Runner, info: ModuleInfo) -> None:
     for handler in info.handlers.values():
         with contextlib.suppress(Trap):
             runner.decide(handler.event, (0,) * handler.arity)
-
-
-def _forced(sensors: Sensors) -> list[tuple[Address, int, int]]:
-    """(address, port, until when) of every circuit that is forced open now."""
-    found = ((c.destination.address, c.destination.port, c.word) for c in sensors.states())
-    return [(address, port, word.time_us * 1000) for address, port, word in found if word.state is CircuitWord.FORCED]
-
-
-def _isolated(session: Session) -> dict[int, int]:
-    """Service number -> until when it is isolated, of those that are declared."""
-    owners, found = session.topology.cgroups, session.sensors.isolations()
-    return {owners[cgroup_id]: until_ns for cgroup_id, until_ns in found.items() if cgroup_id in owners}
-
-
-def _times(acted: Iterable[tuple[str, str, datetime]], now: datetime, now_ns: int) -> list[tuple[str, str, int]]:
-    """(action, target, when by CLOCK_MONOTONIC): what the log says in wall-clock time, none of it later than now."""
-    ages = ((action, target, int((now - at).total_seconds() * 1e9)) for action, target, at in acted)
-    return [(action, target, now_ns - max(0, age_ns)) for action, target, age_ns in ages]
