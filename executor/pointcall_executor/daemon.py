@@ -43,6 +43,7 @@ from pointcall_attest.verdict import Verdict
 from pointcall_executor import VERSION, acting, left, wasm
 from pointcall_executor.actions import KERNEL_LEASES, WITHOUT_INTENT
 from pointcall_executor.arming import ArmingError, armed_of, names_of, topology_of
+from pointcall_executor.brake import Brake
 from pointcall_executor.config import RESTART, Config, ConfigError
 from pointcall_executor.core import guard
 from pointcall_executor.core.event import CircuitEvent, KernelEvent, decode
@@ -157,17 +158,14 @@ class Executor:
         self._pool = ThreadPoolExecutor(ACTION_THREADS, thread_name_prefix="action")
         self._waiting = Waiting()
         self._messenger = Messenger(self._loop, self._recorder, self._waiting)
+        self._brake = Brake(state_dir, self._loop)
         self._arming = threading.Lock()
         self._idle = threading.Condition()
         self._flying = 0  # runs decided whose receipt is not yet durable
 
-        self._generation = 0  # of disarming: what was decided before one is not done after it
-        self._begin = threading.Lock()  # held while an action begins, and while beginning is forbidden
-        self._held_back = ""  # why no durable action may begin now: the pause that somebody asked for
         self._closed = self._renewing = False
         self._tick_due_ns = self._checkpoint_due_ns = self._recheck_due_ns = 0
         self._paused_until_ns = 0
-        self.disarmed_by_hand = ""  # why: it stays so, also after a restart, until a person arms
         self._acted: list[tuple[str, str, int]] | None = None  # until arming, what was done before: _times
         sys.setswitchinterval(SWITCH_SECONDS)
         self._epoch.open(self._epoch.attest(None, self.trust, datetime.now(UTC)), self.trust, None, (), "boot")
@@ -180,12 +178,12 @@ class Executor:
         now, now_ns = datetime.now(UTC), time.monotonic_ns()
         if found.paused is not None and found.paused.until > now:
             self._paused_until_ns = now_ns + int((found.paused.until - now).total_seconds() * 1e9)
-            self._held_back = found.paused.reason
+            self._brake.paused = found.paused.reason
             self.state = self.state._replace(guard=self.state.guard._replace(paused=found.paused.reason))
         if found.disarmed is not None:
-            self.disarmed_by_hand = found.disarmed or NO_REASON
+            self._brake.disarmed_by_hand = found.disarmed or NO_REASON
             if self._node.unpin():  # who disarmed or armed last was killed in the middle of it
-                self._recorder.record(disarmed(self.disarmed_by_hand, stays=True))
+                self._recorder.record(disarmed(self._brake.disarmed_by_hand, stays=True))
         if gone := self._node.ended():
             self._recorder.record(ended(gone, self.config.mode))
         for run, code in found.escalations.items():
@@ -280,7 +278,7 @@ class Executor:
             admitted, attested = self._admit(session.bundle, self.trust, self._judged_at())
         except RefusedError as refusal:
             self._record_refusal(refusal)
-            self._outdate()
+            self._brake.outdate()
             self._loop.call(lambda: self._disarm("the armed manifest is not admitted any more"))
             raise
         with self._quiet():
@@ -367,9 +365,9 @@ class Executor:
         return admit(candidate, attested.verdict), attested
 
     def _arm(self, bundle: Bundle, *, by_itself: bool) -> Admitted:
-        self.require_not_halted()
-        self._require_not_disarmed(by_itself=by_itself)
-        generation, trust = self._generation, self.trust
+        self._brake.require_not_halted()
+        self._brake.require_not_disarmed(by_itself=by_itself)
+        generation, trust = self._brake.generation, self.trust
         at, at_ns = datetime.now(UTC), time.monotonic_ns()
         admitted, attested = self._admit(bundle, trust, at)
         armed = armed_of(admitted, trust.policy, self.config.mode)
@@ -400,25 +398,11 @@ class Executor:
 
     def require_not_halted(self) -> None:
         """ArmingError `executor.halted` while the kill switch is on."""
-        held = halted(self.state_dir)
-        if held is not None:
-            hint = "pointcall halt --clear"
-            raise ArmingError("the node is halted", id="executor.halted", got=held.reason, hint=hint)
-
-    def _require_not_disarmed(self, *, by_itself: bool) -> None:
-        if by_itself and self.disarmed_by_hand:
-            raise ArmingError(
-                "a person has disarmed this node", id="arm.by-hand", want="a person who arms it",
-                got=self.disarmed_by_hand, hint="pointcall arm",
-            )  # fmt: skip
+        self._brake.require_not_halted()
 
     def require_not_paused(self) -> None:
         """ArmingError `executor.paused` while somebody has paused the executor."""
-        if self._held_back:
-            raise ArmingError(
-                "the executor is paused", id="executor.paused", want="not paused", got=self._held_back,
-                hint="pointcall resume",
-            )  # fmt: skip
+        self._brake.require_not_paused()
 
     def _start_services(self, session: Session, put_back: contextlib.ExitStack) -> None:
         """Start what the manifest declares and what does not run yet, each start recorded like an action."""
@@ -431,7 +415,7 @@ class Executor:
                 want, hint = "what is declared, proven", "it is not what was admitted: find out who started it"
                 self._recorder.record(refused("service.adoption", name, want, got, hint))
         for number in missing:
-            self.require_not_halted()  # somebody may have said stop since arming began
+            self._brake.require_not_halted()  # somebody may have said stop since arming began
             action = Recreate(Service(number))
             act = Act(0, Call.of(action), action, target=session.services.name(number))
             self._recorder.record(acting.intent(act, names_of(session.admitted.manifest), grant="manifest"))
@@ -448,10 +432,10 @@ class Executor:
 
     def _switch(self, session: Session, attested: Attested, generation: int, *, by_itself: bool) -> None:
         """On the loop thread, with no run in flight: first what can fail, then the assignment."""
-        if self._generation != generation:
+        if self._brake.generation != generation:
             raise ArmingError("it was disarmed meanwhile", id="arm.interrupted", hint="arm again if that is meant")
-        self.require_not_halted()
-        self._require_not_disarmed(by_itself=by_itself)
+        self._brake.require_not_halted()
+        self._brake.require_not_disarmed(by_itself=by_itself)
         manifest, old = session.admitted.manifest, self._session
         detail: dict[str, JsonValue] = {name: f"{number} {tag}" for name, number, tag in session.sensors.programs()}
         self.journal.raise_sequence(ARMED, manifest.sequence, manifest.sha256)
@@ -465,7 +449,7 @@ class Executor:
             self._recorder.record(entry.Config(what="kernel programs", detail=detail))
             if unwatched := session.sensors.unwatched():
                 self._recorder.record(entry.Config(what="destinations without a circuit", detail=dict(unwatched)))
-            self.disarmed_by_hand = ""  # that entry says it
+            self._brake.disarmed_by_hand = ""  # that entry says it
             undo.pop_all()
         unseen = self._hand_over(session, old) if old is not None else []
         same = {b.name for b in session.armed.runbooks} & self._unchanged(session.armed)
@@ -513,26 +497,21 @@ class Executor:
     def disarm(self, reason: str) -> None:
         """A person's word: stop acting. Everything out of the kernel, nothing armed, what waits is not done, also after
         a restart, until a person arms. Services go on running."""
-        self._outdate()
+        self._brake.outdate()
         self._loop.call(lambda: self._disarm(reason or NO_REASON, stays=True))
-
-    def _outdate(self) -> None:
-        """From here on nothing begins that was decided before."""
-        with self._begin:
-            self._generation += 1
 
     def _disarm(self, reason: str, *, leave: bool = False, stays: bool = False) -> None:
         """On the loop thread. `stays`: a person asked for it. The entry comes last: before it, nobody was told that it
         is done, and after it nothing is left to be done."""
-        new = stays and not self.disarmed_by_hand
+        new = stays and not self._brake.disarmed_by_hand
         if new:
-            self.disarmed_by_hand = reason
+            self._brake.disarmed_by_hand = reason
         if self._session is None:
             unpinned = not leave and self._node.unpin()  # of an earlier executor: this one has armed nothing
             if unpinned or new:
                 self._recorder.record(disarmed(reason, stays=stays))
             return
-        self._outdate()  # once more: what the loop decided since somebody asked for this is not begun either
+        self._brake.outdate()  # once more: what the loop decided since somebody asked for this is not begun either
         self.state = self.state._replace(armed=None, guard=self.state.guard._replace(approvals={}))
         self._timers = []
         self._waiting.forget_asked()
@@ -551,14 +530,13 @@ class Executor:
 
     def _disarm_by_itself(self, check: str, want: str, got: str, hint: str) -> None:
         """On the loop thread: what is armed may not be any more."""
-        self._outdate()
+        self._brake.outdate()
         self._recorder.record(refused(check, "the armed manifest", want, got, hint))
         self._disarm(check)
 
     def pause(self, reason: str, seconds: int) -> None:
         """Refuse every action for so long, also after a restart; the breaker in the kernel goes on."""
-        with self._begin:
-            self._held_back = reason or NO_REASON
+        self._brake.pause(reason or NO_REASON)
         until = datetime.now(UTC) + timedelta(seconds=seconds)
         detail: dict[str, JsonValue] = {"reason": reason, "until": until.isoformat()}
         until_ns = time.monotonic_ns() + seconds * 1_000_000_000
@@ -571,8 +549,7 @@ class Executor:
     def _set_paused(self, paused: str, until_ns: int, what: str, detail: dict[str, JsonValue]) -> None:
         self.state = self.state._replace(guard=self.state.guard._replace(paused=paused))
         self._paused_until_ns = until_ns
-        with self._begin:
-            self._held_back = paused
+        self._brake.pause(paused)
         self._recorder.record(entry.Config(what=what, detail=detail))
         if paused:
             self.drills.paused()
@@ -610,7 +587,7 @@ class Executor:
         if session is None:
             raise StoppedError("nothing is armed", id="executor.disarmed", hint="pointcall arm")
         if isinstance(action, OpenCircuit):
-            self.require_not_halted()
+            self._brake.require_not_halted()
             self._require_enforcing()
         act = Act(0, Call.of(action), action, target=acting.target_of(session, action))
         self._recorder.record(acting.intent(act, {}, grant="operator"))
@@ -657,7 +634,7 @@ class Executor:
             at=datetime.now(UTC),
         )
         with self._changing():  # no run begins while another manifest or epoch takes over
-            self.require_not_halted()
+            self._brake.require_not_halted()
             self.journal.put_blob(bundle)
             self._loop.call(lambda: self._approved(session, approval))
         return approval.body.run
@@ -745,6 +722,11 @@ class Executor:
         return sum(self._lost.values())
 
     @property
+    def disarmed_by_hand(self) -> str:
+        """Why a person has disarmed: it stays so, also after a restart, until a person arms. Empty where none has."""
+        return self._brake.disarmed_by_hand
+
+    @property
     def paused_until_ns(self) -> int:
         """When a pause ends by itself (CLOCK_MONOTONIC), 0 where there is none."""
         return self._paused_until_ns
@@ -763,7 +745,7 @@ class Executor:
 
     def _failed(self, error: BaseException) -> None:
         """Whatever it was, nothing may act any more."""
-        self._generation += 1
+        self._brake.generation += 1
         self.state = self.state._replace(armed=None)
         if self._session is not None:
             # A storage may be back soon: what is pinned stays for the next executor, as after SIGKILL.
@@ -929,7 +911,7 @@ class Executor:
             received_ns=received_ns,
             session=session,
             epoch=epoch.receipts,
-            generation=self._generation,
+            generation=self._brake.generation,
         )
         self._take_off(run)
         try:
@@ -1030,12 +1012,12 @@ class Executor:
     def _durable(self, run: Run, act: Act, action: Action) -> None:
         """On the pool: the intent is on disk before anything is done."""
         try:
-            refusal = self._called_off(run)
+            refusal = self._brake.called_off(run)
             if refusal is None:
                 act.intent = self._recorder.record(acting.intent(act, run.epoch.names), run.id)
                 act.intent_ns = time.monotonic_ns()
-                with self._begin:  # once more: writing takes its time, and somebody may have said stop meanwhile
-                    refusal = self._too_late(run)
+                with self._brake.lock:  # once more: writing takes its time, and somebody may have said stop meanwhile
+                    refusal = self._brake.too_late(run)
                     act.started_ns = time.monotonic_ns()
             if refusal is None:
                 acting.apply(self.journal, run, act, action)
@@ -1045,22 +1027,6 @@ class Executor:
             self._loop.fail(error)
             return
         self._loop.post(lambda: self._ended(run, act))
-
-    def _called_off(self, run: Run) -> guard.Refusal | None:
-        """What this executor was told meanwhile, so that an action of this run does not begin."""
-        if run.generation != self._generation or self.failure is not None:
-            return guard.Refusal("guard.disarmed", "armed", "disarmed before it began", "arm a manifest")
-        if self._held_back:
-            return guard.Refusal("guard.paused", "not paused", f"paused: {self._held_back}", "pointcall resume")
-        return None
-
-    def _too_late(self, run: Run) -> guard.Refusal | None:
-        """What forbids that an action of this run begins now, though the guard has let it through."""
-        if halted(self.state_dir) is not None:  # looked at last: the switch works without this executor
-            return guard.Refusal(
-                "guard.disarmed", "armed", "halted before it began", "pointcall halt --clear, then arm"
-            )
-        return self._called_off(run)
 
     def _ended(self, run: Run, act: Act) -> None:
         """On the loop thread: free the target, let the runbook go on, finish the run when all its actions ended."""
@@ -1117,7 +1083,7 @@ class Executor:
         with contextlib.suppress(PointcallError):
             self.drills.close()
         self._closed = True
-        self._outdate()
+        self._brake.outdate()
         with self._arming, contextlib.suppress(PointcallError):
             self._loop.call(lambda: self._disarm(reason, leave=self.config.pin))
             with self._idle:

@@ -110,7 +110,7 @@ def test_what_the_executor_does_by_itself_does_not_stay(node: Node) -> None:
     with node.life() as first:
         assert disarmings(first) == [{"reason": "stopped"}]
         node.arm(first, by_itself=True)
-        first._call(lambda: first._disarm_by_itself("kernel.changed", "as armed", "otherwise", ""))
+        first._loop.call(lambda: first._disarm_by_itself("kernel.changed", "as armed", "otherwise", ""))
         assert ExecutorBackend(first).status().reason == ""
         node.arm(first, by_itself=True)
     with node.life() as last:

@@ -22,7 +22,7 @@ from pointcall_attest import entry
 from pointcall_attest.errors import RefusedError, VerifyError
 from pointcall_attest.receipt import Receipt
 from pointcall_attest.verdict import Check, Verdict
-from pointcall_executor import acting, daemon, left, loop, messenger, recorder, run, running_epoch, session
+from pointcall_executor import acting, brake, daemon, left, loop, messenger, recorder, run, running_epoch, session
 from pointcall_executor.config import Config
 from pointcall_executor.core import breaker
 from pointcall_executor.core.event import Destination, Kind
@@ -47,14 +47,8 @@ OPERATIONS = {  # what operators do, and how often
     "arm": 6, "older": 2, "disarm": 2, "pause": 3, "resume": 4, "trip": 4, "release": 4, "reload": 1, "roll": 2,
     "checkpoint": 1, "stop": 1, "halt": 2, "clear": 1, "approve": 8, "acknowledge": 3,
 }  # fmt: skip
-SHELL: list[ModuleType] = [
-    acting,
-    daemon,
-    left,
-    loop,
-    messenger,
-    running_epoch,
-]  # where a name that is replaced may live
+# where a name that is replaced may live
+SHELL: list[ModuleType] = [acting, brake, daemon, left, loop, messenger, running_epoch]
 DOORS: list[ModuleType] = [*SHELL, recorder, run, session]  # they must not see the real clock or threads
 
 

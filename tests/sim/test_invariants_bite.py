@@ -13,6 +13,7 @@ import pytest
 from pointcall_attest import entry
 from pointcall_executor import acting, daemon, run
 from pointcall_executor.actions.world import Done, Verb, World
+from pointcall_executor.brake import Brake
 from pointcall_executor.core import guard, step
 from pointcall_executor.core.guard import Refusal
 from pointcall_executor.daemon import Executor
@@ -250,14 +251,14 @@ def flap_only_once(patch: Patch) -> None:
 
 
 def never_look_at_the_halt(patch: Patch) -> None:
-    real = Executor._too_late
+    real = Brake.too_late
 
-    def too_late(self: Executor, of: run.Run) -> Refusal | None:
+    def too_late(self: Brake, of: run.Run) -> Refusal | None:
         refusal = real(self, of)
         return None if refusal is not None and refusal.got.startswith("halted") else refusal
 
     patch.setattr(Executor, "_check_armed", lambda *_: None)
-    patch.setattr(Executor, "_too_late", too_late)
+    patch.setattr(Brake, "too_late", too_late)
 
 
 def forget_pauses(patch: Patch) -> None:
