@@ -43,6 +43,7 @@ class DeclaredChannels:
     def __init__(self, manifest: Manifest, node: str, say: Callable[[str], None] = to_stderr) -> None:
         self._node, self._say = node, say
         self._channels = {channel(c.name).number: c for c in manifest.channels}
+        self._end: float | None = None  # when the last of them must be told
 
     def _channel(self, number: int) -> Channel:
         found = self._channels.get(number)
@@ -55,6 +56,10 @@ class DeclaredChannels:
         found = self._channels.get(number)
         return found is not None and found.kind != "log"
 
+    def hurry(self) -> None:
+        """The executor ends: all that is still to be told shares one `SEND_SECONDS` from now on."""
+        self._end = time.monotonic() + SEND_SECONDS
+
     def send(self, number: int, level: Level, code: int) -> str:
         """Tell the channel; its name. ChannelError says why that failed.
 
@@ -66,7 +71,10 @@ class DeclaredChannels:
             return found.name
         message = {"node": self._node, "channel": found.name, "level": level.name.lower(), "code": code}
         try:
-            (_to_socket if found.kind == "unix" else _to_web)(found.address, json.dumps(message).encode())
+            seconds = SEND_SECONDS if self._end is None else min(SEND_SECONDS, self._end - time.monotonic())
+            if seconds <= 0:
+                raise TimeoutError("the executor ends")
+            (_to_socket if found.kind == "unix" else _to_web)(found.address, json.dumps(message).encode(), seconds)
         except (OSError, http.client.HTTPException, ValueError, RuntimeError) as error:  # the last: no thread left
             raise ChannelError(
                 f"channel {found.name} could not be told", id="channel.unreachable",
@@ -75,19 +83,19 @@ class DeclaredChannels:
         return found.name
 
 
-def _to_socket(path: str, message: bytes) -> None:
+def _to_socket(path: str, message: bytes, seconds: float) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-        sender.settimeout(SEND_SECONDS)
+        sender.settimeout(seconds)
         sender.connect(path)
         sender.send(message)
 
 
-def _to_web(address: str, message: bytes) -> None:
+def _to_web(address: str, message: bytes, seconds: float) -> None:
     """One POST; a redirect or any other answer than 2xx is a failure: the manifest says exactly where to.
 
     One deadline for all of it: name, connection, TLS, request and answer, however little at a time comes.
     """
-    deadline = time.monotonic() + SEND_SECONDS
+    deadline = time.monotonic() + seconds
     url = urllib.parse.urlsplit(address)
     if url.hostname is None:
         raise ValueError("an address without a host")
@@ -100,7 +108,7 @@ def _to_web(address: str, message: bytes) -> None:
             connection.request("POST", path, message, {"Content-Type": "application/json", "User-Agent": "pointcall"})
             status = connection.getresponse().status
     if time.monotonic() >= deadline:  # what was cut off may look whole
-        raise TimeoutError(f"not within {SEND_SECONDS:g} s")
+        raise TimeoutError(f"not within {seconds:.3g} s")
     if not 200 <= status < 300:
         raise ValueError(f"status {status}")
 

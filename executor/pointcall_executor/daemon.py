@@ -1,8 +1,9 @@
 """The executor: the shell around the pure core. It waits for kernel records and performs what the core says.
 
 One loop thread owns the core's state and every decision. Kernel leases are applied on it at once; actions that need a
-durable intent run on a small pool, one at a time for each target (the guard sees to that). Everything that happened
-goes into the journal; if the journal fails, the executor disarms and stops: what cannot be recorded must not be done.
+durable intent run on a small pool, one at a time for each target (the guard sees to that); receipts have another.
+Everything that happened goes into the journal; if the journal fails, the executor disarms and stops: what cannot be
+recorded must not be done.
 
 A run belongs to the session and the epoch in which it was decided; both change only while no run is in flight. Until
 then decisions wait in the ring, and the breaker in the kernel goes on by itself.
@@ -106,6 +107,9 @@ __all__ = ["ARMED", "Bundle", "Executor", "StoppedError", "load_trust"]
 TICK_SECONDS: Final = 0.25
 SWITCH_SECONDS: Final = 0.0002  # how long a thread that signs or writes may keep the loop from deciding
 ACTION_THREADS: Final = 4  # actions on different targets at once; more would only hide a storm
+WRITER_THREADS: Final = 2  # receipts, checkpoints
+RUNS_MAX: Final = 1024  # in flight; beyond, events wait in the kernel's rings, where what finds no room is counted
+BATCH: Final = 256  # records of each ring in one turn of the loop: somebody may want to say stop
 RENEW_AGAIN_NS: Final = 30_000_000_000  # after a platform that gave no evidence
 RECHECK_NS: Final = 10_000_000_000  # between two looks at whether the kernel still runs what was armed
 QUIET_SECONDS: Final = 120.0  # how long arming waits for the runs in flight
@@ -153,9 +157,11 @@ class Executor:
         self._timers: list[_TimerDue] = []
         self._lost: dict[str, int] = {}
         self._random = b""
-        self._loop = Loop(self._drain, self._tick, self._pause, self._failed)
+        self._loop = Loop(self._full, self._drain, self._tick, self._pause, self._detach)
         self.drills = Drills(self)
         self._pool = ThreadPoolExecutor(ACTION_THREADS, thread_name_prefix="action")
+        # Beside the pool: no action holds up what is known already.
+        self._writer = ThreadPoolExecutor(WRITER_THREADS, thread_name_prefix="writer")
         self._waiting = Waiting()
         self._messenger = Messenger(self._loop, self._recorder, self._waiting)
         self._brake = Brake(state_dir, self._loop)
@@ -166,7 +172,8 @@ class Executor:
         self._closed = self._renewing = False
         self._tick_due_ns = self._checkpoint_due_ns = self._recheck_due_ns = 0
         self._paused_until_ns = 0
-        self._acted: list[tuple[str, str, int]] | None = None  # until arming, what was done before: _times
+        self._acted: list[tuple[str, str, int]] | None = None  # until arming, what was done before: left.times
+        self._failed: frozenset[int] = frozenset()  # places in it of what did not succeed
         sys.setswitchinterval(SWITCH_SECONDS)
         self._epoch.open(self._epoch.attest(None, self.trust, datetime.now(UTC)), self.trust, None, (), "boot")
         self._take_up()
@@ -188,7 +195,7 @@ class Executor:
             self._recorder.record(ended(gone, self.config.mode))
         for run, code in found.escalations.items():
             self._waiting.call(run, (), code, now_ns)
-        self._acted = left.times(found.acted, now, now_ns)
+        self._acted, self._failed = left.times(found.acted, now, now_ns), frozenset(found.failed)
         self.state = self.state._replace(guard=guard.recalled(self.state.guard, self._acted))
         left.record_meanwhile(self.state_dir, self._recorder)
 
@@ -300,9 +307,9 @@ class Executor:
 
         def renew() -> None:
             try:
-                with contextlib.suppress(RefusedError, ArmingError, StoppedError), self._changing():
+                with contextlib.suppress(RefusedError, StoppedError), self._changing():
                     self._renew("lifetime")
-            except (PlatformError, OSError) as error:
+            except (PlatformError, ArmingError, OSError) as error:
                 self._loop.post(lambda error=error: self._no_evidence(error))  # type: ignore[misc]
             except BaseException as error:
                 self._loop.fail(error)
@@ -311,11 +318,14 @@ class Executor:
 
         threading.Thread(target=renew, name="renewal", daemon=True).start()
 
-    def _no_evidence(self, error: PlatformError | OSError) -> None:
-        """On the loop: the platform gave no evidence now. Asked again soon; what is armed is not on old evidence."""
+    def _no_evidence(self, error: PlatformError | ArmingError | OSError) -> None:
+        """On the loop: no new epoch now, for want of evidence or because runs in flight did not end. Tried again soon;
+        what is armed is not on old evidence."""
         now_ns = time.monotonic_ns()
         self._epoch.due_ns = now_ns + RENEW_AGAIN_NS
-        want, hint = "fresh evidence at the end of an epoch", "see what the platform offers: pointcall attest probe"
+        want, hint = "fresh evidence for a new epoch", "see what the platform offers: pointcall attest probe"
+        if isinstance(error, ArmingError):
+            want, hint = "a moment without a run in flight", "see which action does not end: pointcall status"
         self._recorder.record(refused("tee.renewal", "the next epoch", want, str(error), hint))
         if self._session is not None and now_ns > self.evidence_until_ns:
             self._disarm_by_itself("tee.stale", "evidence of this epoch or the last", "older", hint)
@@ -458,10 +468,11 @@ class Executor:
         held = guard.circuits_held(self.state.guard, left.forced(session.sensors))
         held = guard.isolations_held(held, left.isolated(session))
         if self._acted is not None:
-            held = guard.rows_recalled(held, self._acted, session.armed.rules)
+            held = guard.rows_recalled(held, self._acted, session.armed.rules, self._failed)
         self.state = self.state._replace(armed=session.armed, memory=memory, guard=held._replace(approvals={}))
         self._acted = None
         self._session, self._stopped, self._lost = session, None, {}
+        self._recheck_due_ns = 0  # what was compared before were other programs
         self._count_lost(session.sensors)  # from here on these count: before others take over from them in turn
         self._waiting.forget_asked()
         if old is None:
@@ -559,7 +570,8 @@ class Executor:
 
         Another trust policy or notice means a new epoch, and judging the armed manifest again: RefusedError if it is
         disarmed by that. ConfigError `config.restart` where a setting needs a new process; OSError or MalformedError
-        for the trust folder. Then everything stays as it was.
+        for the trust folder. Then everything stays as it was. PlatformError where there is no evidence now, ArmingError
+        `arm.busy` where the runs in flight do not end: the new trust holds from the next epoch on, tried again soon.
         """
         changed = [name for name in RESTART if getattr(config, name) != getattr(self.config, name)]
         if changed:
@@ -569,18 +581,34 @@ class Executor:
             self.config, before, self.trust = config, self.trust, trust
             self._recorder.record(entry.Config(what="settings", detail={"policy": trust.policy.sha256}))
             if trust != before or read_notices(self.state_dir / FOLDER) != self._notices:
-                self._renew("the trust changed")
+                try:
+                    self._renew("the trust changed")
+                except (PlatformError, ArmingError) as error:
+                    self._loop.call(lambda error=error: self._no_evidence(error))  # type: ignore[misc]
+                    raise
 
     # ---- what an operator does by hand, and what others may look at ------------------------------------------------
 
     def trip(self, address: Address, port: int, hold_ns: int, reason: str) -> None:
         """Force a circuit open for `hold_ns`. ServiceError `circuit.unknown` where none is armed; ArmingError
         `executor.halted`, or `circuit.monitor` in mode `monitor`."""
-        self._loop.call(lambda: self._by_hand(OpenCircuit(address, port, hold_ns), reason))
+        with self.refusing(f"trip {address}:{port}"):
+            self._loop.call(lambda: self._by_hand(OpenCircuit(address, port, hold_ns), reason))
 
     def release(self, address: Address, port: int, reason: str) -> None:
         """Close a circuit now. ServiceError `circuit.unknown` where none is armed."""
-        self._loop.call(lambda: self._by_hand(CloseCircuit(address, port), reason))
+        with self.refusing(f"release {address}:{port}"):
+            self._loop.call(lambda: self._by_hand(CloseCircuit(address, port), reason))
+
+    @contextlib.contextmanager
+    def refusing(self, what: str) -> Iterator[None]:
+        """What a person asks for and does not get is an entry of the log, as with what a runbook asks for."""
+        try:
+            yield
+        except PointcallError as refusal:
+            if self.failure is None:
+                self._recorder.record(refused(refusal.id, what, refusal.want, refusal.got, refusal.hint))
+            raise
 
     def _by_hand(self, action: OpenCircuit | CloseCircuit, reason: str) -> None:
         session = self._session
@@ -621,6 +649,10 @@ class Executor:
         VerifyError and MalformedError as of `verify_approval`; StoppedError where nothing is armed or asked for;
         ArmingError `executor.halted`. Where another rule holds the call back, the approval is over.
         """
+        with self.refusing("approval"):
+            return self._approve(bundle)
+
+    def _approve(self, bundle: bytes) -> str:
         session = self._session
         if session is None:
             raise StoppedError("nothing is armed", id="executor.disarmed", hint="pointcall arm")
@@ -743,8 +775,8 @@ class Executor:
 
     # ---- the loop --------------------------------------------------------------------------------------------------
 
-    def _failed(self, error: BaseException) -> None:
-        """Whatever it was, nothing may act any more."""
+    def _detach(self, error: BaseException) -> None:
+        """The loop has failed: whatever it was, nothing may act any more."""
         self._brake.generation += 1
         self.state = self.state._replace(armed=None)
         if self._session is not None:
@@ -757,16 +789,20 @@ class Executor:
         with self._idle:
             self._idle.notify_all()
 
+    def _full(self) -> bool:
+        """Whether too many runs have no receipt yet."""
+        return self._flying >= RUNS_MAX
+
     def _drain(self, received_ns: int) -> None:
         """What the sensors have seen."""
         session = self._session
         if session is not None:
-            for record in session.sensors.drain():
+            for record in session.sensors.drain(BATCH):
                 self._record(record, received_ns)
 
     def _pause(self) -> float:
         """How long the loop waits at most, in seconds."""
-        if not self._timers or self._loop.held:
+        if not self._timers or self._loop.waits():
             return TICK_SECONDS
         return max(0.0, min(TICK_SECONDS, (self._timers[0].due_ns - time.monotonic_ns()) / 1e9))
 
@@ -786,7 +822,7 @@ class Executor:
 
     def _tick(self, now_ns: int) -> None:
         """What is due, at the end of each turn."""
-        while self._timers and self._timers[0].due_ns <= now_ns and not self._loop.held:
+        while self._timers and self._timers[0].due_ns <= now_ns and not self._loop.waits():
             self._fire(heapq.heappop(self._timers))
         if self._paused_until_ns and now_ns >= self._paused_until_ns:
             self._set_paused("", 0, "resumed", {"reason": "the pause is over"})
@@ -804,7 +840,7 @@ class Executor:
             self._renew_in_background()
         if now_ns >= self._checkpoint_due_ns and not self._closed:
             self._checkpoint_due_ns = now_ns + int(self.config.checkpoint_seconds * 1e9)
-            self._pool.submit(self._checkpoint)
+            self._writer.submit(self._checkpoint)
 
     def _checkpoint(self) -> None:
         try:
@@ -829,7 +865,7 @@ class Executor:
             return
         self._recheck_due_ns = now_ns + RECHECK_NS
         if not self._closed:
-            self._pool.submit(self._note)
+            self._writer.submit(self._note)
         denied, hint = session.sensors.denied(), "find out who did it, then arm again"
         if denied:
             want, got = "nobody swaps or takes off a BPF link", f"{denied} attempts, all denied by the kernel"
@@ -938,7 +974,10 @@ class Executor:
     def _land(self) -> None:
         with self._idle:
             self._flying -= 1
+            room = self._flying == RUNS_MAX - 1
             self._idle.notify_all()
+        if room:
+            self._loop.wake()
 
     def _chance(self) -> bytes:
         """10 random bytes, drawn in advance: a system call here would give up the interpreter lock at a bad time."""
@@ -995,9 +1034,13 @@ class Executor:
         """The core's own actions: `remember` is done by the step itself, `again` is a timer here."""
         act.started_ns = act.ended_ns = time.monotonic_ns()
         act.outcome, act.over = Outcome.APPLIED, True
+        act.postcondition = (
+            "a timer is set" if isinstance(action, Again) else "the next decision starts from this value"
+        )
         if isinstance(action, Again):
             if len(self._timers) >= TIMERS_MAX:
                 act.outcome, act.detail = Outcome.FAILED, {"error": f"more than {TIMERS_MAX} timers"}
+                act.postcondition = ""
                 return
             number = getattr(run.event, "service", Service(0)).number
             due_ns = act.started_ns + action.after
@@ -1050,13 +1093,10 @@ class Executor:
         if run.finished and not run.closing:
             run.closing = True
             self._runs.pop(run.id, None)
-            try:
-                self._pool.submit(self._finish, run)
-            except RuntimeError:  # the pool is closed: an action took longer than anything may
-                self._finish(run)
+            self._writer.submit(self._finish, run)
 
     def _finish(self, run: Run) -> None:
-        """On the pool: what is not yet recorded of the run, then its receipt."""
+        """Beside the loop: what is not yet recorded of the run, then its receipt."""
         try:
             for act in run.acts:
                 if act.action is None:
@@ -1083,6 +1123,8 @@ class Executor:
         with contextlib.suppress(PointcallError):
             self.drills.close()
         self._closed = True
+        if (telling := self._session or self._stopped) is not None:
+            telling.channels.hurry()  # a channel that nobody answers must not hold up the end
         self._brake.outdate()
         with self._arming, contextlib.suppress(PointcallError):
             self._loop.call(lambda: self._disarm(reason, leave=self.config.pin))
@@ -1090,6 +1132,7 @@ class Executor:
                 self._idle.wait_for(lambda: self._flying == 0 or self.failure is not None, CLOSE_SECONDS)
         self._pool.shutdown(wait=True)
         self._loop.stop()  # before the messenger: it gives it work
+        self._writer.shutdown(wait=True)  # of an action that took longer than anything may, too
         self._messenger.close()
         session = self._session or self._stopped
         if stop_services and session is not None:

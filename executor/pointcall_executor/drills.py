@@ -70,7 +70,7 @@ class Drills:
 
     def begin(self, request: DrillRequest) -> DrillReport:
         """Check, write down, inject. DrillError or KernelError says why not; then nothing is injected."""
-        with self._lock:
+        with self.executor.refusing(f"drill {request.service}".strip()), self._lock:
             session = self.executor.session
             if session is None:
                 raise DrillError("nothing is armed", id="drill.undeclared", want="an armed manifest", got="none")

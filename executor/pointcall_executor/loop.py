@@ -25,21 +25,23 @@ class StoppedError(PointcallError):
 
 
 class Loop:
-    """`ready` and `turn` get the time at which the loop woke (CLOCK_MONOTONIC ns): `ready` where a descriptor may be
-    readable and nothing is held, `turn` at the end of every turn. `pause` is how long to wait at most, in seconds.
+    """`full`: whether there is no room for what is ready. `ready` and `turn` get the time at which the loop woke
+    (CLOCK_MONOTONIC ns): `ready` where a descriptor may be readable and nothing waits, `turn` at the end of every turn.
+    `pause`: how long to wait at most, in seconds. `failed`: what ended it.
     """
 
     def __init__(
         self,
+        full: Callable[[], bool],
         ready: Callable[[int], None],
         turn: Callable[[int], None],
         pause: Callable[[], float],
         failed: Callable[[BaseException], None],
     ) -> None:
-        self._ready, self._turn_ends, self._pause, self._failed = ready, turn, pause, failed
+        self._full, self._ready, self._turn_ends, self._pause, self._failed = full, ready, turn, pause, failed
         self.failure: BaseException | None = None
         self.beats = 0  # turns: whoever watches it sees that the loop lives
-        self.held = False  # descriptors wait, commands do not
+        self._held = False
         self._stopping = False
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -92,6 +94,10 @@ class Loop:
             if not self._thread.is_alive():
                 self._drain_commands()
 
+    def wake(self) -> None:
+        """Look again whether there is room."""
+        os.eventfd_write(self._wake, 1)
+
     def stop(self) -> None:
         """End the thread, after the commands that are waiting; those given from now on run in `call` itself."""
         self._stopping = True
@@ -115,8 +121,12 @@ class Loop:
         self._epoll.unregister(fd)
 
     def hold(self, held: bool) -> None:
-        """Whether descriptors wait: what is ready is left where it is."""
-        self.held = held
+        """Whether descriptors wait, whatever is ready. Commands do not."""
+        self._held = held
+
+    def waits(self) -> bool:
+        """Whether what is ready is left where it is: it is held, or there is no room."""
+        return self._held or self._full()
 
     def _run(self) -> None:
         try:
@@ -128,12 +138,13 @@ class Loop:
         self._drain_commands()
 
     def _turn(self) -> None:
-        waiting = self._woken if self.held else self._epoll
+        waits = self.waits()
+        waiting = self._woken if waits else self._epoll
         ready = waiting.poll(self._pause())
         woken_ns = time.monotonic_ns()
         if any(fd == self._wake for fd, _ in ready):
             os.eventfd_read(self._wake)
-        if ready and not self.held:
+        if ready and not waits:
             self._ready(woken_ns)
         self._drain_commands()
         self.beats += 1

@@ -88,7 +88,10 @@ class Messenger:
     def acknowledge(self, run: str, reason: str) -> None:
         """A person has seen it. StoppedError `escalation.unknown` where nobody was called for this run."""
         if not self._waiting.acknowledge(run):
-            raise StoppedError("nobody waits for an answer there", id="escalation.unknown", got=run)
+            raise StoppedError(
+                "nobody waits for an answer there", id="escalation.unknown", want="a run that called a person",
+                got=run, hint="pointcall status has who waits",
+            )  # fmt: skip
         self._recorder.record(entry.Config(what="acknowledged", detail={"run": run, "reason": reason}), run)
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -30,9 +31,21 @@ if TYPE_CHECKING:
 _Row: TypeAlias = tuple[int, bytes, str, str | None, bytes]  # index, leaf hash, kind, run, raw
 
 MAX_BATCH_ENTRIES: Final = 1_000
-# Seconds for connecting, milliseconds for a dead link and for one statement.
-_BOUNDS: Final = {"connect_timeout": "30", "tcp_user_timeout": "20000", "options": "-c statement_timeout=60000"}
-MAX_BATCH_BYTES: Final = 1024 * 1024  # what a bad link carries within its timeout
+MAX_BATCH_BYTES: Final = 1024 * 1024
+FEW_BYTES: Final = 64 * 1024  # sent without a round trip for each statement; more is quicker with COPY
+MIN_BATCH_BYTES: Final = (
+    8 * 1024
+)  # what a link with 2 s latency that loses 30 % of its packets carries within the bounds
+# Seconds for connecting, milliseconds for a link that does not answer to what we sent, seconds before we ask whether it
+# is there at all while we wait for the answer.
+_BOUNDS: Final = {
+    "connect_timeout": "120", "tcp_user_timeout": "180000", "keepalives_idle": "60", "keepalives_interval": "20",
+    # The same for the server's side: what a node that is gone has begun must not keep the next one waiting.
+    "options": "-c statement_timeout=300000 -c idle_in_transaction_session_timeout=180000 -c tcp_user_timeout=180000"
+    " -c tcp_keepalives_idle=60 -c tcp_keepalives_interval=20 -c tcp_keepalives_count=6",
+}  # fmt: skip
+
+_LEAST_ENTRY_BYTES: Final = 128
 
 _SCHEMA: Final = """
 create table if not exists log (
@@ -60,6 +73,19 @@ class Held:
     covered: int
 
 
+@dataclass(slots=True)
+class Pace:
+    """How much of the log is sent at once: twice as much after each success, the least again after a failure."""
+
+    batch_bytes: int = MIN_BATCH_BYTES
+
+    def went(self) -> None:
+        self.batch_bytes = min(self.batch_bytes * 2, MAX_BATCH_BYTES)
+
+    def failed(self) -> None:
+        self.batch_bytes = MIN_BATCH_BYTES
+
+
 class Mirror:
     """One connection to a mirror database. The caller opens, reopens and closes the connection."""
 
@@ -85,7 +111,8 @@ class Mirror:
         MirrorError `mirror.gap`, `mirror.fork` (another entry at a known index) or `mirror.entry` (one that is no
         entry, or opens an epoch with another key than its own). Durable on return. Other signatures are for readers.
         """
-        with self._db.transaction():
+        few = sum(map(len, raws)) <= FEW_BYTES
+        with self._db.pipeline() if few else nullcontext(), self._db.transaction():
             frontier, last = self._locked(origin)
             if first > frontier.size:
                 raise MirrorError(
@@ -94,7 +121,8 @@ class Mirror:
             known = min(frontier.size - first, len(raws))
             if known:
                 self._compare(origin, first, raws[:known])
-            self._open_epochs(origin, self._copy(origin, frontier, raws[known:]))
+            store = self._insert if few else self._copy
+            self._open_epochs(origin, store(origin, frontier, raws[known:]))
             self._db.execute("update log set frontier = %s where origin = %s", (frontier.encode(), origin))
         return Held(frontier.size, Checkpoint.parse(last).size if last else 0)
 
@@ -102,7 +130,7 @@ class Mirror:
         """Accept a checkpoint of everything that is held. MirrorError `mirror.checkpoint` where its size, root or
         signature is another; the refusal is remembered."""
         note = Checkpoint.parse(text)
-        with self._db.transaction():
+        with self._db.pipeline(), self._db.transaction():
             frontier, last = self._locked(note.origin)
             why = self._objection(note, frontier, last)
             if why is None:
@@ -160,6 +188,14 @@ class Mirror:
                     f"entry {index} is another one", id="mirror.fork", want=bytes(leaf).hex(), got=leaf_hash(raw).hex()
                 )
 
+    def _insert(self, origin: str, frontier: Frontier, raws: Sequence[bytes]) -> list[Verifier]:
+        """As `_copy`, for few entries on a far link: nothing waits for an answer in between."""
+        keys: list[Verifier] = []
+        rows = [(origin, *_appended(frontier, raw, keys)) for raw in raws]
+        if rows:
+            self._db.cursor().executemany("insert into entry values (%s, %s, %b, %s, %s, %b)", rows)
+        return keys
+
     def _copy(self, origin: str, frontier: Frontier, raws: Sequence[bytes]) -> list[Verifier]:
         """Append the entries to the table and to the frontier; the checkpoint keys of the epochs that open in them.
 
@@ -170,11 +206,7 @@ class Mirror:
             with self._db.cursor().copy(sql) as copy:
                 copy.set_types(("text", "int8", "bytea", "text", "text", "bytea"))
                 for raw in raws:
-                    index, leaf, kind, *_ = row = _row(frontier.size, raw)
-                    if kind == "epoch-open":
-                        keys.append(_checkpoint_key(index, raw))
-                    copy.write_row((origin, *row))
-                    frontier.add(leaf)
+                    copy.write_row((origin, *_appended(frontier, raw, keys)))
         return keys
 
     def _open_epochs(self, origin: str, keys: Sequence[Verifier]) -> None:
@@ -248,26 +280,34 @@ def connect(address: str) -> psycopg.Connection[Any]:
     return db
 
 
-def ship(reader: JournalReader, mirror: Mirror) -> Held:
+def ship(reader: JournalReader, mirror: Mirror, pace: Pace | None = None) -> Held:
     """Bring the mirror to the journal's latest checkpoint, sending exactly what it has not.
 
-    Call it again after any failure, over a new connection. Errors of the connection pass through.
+    Call it again after any failure, over a new connection, with the same `pace`: every batch that arrived stays, and
+    the next is one that a bad link can carry. Errors of the connection pass through.
     """
+    pace = pace or Pace()
     origin, head = reader.origin, reader.head()
     held = mirror.held(origin)
     if head is None or head.size <= held.covered:
         return held
-    for first, raws in _batches(reader, held.size, head.size):
-        held = mirror.put(origin, first, raws)
+    for first, raws in _batches(reader, held.size, head.size, pace):
+        try:
+            held = mirror.put(origin, first, raws)
+        except Exception:
+            pace.failed()
+            raise
+        pace.went()
     return mirror.cover(head.text) if held.size == head.size else held
 
 
-def _batches(reader: JournalReader, start: int, end: int) -> Iterator[tuple[int, list[bytes]]]:
+def _batches(reader: JournalReader, start: int, end: int, pace: Pace) -> Iterator[tuple[int, list[bytes]]]:
     """The raw entries from `start` to `end`, in pieces that fit a batch."""
     while start < end:
         raws: list[bytes] = []
-        for entry in reader.entries(start=start, limit=min(end - start, MAX_BATCH_ENTRIES)):
-            if raws and sum(map(len, raws)) + len(entry.raw) > MAX_BATCH_BYTES:
+        limit = min(end - start, MAX_BATCH_ENTRIES, pace.batch_bytes // _LEAST_ENTRY_BYTES)
+        for entry in reader.entries(start=start, limit=limit):
+            if raws and sum(map(len, raws)) + len(entry.raw) > pace.batch_bytes:
                 break
             if entry.index != start + len(raws):
                 break  # a reader passes over what was pruned
@@ -286,6 +326,15 @@ def _row(index: int, raw: bytes) -> _Row:
             f"entry {index} is no entry", id="mirror.entry", got=f"{error.message} [{error.id}]"
         ) from None
     return index, leaf_hash(raw), kind, run, raw
+
+
+def _appended(frontier: Frontier, raw: bytes, keys: list[Verifier]) -> _Row:
+    """The row of the next entry, which is in the frontier now; its key is among `keys` if it opens an epoch."""
+    index, leaf, kind, *_ = row = _row(frontier.size, raw)
+    if kind == "epoch-open":
+        keys.append(_checkpoint_key(index, raw))
+    frontier.add(leaf)
+    return row
 
 
 def _checkpoint_key(index: int, raw: bytes) -> Verifier:

@@ -52,9 +52,9 @@ class RecordedSensors:
     def fds(self) -> tuple[int, ...]:
         return (self._wake,) if self._wake >= 0 else ()
 
-    def drain(self) -> list[bytes]:
-        found = []
-        while self._records:
+    def drain(self, limit: int = 1 << 20) -> list[bytes]:
+        found: list[bytes] = []
+        while self._records and len(found) < limit:
             os.eventfd_read(self._wake)
             found.append(self._records.popleft())
         return found
@@ -84,7 +84,10 @@ class RecordedSensors:
         for destination in self.destinations:
             if (destination.address, destination.port) == (address, port):
                 return destination
-        raise ServiceError("no circuit is armed there", id="circuit.unknown", got=f"{address}:{port}")
+        raise ServiceError(
+            "no circuit is armed there", id="circuit.unknown", want="a destination that the armed manifest watches",
+            got=f"{address}:{port}", hint="pointcall status has the circuits",
+        )  # fmt: skip
 
     def force(self, address: Address, port: int, until_ns: int) -> None:
         self.commands.append(("force", str(self._known(address, port))))

@@ -49,6 +49,7 @@ class Left:
     settled: int | None = None  # the index of the entry that said that, or that something was armed
     escalations: dict[str, int] = field(default_factory=dict)  # run -> code, of those that nobody acknowledged
     acted: list[tuple[str, str, datetime]] = field(default_factory=list)  # (action, target, when), oldest first
+    failed: set[int] = field(default_factory=set)  # places in `acted` of what was not done as it should have been
 
     def note(self, item: entry.Entry) -> None:
         """One `config` entry, in the order of the log. What it means holds also where its text was erased."""
@@ -232,6 +233,7 @@ class Recorder:
         """
         recent = self._recent()
         opened: dict[tuple[str | None, str, str], int] = {}
+        places: dict[tuple[str | None, str, str], int] = {}  # in `left.acted`
         left = Left()
         for item in sorted(recent, key=lambda each: each.index):
             if item.kind in ("intent", "outcome"):
@@ -241,7 +243,11 @@ class Recorder:
                 # an outcome whose intent is out of sight says nothing about a later intent of the same words
                 opened[key] = max(0, opened.get(key, 0) + (1 if item.kind == "intent" else -1))
                 if item.kind == "intent" and item.run is not None:
+                    places[key] = len(left.acted)
+                    left.failed.add(places[key])  # until an outcome says otherwise
                     left.acted.append((str(item.body["action"]), str(item.body["target"]), item.at))
+                elif item.kind == "outcome" and item.body["outcome"] in ("applied", "refused"):
+                    left.failed.discard(places.get(key, -1))
             else:
                 left.note(item)
         configs = [item.index for item in recent if item.kind == "config"]

@@ -200,9 +200,9 @@ class KernelSensors:
         rings = tuple(sensor.ring.fileno() for sensor in self._sensors().values())
         return (*rings, self._lookout.fileno()) if self._lookout is not None else rings
 
-    def drain(self) -> list[bytes]:
-        """Every finished record, 56 bytes each."""
-        found = [record for ring in self._rings for record in ring.drain()]
+    def drain(self, limit: int = 1 << 20) -> list[bytes]:
+        """Every finished record, 56 bytes each; at most `limit` of each ring."""
+        found = [record for ring in self._rings for record in ring.drain(limit)]
         return found + self._lookout.drain() if self._lookout is not None else found
 
     def lost(self) -> Mapping[str, int]:
@@ -289,7 +289,10 @@ class KernelSensors:
     def _armed(self, address: Address, port: int) -> tuple[BreakerSensor, Sequence[Destination]]:
         there = self._there(address, port)
         if self.breaker is None or not there:
-            raise ServiceError("no circuit is armed there", id="circuit.unknown", got=f"{address}:{port}")
+            raise ServiceError(
+                "no circuit is armed there", id="circuit.unknown", want="a destination that the armed manifest watches",
+                got=f"{address}:{port}", hint="pointcall status has the circuits",
+            )  # fmt: skip
         return self.breaker, there
 
     def _there(self, address: Address, port: int) -> Sequence[Destination]:

@@ -18,6 +18,7 @@ from pointcall_attest import signature_child
 from pointcall_attest.errors import RefusedError
 from pointcall_attest.printable import shown
 from pointcall_executor.api.server import Server, serve
+from pointcall_executor.arming import ArmingError
 from pointcall_executor.backend import ExecutorBackend
 from pointcall_executor.beginning import Begun, say
 from pointcall_executor.cli.output import Exit
@@ -28,6 +29,7 @@ from pointcall_executor.memory import give_back
 from pointcall_executor.pulse import Pulse
 from pointcall_executor.session import Bundle
 from pointcall_executor.shipping import Shipping
+from pointcall_executor.tee.platform import PlatformError
 from pointcall_executor.telemetry.station import Station
 from pointcall_runbook.errors import PointcallError
 
@@ -136,6 +138,11 @@ class Serving:
             executor.reload(load(self._config_path))
         except RefusedError as refusal:
             say("the armed manifest is not admitted any more", check=refusal.id, got=repr(refusal.got))
+        except (PlatformError, ArmingError) as error:
+            say(
+                "read again; the armed manifest is judged by it soon", error=error.id, got=repr(error.got or str(error))
+            )
+            return
         except PointcallError as refusal:
             say("settings refused, the old ones stay", error=refusal.id, got=repr(refusal.got))
             return

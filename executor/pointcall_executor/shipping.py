@@ -1,18 +1,19 @@
-"""What leaves the node beside the executor, on a thread of its own: checkpoints go to witnesses, the log to its mirror.
-It also erases the clear texts that are too old.
+"""What leaves the node beside the executor: checkpoints go to witnesses, the log to its mirror. And what is too old
+goes: clear texts are erased.
 
-Recovery never waits for any of it. A network that is gone is normal: it is tried again, ever more rarely up to a
-minute, and who is behind for too long is said once in the log, and once when that is over. Only the journal's own
-failure ends it. Not here: how witnesses are asked (witnessing.py), how a mirror is brought up to date (mirror.py).
-Spec: docs/spec/mirror.md.
+Nothing waits for any of it, neither recovery nor the end of the executor. A network that is gone is normal: it is tried
+again, ever more rarely up to a minute, and who is behind for too long is said once in the log, and once when that is
+over. Each destination has a thread, and who looks how far they are has another: none of them waits for a second one.
+Only the journal's own failure ends it. Not here: how witnesses are asked (witnessing.py), how a mirror is brought up to
+date (mirror.py). Spec: docs/spec/mirror.md.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,11 +32,13 @@ from pointcall_executor.retention import first_within
 from pointcall_runbook.errors import PointcallError
 
 if TYPE_CHECKING:
+    from pointcall_executor.mirror import Pace
     from pointcall_executor.witnessing import Asked
 
 ROUND_S: Final = 1.0  # checkpoints come once a second
 MAX_WAIT_S: Final = 60.0  # between two tries of what does not answer
 ERASE_EVERY_S: Final = 3600.0
+END_S: Final = 1.0  # for what is under way when the executor ends
 _DESTINATIONS: Final = ("witnesses", "mirror")
 
 
@@ -79,65 +82,83 @@ class Shipping:
         self._state = {name: _Destination() for name in _DESTINATIONS}
         self._erase_due_s = 0.0
         self._unforgotten = False  # erased, but a reader holds the old pages
+        self._pace: Pace | None = None
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="shipping", daemon=True)
+        self._judging = threading.Lock()  # the state of a destination, as several threads see it
+        self._writing = threading.Lock()  # held while the log is written; nothing is written after the end
+        self._ended = False
+        targets = (self._look, self._ship_to_witnesses, self._ship_to_mirror)
+        self._threads = [
+            threading.Thread(target=self._run, args=(each,), name="shipping", daemon=True) for each in targets
+        ]
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """Ends within the time-out of one request. May be called twice."""
+        """At most `END_S`: a request that a bad link holds up is left alone, and nothing comes of it. May be called
+        twice."""
         self._stopping.set()
-        self._thread.join()
+        end_s = time.monotonic() + END_S
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, end_s - time.monotonic()))
+        with self._writing:
+            self._ended = True
 
     def gauges(self) -> Mapping[str, Gauge]:
         """How far witnesses and mirror are, for metrics."""
         return {name: state.gauge for name, state in self._state.items()}
 
-    def _run(self) -> None:
+    def _run(self, turn: Callable[[JournalReader, float], None]) -> None:
         try:
             with closing(JournalReader.open(self._journal.path)) as reader:
+                turn(reader, time.monotonic())
                 while not self._stopping.wait(ROUND_S):
-                    self.round(reader, time.monotonic())
+                    turn(reader, time.monotonic())
         except JournalError as error:
             self._say("the log is not shipped any more", error=error.id)
+        except _Ended:
+            pass
 
     def round(self, reader: JournalReader, now_s: float) -> None:
-        """Whatever is due now. JournalError if the journal has stopped."""
+        """Whatever is due now, one after the other. JournalError if the journal has stopped."""
+        for turn in (self._look, self._ship_to_witnesses, self._ship_to_mirror, self._look):
+            turn(reader, now_s)
+
+    def _look(self, reader: JournalReader, now_s: float) -> None:
+        """How far behind everybody is, also while they are asked; and what is too old."""
         settings = self._settings()
         head = reader.head() if any(getattr(settings, name) for name in _DESTINATIONS) else None
-        self._turn("witnesses", settings, head, now_s, lambda note: self._witness(settings.witnesses, note))
-        self._turn("mirror", settings, head, now_s, lambda _: self._mirror(settings.mirror, reader))
+        for name, state in self._state.items():
+            self._judge(state, name, settings, head, now_s)
         if now_s >= self._erase_due_s:
             self._erase(reader, settings.clear_text_days)
             self._erase_due_s = now_s + (MAX_WAIT_S if self._unforgotten else ERASE_EVERY_S)
 
-    def _turn(
-        self,
-        name: str,
-        settings: Config,
-        head: Checkpoint | None,
-        now_s: float,
-        work: Callable[[Checkpoint], int],
-    ) -> None:
+    def _ship_to_witnesses(self, reader: JournalReader, now_s: float) -> None:
+        policy = self._settings().witnesses
+        if policy:
+            self._turn("witnesses", reader, now_s, lambda note: self._witness(policy, note))
+
+    def _ship_to_mirror(self, reader: JournalReader, now_s: float) -> None:
+        address = self._settings().mirror
+        if address:
+            self._turn("mirror", reader, now_s, lambda _: self._mirror(address, reader))
+
+    def _turn(self, name: str, reader: JournalReader, now_s: float, work: Callable[[Checkpoint], int]) -> None:
         """One destination's turn: `work` brings it to a checkpoint and gives back how far it is now."""
-        state = self._state[name]
-        if not getattr(settings, name):
-            state.gauge, state.since_s = Gauge(), None
-            return
-        state.gauge = replace(state.gauge, configured=True)
-        if head is not None and head.size > state.gauge.covered:
-            state.since_s = now_s if state.since_s is None else state.since_s
-            if now_s >= state.due_s:
-                self._try(state, name, head, now_s, work)
-        self._judge(state, name, head, now_s, settings.lag_seconds)
+        state, head = self._state[name], reader.head()
+        if head is not None and head.size > state.gauge.covered and now_s >= state.due_s:
+            self._try(state, name, head, now_s, work)
 
     def _try(
         self, state: _Destination, name: str, head: Checkpoint, now_s: float, work: Callable[[Checkpoint], int]
     ) -> None:
         try:
             covered = work(head)
-        except JournalError:
+        except (JournalError, _Ended):
             raise
         except PointcallError as refusal:  # not the network: the other side, or the settings, do not agree
             self._failed(state, now_s, f"{refusal.message} [{refusal.id}]")
@@ -145,15 +166,17 @@ class Shipping:
         except Exception as error:  # whatever a driver raises for a network that is gone
             self._failed(state, now_s, f"{type(error).__name__}: {error}")
         else:
-            state.gauge = replace(state.gauge, covered=covered, last_error="")
+            with self._judging:
+                state.gauge = replace(state.gauge, covered=covered, last_error="")
+                if covered >= head.size:
+                    state.since_s = None
             state.wait_s, state.due_s, state.refused = ROUND_S, now_s, ""
-            if covered >= head.size:
-                state.since_s = None
-            else:
+            if covered < head.size:
                 self._failed(state, now_s, "not enough of them answered")
 
     def _failed(self, state: _Destination, now_s: float, why: str) -> None:
-        state.gauge = replace(state.gauge, failures=state.gauge.failures + 1, last_error=why[:200])
+        with self._judging:
+            state.gauge = replace(state.gauge, failures=state.gauge.failures + 1, last_error=why[:200])
         state.due_s = now_s + state.wait_s
         state.wait_s = min(state.wait_s * 2, MAX_WAIT_S)
 
@@ -165,13 +188,20 @@ class Shipping:
         self._say(f"{name} refuse", check=refusal.id, got=repr(refusal.got))
         texts = (f"{name}: {refusal.message}", refusal.want, refusal.got, refusal.hint)
         what, want, got, hint = (text[:1000] for text in texts)
-        self._recorder.record(entry.Refusal(check=refusal.id, what=what, want=want, got=got, hint=hint))
+        with self._writes():
+            self._recorder.record(entry.Refusal(check=refusal.id, what=what, want=want, got=got, hint=hint))
 
-    def _judge(self, state: _Destination, name: str, head: Checkpoint | None, now_s: float, lag_s: int) -> None:
-        behind_s = 0.0 if state.since_s is None else now_s - state.since_s
-        behind = max(0, (head.size if head else 0) - state.gauge.covered)
-        state.gauge = replace(state.gauge, behind=behind, behind_s=behind_s)
-        if behind_s > lag_s and not state.late:
+    def _judge(self, state: _Destination, name: str, settings: Config, head: Checkpoint | None, now_s: float) -> None:
+        with self._judging:
+            if not getattr(settings, name):
+                state.gauge, state.since_s = Gauge(), None
+                return
+            behind = max(0, (head.size if head else 0) - state.gauge.covered)
+            if behind and state.since_s is None:
+                state.since_s = now_s
+            behind_s = 0.0 if state.since_s is None else now_s - state.since_s
+            state.gauge = replace(state.gauge, configured=True, behind=behind, behind_s=behind_s)
+        if behind_s > settings.lag_seconds and not state.late:
             self._lag(state, name, late=True)
         elif state.since_s is None and state.late:
             self._lag(state, name, late=False)
@@ -183,7 +213,16 @@ class Shipping:
         gauge = state.gauge
         self._say(what, entries=gauge.behind, error=repr(gauge.last_error))
         detail: dict[str, JsonValue] = {"covered": gauge.covered, "behind": gauge.behind, "error": gauge.last_error}
-        self._recorder.record(entry.Config(what=what, detail=detail))
+        with self._writes():
+            self._recorder.record(entry.Config(what=what, detail=detail))
+
+    @contextmanager
+    def _writes(self) -> Iterator[None]:
+        """Around whatever is written to the log: nothing is once `stop` has returned."""
+        with self._writing:
+            if self._ended:
+                raise _Ended
+            yield
 
     def _witness(self, policy_file: str, note: Checkpoint) -> int:
         """Ask all witnesses; how many entries a quorum has signed."""
@@ -205,17 +244,19 @@ class Shipping:
             )
         names = [a.witness for a in asked if a.outcome == "signed"]
         if names and policy.met_by(signed):
-            self._journal.keep_cosigned(signed, [str(policy.witnesses[name][0]) for name in names])
+            with self._writes():
+                self._journal.keep_cosigned(signed, [str(policy.witnesses[name][0]) for name in names])
             self._cosigned = signed.size
         elif not names:
             raise ConnectionError(_why(asked))
         return self._cosigned
 
     def _mirror(self, address: str, reader: JournalReader) -> int:
-        from pointcall_executor.mirror import Mirror, connect, ship
+        from pointcall_executor.mirror import Mirror, Pace, connect, ship
 
+        self._pace = self._pace or Pace()
         with connect(address) as db:
-            return ship(reader, Mirror(db)).covered
+            return ship(reader, Mirror(db), self._pace).covered
 
     def _erase(self, reader: JournalReader, days: int) -> None:
         """Erase the clear texts of all entries that are older than the setting; their bytes too, once nobody reads."""
@@ -223,11 +264,12 @@ class Shipping:
         inside = first_within(reader, days, datetime.now(UTC), start=first)
         below = reader.size if inside is None else inside.index
         try:
-            if first < below:
-                self._recorder.erase((), f"older than {days} days", below=below)
-                self._say("clear texts erased", below=below)
-            elif self._unforgotten:
-                self._journal.forget()
+            with self._writes():
+                if first < below:
+                    self._recorder.erase((), f"older than {days} days", below=below)
+                    self._say("clear texts erased", below=below)
+                elif self._unforgotten:
+                    self._journal.forget()
         except JournalError as held:
             if held.id != "journal.readers":
                 raise
@@ -236,6 +278,10 @@ class Shipping:
             self._unforgotten = True
         else:
             self._unforgotten = False
+
+
+class _Ended(Exception):
+    """The executor has ended meanwhile."""
 
 
 class WitnessAlarm(PointcallError):

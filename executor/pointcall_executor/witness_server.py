@@ -20,7 +20,7 @@ from pointcall_attest.log.witness import MAX_REQUEST_BYTES, Request, Seen, Witne
 from pointcall_executor.mirror import Mirror, connect
 
 Keys = Callable[[str], Sequence[Verifier]]  # origin -> the keys of that log, none if it is unknown
-TIMEOUT_S: Final = 10.0  # for one request of a slow client
+TIMEOUT_S: Final = 30.0  # for one request of a slow client
 
 
 class Witness:

@@ -18,7 +18,7 @@ from pointcall_attest.log.checkpoint import MAX_CHECKPOINT_BYTES, Checkpoint, Ve
 from pointcall_attest.log.tree import Tree
 from pointcall_attest.log.witness import Request, WitnessPolicy
 
-TIMEOUT_S: Final = 10.0
+TIMEOUT_S: Final = 30.0  # a link with 2 s latency sends again only after 12 s
 _SIZE: Final = re.compile(rb"(0|[1-9][0-9]{0,18})\n?")
 
 
@@ -68,6 +68,8 @@ def _ask(
         if status != 409 or size is None:
             return "", Asked(name, "alarm" if status == 422 else "refused", f"status {status}")
         old = int(size[1])
+        if old <= note.size:
+            known[name] = old  # also if the next request is lost
     return "", Asked(name, "refused", "it changes its size while it is asked")
 
 

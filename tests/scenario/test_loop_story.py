@@ -483,6 +483,52 @@ def test_another_trust_policy_that_still_admits_opens_a_new_epoch(watched: Watch
     assert verify_pack(proven, trust=trust, in_process=True).failed == ()
 
 
+@pytest.mark.parametrize("why", ["no evidence", "a run that does not end"])
+def test_another_trust_policy_that_cannot_be_applied_now_is_tried_again_soon(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """Not only at the end of the epoch, and not only where the folder changes once more."""
+    watched.arm()
+    executor, issuer = watched.executor, watched.lab.sigstore.issuer
+    before = executor.keys.id
+    watched.lab.set_policy(signers=[{"issuer": issuer, "identity": n} for n in (IDENTITY, "https://git.example/else")])
+    with monkeypatch.context() as away:
+        if why == "no evidence":
+            error: type[Exception] = PlatformError
+
+            def nothing(*_: Any) -> Any:
+                raise PlatformError("the quote service is away")
+
+            away.setattr(type(executor._epoch._platform), "evidence", nothing)
+        else:
+            error = ArmingError
+            away.setattr(daemon, "QUIET_SECONDS", 0.05)
+            away.setattr(executor, "_flying", 1)
+        with pytest.raises(error):
+            executor.reload(executor.config)
+        assert (executor.keys.id, executor.admitted is not None) == (before, True)
+        assert executor._epoch.due_ns <= time.monotonic_ns() + daemon.RENEW_AGAIN_NS
+        assert watched.refusals() == ["tee.renewal"]
+    executor._epoch.due_ns = 1
+    eventually(lambda: executor.keys.id != before)
+    assert watched.happen(opened()).run.epoch == executor.keys.id
+    proven, trust = proof(watched)
+    assert verify_pack(proven, trust=trust, in_process=True).failed == ()
+
+
+def test_what_is_armed_is_not_on_old_evidence_where_no_epoch_can_follow(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched.arm()
+    monkeypatch.setattr(daemon, "QUIET_SECONDS", 0.05)
+    monkeypatch.setattr(watched.executor, "_flying", 1)
+    watched.executor._epoch.opened_ns -= 3 * 15 * 60_000_000_000
+    watched.executor._epoch.due_ns = 1
+    eventually(lambda: watched.executor.admitted is None)
+    eventually(lambda: watched.refusals() == ["tee.renewal", "tee.stale"])
+    monkeypatch.setattr(watched.executor, "_flying", 0)
+
+
 class Slow:
     """Holds `start` of a recorded service until it is let go."""
 
@@ -790,3 +836,53 @@ def test_a_platform_without_evidence_is_asked_again_and_old_evidence_disarms(
     until("tee.stale")
     assert executor.admitted is None
     assert executor.failure is None
+
+
+def test_only_so_many_runs_are_in_flight_and_the_rest_waits_in_the_ring(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deciding is faster than writing down: without an end, a storm would fill the memory with what is not written."""
+    monkeypatch.setattr(daemon, "RUNS_MAX", 8)
+    monkeypatch.setattr(daemon, "BATCH", 4)
+    watched.arm()
+    executor, sensors = watched.executor, watched.node.current_sensors
+    assert sensors is not None
+    receipt, go = executor._recorder.receipt, threading.Event()
+
+    def late(body: Receipt) -> int:
+        assert go.wait(30)
+        return receipt(body)
+
+    monkeypatch.setattr(executor._recorder, "receipt", late)
+    for _ in range(100):
+        sensors.happen(opened())
+    eventually(lambda: executor._flying >= 8)
+    beats = executor.beats
+    eventually(lambda: executor.beats > beats + 1)  # the loop turns: it waits for no receipt
+    assert 8 <= executor._flying < 8 + 4
+    assert len(sensors._records) == 100 - executor._flying
+    executor.pause("look first", 60)  # a person is heard meanwhile
+    go.set()
+    for _ in range(100):
+        watched.next_receipt()
+    assert executor.journal.count("receipt") == 100
+    assert executor._flying == 0
+
+
+def test_a_slow_action_holds_up_no_receipt_of_another_run(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor a checkpoint: actions may take minutes, and as many at once as there are threads for them."""
+    watched.arm()
+    executor, sensors = watched.executor, watched.node.current_sensors
+    assert sensors is not None
+    go = threading.Event()
+    for _ in range(daemon.ACTION_THREADS):
+        executor._pool.submit(go.wait, 30)
+    try:
+        sensors.happen(opened())
+        refused = watched.happen(opened())  # the first one is in flight
+        assert (refused.actions[0].outcome, refused.actions[0].guard.check) == ("refused", "guard.busy")
+        size = executor.journal.size
+        eventually(lambda: (head := executor.journal.head()) is not None and head.size >= size)
+    finally:
+        go.set()
+    assert watched.next_receipt().actions[0].outcome == "applied"

@@ -163,7 +163,8 @@ def test_a_circuit_cannot_be_tripped_by_hand(lab: Lab) -> None:
         with pytest.raises(ArmingError) as refusal:
             watched.executor.trip(Address.parse("127.0.0.1"), PORT, 10**9, "looks bad")
         assert (refusal.value.id, refusal.value.want) == ("circuit.monitor", "mode enforce")
-        assert watched.kinds() == before
+        assert watched.kinds() == [*before, "refusal"]
+        assert watched.refusals()[-1] == "circuit.monitor"
         assert watched.node.current_sensors is not None
         assert watched.node.current_sensors.commands == []
         watched.executor.release(Address.parse("127.0.0.1"), PORT, "fine")

@@ -153,6 +153,7 @@ def test_an_approval_of_anything_else_lets_nothing_through(watched: Watched, ove
         watched.executor.approve(signed(watched, held, **over))
     assert refused.value.id == check
     assert [s for s in watched.executor.journal.entries(kind="receipt") if s.run != held.run.id] == []
+    assert watched.refusals() == ["guard.approval", check]  # somebody tried: that is in the log
 
 
 def test_an_approval_that_another_rule_held_back_is_over(watched: Watched) -> None:
@@ -284,6 +285,74 @@ def test_every_action_is_done_recorded_and_checked(watched: Watched) -> None:
     assert list(node.current_sensors.isolated) != []
     intents = [e.body["action"] for e in watched.executor.journal.entries(kind="intent") if e.run]
     assert sorted(intents) == sorted(set(GRANTED) - {"escalate"})
+    outcomes = [e for e in watched.executor.journal.entries(kind="outcome") if e.run]
+    assert {e.body["action"] for e in outcomes if e.body["postcondition"]} == set(GRANTED)
+
+
+OWN = '''"""What the core does itself, and what takes back."""
+from pointcall_runbook import (
+    Again, CircuitOpened, CloseCircuit, Decision, Level, Notify, Remember, Timer, channel, remembered, runbook
+)
+
+SECOND = 1_000_000_000
+
+SEEN = remembered(0, hi=9)
+
+@runbook
+def opened(e: CircuitOpened) -> Decision:
+    return [
+        CloseCircuit(address=e.address, port=e.port),
+        Remember(slot=SEEN.slot, value=1),
+        Again(after=3600 * SECOND, tag=1),
+        Notify(channel=channel("ops"), level=Level.INFO, code=1),
+    ]
+
+@runbook
+def later(e: Timer) -> Decision:
+    return []
+'''
+
+
+def own(lab: Lab) -> dict[str, Any]:
+    lab.runbook("own", OWN)
+    actions = ["close_circuit", "remember", "again", "notify"]
+    grants = {"actions": actions, "channels": ["ops"], "networks": ["127.0.0.0/8"]}
+    return spec(lab) | {"runbooks": [{"name": "own", "source": "own", "grants": grants}]}
+
+
+def test_what_the_core_does_itself_has_a_postcondition_in_the_log_too(watched: Watched) -> None:
+    watched.arm(own(watched.lab))
+    receipt = watched.happen(opened())
+    wanted = {"close_circuit", "remember", "again", "notify"}
+    assert {a.action for a in receipt.actions if a.outcome == "applied"} == wanted
+    outcomes = [e for e in watched.executor.journal.entries(kind="outcome") if e.run]
+    assert {e.body["action"] for e in outcomes if e.body["postcondition"]} == wanted
+
+
+@pytest.mark.parametrize(
+    ("n", "action", "patched", "back"),
+    [
+        (2, "kill_connections", (RecordedSensors, "kill_connections", lambda *_: 3), "it cannot be taken back"),
+        (4, "freeze", (RecordedServices, "frozen", lambda *_: False), "yes"),
+        (5, "thaw", (RecordedServices, "healthy", lambda *_: "it is not ready"), "it cannot be taken back"),
+        (0, "close_circuit", (RecordedSensors, "close_circuit", lambda *_: None), "it cannot be taken back"),
+    ],
+)
+def test_what_is_looked_at_after_each_action(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, n: int, action: str, patched: Any, back: str
+) -> None:
+    """Where it does not hold, the action is not called applied, and a person is called."""
+    watched.arm(broad(watched.lab) if n else own(watched.lab))
+    monkeypatch.setattr(RecordedSensors, "forced_until", lambda *_: time.monotonic_ns() + 10**10)
+    monkeypatch.setattr(*patched)
+    receipt = watched.happen(failures(n))
+    acted = receipt.actions[0]
+    assert (acted.action, acted.outcome, acted.detail["rolled_back"]) == (action, "unconfirmed", back)
+    assert acted.detail["amiss"]
+    assert [e.run for e in watched.executor.escalations()] == [receipt.run.id]
+    if action == "freeze":
+        assert watched.node.current_services is not None
+        assert watched.node.current_services.asked[-1] == ("thaw", "api")
 
 
 @pytest.mark.parametrize(("n", "undone"), [(1, "close"), (3, "end_isolation")])
@@ -405,6 +474,27 @@ def test_what_was_recreated_before_a_restart_still_counts(make_lab: Callable[...
         watched.arm(sequence=3)
         assert executor.state.guard.recreated[service("api").number][0] == 1
         assert watched.happen(opened()).inputs.fields["restarts"] == "1"
+
+
+def test_a_recreation_that_failed_before_a_restart_proves_no_health(
+    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab, node = make_lab(), RecordedNode()
+    with lab.executor(node) as executor, monkeypatch.context() as ill:
+        watched = Watched(lab, executor, node)
+        watched.arm()
+        ill.setattr(RecordedServices, "healthy", lambda *_: "it is not ready")
+        assert watched.happen(opened()).actions[0].outcome == "unconfirmed"
+        assert executor.state.guard.unwell == {service("api").number}
+    node = RecordedNode()
+    with lab.executor(node) as executor:
+        watched = Watched(lab, executor, node)
+        watched.arm(sequence=3)
+        assert executor.state.guard.unwell == {service("api").number}
+        time.sleep(1)  # the first hold-off
+        assert watched.happen(opened()).actions[0].outcome == "applied"
+        assert executor.state.guard.unwell == frozenset()
+        assert executor.state.guard.recreated[service("api").number][0] == 2
 
 
 def test_a_halted_node_lets_go_and_arms_nothing_until_a_person_clears_it(make_lab: Callable[..., Lab]) -> None:

@@ -325,7 +325,7 @@ def test_a_pause_outlives_a_crash() -> None:
 def test_an_intent_is_closed_however_long_the_log_is() -> None:
     story = Story()
     entries = story.machine.disk.entries
-    body = {"action": "recreate", "target": "api"}
+    body = {"action": "recreate", "target": "api", "outcome": "applied"}
     kinds = ["intent", *["refusal"] * 10, "outcome", *["refusal"] * 4085, "intent"]
     story.machine.auditor.epoch = "0" * 64
     for kind in kinds:

@@ -13,7 +13,7 @@ from pointcall_runbook.vocabulary import Escalate, Level, Outcome
 
 def perform(action: Escalate, world: World) -> Done:
     target = world.channels.send(action.channel.number, Level.CRITICAL, action.code)
-    return Done(Outcome.APPLIED, target, {"code": action.code})
+    return Done(Outcome.APPLIED, target, {"code": action.code}, postcondition="the channel took the message")
 
 
 VERB: Final = Verb(perform)

@@ -10,7 +10,8 @@ from pointcall_runbook.vocabulary import Notify, Outcome
 
 def perform(action: Notify, world: World) -> Done:
     target = world.channels.send(action.channel.number, action.level, action.code)
-    return Done(Outcome.APPLIED, target, {"level": action.level.name, "code": action.code})
+    detail = {"level": action.level.name, "code": action.code}
+    return Done(Outcome.APPLIED, target, detail, postcondition="the channel took the message")
 
 
 VERB: Final = Verb(perform)

@@ -80,6 +80,12 @@ class Client:
             return UnreachableError(
                 "no executor answers", got=str(self._socket), hint="is `pointcall run` running with this --state-dir?"
             )
+        if failure.code() is grpc.StatusCode.DEADLINE_EXCEEDED and sent is None:
+            return UnreachableError(
+                "the executor does not answer in time", id="api.deadline", got=str(self._socket),
+                want=f"an answer within {self._timeout_s:g} s",
+                hint="what was asked for may still be done: pointcall status, pointcall events",
+            )  # fmt: skip
         try:
             body = json.loads(sent) if sent else {}
         except ValueError:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Final
+
+ARM_SECONDS: Final = 600.0  # runs in flight may take two minutes to end, and services that start their time
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     if not bundle.signatures:
         raise UsageRefusal("nothing to arm there", want="a *.sigstore.json file", got=str(args.folder))
     try:
-        with connection.operator(args) as client:
+        with connection.operator(args, timeout_s=ARM_SECONDS) as client:
             answer = client.call("Control/Arm", bundles=list(bundle.signatures), files=dict(bundle.files))
     except UnreachableError as refusal:
         raise connection.unreachable(refusal, state_dir(args) / "run" / "operator.sock") from None

@@ -76,16 +76,20 @@ def socket_of(folder: Path) -> Path:
 
 def unreachable(refusal: Any, socket: Path) -> output.EnvironmentRefusal:
     """The error of a verb whose executor does not answer."""
+    if refusal.id == "api.deadline":
+        return output.EnvironmentRefusal(
+            refusal.message, id=refusal.id, want=refusal.want, got=str(socket), hint=refusal.hint
+        )
     hint = "is `pointcall run` running with this --state-dir? Its journal says what was last: pointcall log list"
     return output.EnvironmentRefusal(refusal.message, id=refusal.id, got=str(socket), hint=hint)
 
 
-def operator(args: argparse.Namespace) -> Client:
+def operator(args: argparse.Namespace, *, timeout_s: float = 30) -> Client:
     """A client on the operator's socket."""
     from pointcall_executor.api.client import Client
     from pointcall_executor.api.roles import Role
 
-    return Client(output.state_dir(args) / "run" / f"{Role.OPERATOR.value}.sock")
+    return Client(output.state_dir(args) / "run" / f"{Role.OPERATOR.value}.sock", timeout_s)
 
 
 def control(args: argparse.Namespace, method: str, **fields: Any) -> int:

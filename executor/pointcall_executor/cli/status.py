@@ -11,6 +11,7 @@ from pointcall_executor.cli import connection, output
 from pointcall_executor.cli.connection import duration
 
 WATCHING: Final = "no action is done, no connect refused"
+ANSWER_SECONDS: Final = 5.0  # somebody is waiting for it
 SHOWN_MAX: Final = 5  # escalations and approvals with a line of their own
 
 
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
 
     socket = args.socket or connection.socket_of(output.state_dir(args) / "run")
     try:
-        with Client(socket) as client:
+        with Client(socket, timeout_s=ANSWER_SECONDS) as client:
             status = client.call("Status/GetStatus")
             runs = [] if args.ready else client.call("Runs/ListRuns", page_size=5).runs
     except UnreachableError as refusal:

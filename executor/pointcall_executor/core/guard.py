@@ -7,7 +7,7 @@ Words follow Node Healthcheck. Spec: DESIGN section 4, docs/spec/guard.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -76,7 +76,7 @@ class Rules:
     circuits_at_once: int = 64
     storm_events_per_minute: int = 600
     storm_cooldown_ns: int = 5 * MINUTE_NS
-    healthy_delay_ns: int = 0  # quiet for so long, a service counts as recovered; 0: an hour
+    healthy_delay_ns: int = 0  # ready again and quiet for so long, a service counts as recovered; 0: an hour
     flap_base_ns: int = 1_000_000_000  # hold-off after the first recreation; doubles with each one
     flap_max_ns: int = 10 * MINUTE_NS
     never_touch_services: frozenset[int] = frozenset()
@@ -142,6 +142,7 @@ class GuardState(NamedTuple):
     leases: Mapping[Target, int] = _NOTHING  # (action, *target) -> until when it is held
     approvals: Mapping[tuple[str, Action], int] = _NOTHING  # (runbook, action) -> until when
     recreated: Mapping[int, tuple[int, int]] = _NOTHING  # service -> (times in a row, last one)
+    unwell: frozenset[int] = frozenset()  # services whose last recreation did not bring them back
     history: History = History()
 
 
@@ -308,7 +309,7 @@ def _blast_radius(state: GuardState, request: Request, rules: Rules) -> Refusal 
 def flap_ns(state: GuardState, number: int, now_ns: int, rules: Rules) -> int:
     """How long a service is left alone after its last recreation: doubles with each one before it recovered."""
     streak, last = state.recreated.get(number, (0, 0))
-    if streak == 0 or now_ns - last >= _quiet(rules):
+    if streak == 0 or (now_ns - last >= _quiet(rules) and number not in state.unwell):
         return 0
     return min(rules.flap_base_ns << min(streak - 1, 32), rules.flap_max_ns)
 
@@ -318,9 +319,11 @@ def _quiet(rules: Rules) -> int:
 
 
 def _in_a_row(state: GuardState, number: int, now_ns: int, quiet_ns: int) -> Mapping[int, tuple[int, int]]:
-    """`recreated` after one more recreation: a service that was quiet for long enough counts from one again."""
+    """`recreated` after one more recreation: a service that came back and was quiet for long enough counts from one
+    again."""
     streak, last = state.recreated.get(number, (0, 0))
-    return {**state.recreated, number: (streak + 1 if now_ns - last < quiet_ns else 1, now_ns)}
+    goes_on = now_ns - last < quiet_ns or number in state.unwell
+    return {**state.recreated, number: (streak + 1 if goes_on else 1, now_ns)}
 
 
 def _flapping(state: GuardState, request: Request, rules: Rules) -> Refusal | None:
@@ -432,7 +435,15 @@ def settled(state: GuardState, action: Action, outcome: Outcome, now_ns: int, *,
         leases[own] = max(now_ns + action.hold, leases.get(own, 0))
     elif outcome is Outcome.APPLIED:
         leases = {held: until for held, until in leases.items() if held[1:] != target or held[0] not in ends}
-    return state._replace(leases=leases)
+    return state._replace(leases=leases, unwell=_unwell(state.unwell, action, outcome))
+
+
+def _unwell(before: frozenset[int], action: Action, outcome: Outcome) -> frozenset[int]:
+    """A recreation says by its post-condition whether the service is well; one that was not begun says nothing."""
+    if not isinstance(action, Recreate) or outcome not in (Outcome.APPLIED, Outcome.FAILED, Outcome.UNCONFIRMED):
+        return before
+    number = {action.service.number}
+    return before - number if outcome is Outcome.APPLIED else before | number
 
 
 def recalled(state: GuardState, acted: Sequence[tuple[str, str, int]]) -> GuardState:
@@ -451,17 +462,22 @@ def recalled(state: GuardState, acted: Sequence[tuple[str, str, int]]) -> GuardS
     return state._replace(history=history)
 
 
-def rows_recalled(state: GuardState, acted: Sequence[tuple[str, str, int]], rules: Rules) -> GuardState:
-    """The state with how often each service was recreated in a row by an earlier executor, `acted` as for `recalled`.
+def rows_recalled(
+    state: GuardState, acted: Sequence[tuple[str, str, int]], rules: Rules, failed: Collection[int] = ()
+) -> GuardState:
+    """The state with how often each service was recreated in a row by an earlier executor, `acted` as for `recalled`;
+    `failed` are the places in it of what was not done as it should have been.
 
     Which quiet ends a row is a rule of a manifest, so this waits for the first one that is armed: under the same
     manifest a restart changes nothing.
     """
-    state = state._replace(recreated=_NOTHING)
-    for action, target, at in acted:
+    state = state._replace(recreated=_NOTHING, unwell=frozenset())
+    for place, (action, target, at) in enumerate(acted):
         if at >= 0 and action == capability(Recreate):
-            row = _in_a_row(state, service(target).number, at, _quiet(rules))
-            state = state._replace(recreated=row)
+            about = service(target)
+            outcome = Outcome.FAILED if place in failed else Outcome.APPLIED
+            row = _in_a_row(state, about.number, at, _quiet(rules))
+            state = state._replace(recreated=row, unwell=_unwell(state.unwell, Recreate(about), outcome))
     return state
 
 

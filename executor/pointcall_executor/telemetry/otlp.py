@@ -41,7 +41,7 @@ SCOPE: Final = "pointcall"
 TIMEOUT_S: Final = 5
 SPANS_MAX: Final = 2048  # waiting; a run has about five
 EXPORT_MS: Final = 15_000  # between two exports of metrics
-END_S: Final = 3.0  # for the last export
+END_S: Final = 1.0  # for the last export
 
 log = logging.getLogger(__name__)
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -37,8 +38,9 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def server() -> Iterator[int]:
-    """The port of a new, empty server with default durability; gone at the end, with its data."""
+def server(address: str = "127.0.0.1") -> Iterator[int]:
+    """The port of a new, empty server with default durability on loopback, and on `address` for whoever can reach it;
+    gone at the end, with its data."""
     binary, port = BINARIES[-1], free_port()
     as_user = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"] if os.geteuid() == 0 else []
     with tempfile.TemporaryDirectory(prefix="pointcall-test-pg-") as name:  # not below pytest's folder: that is private
@@ -48,14 +50,17 @@ def server() -> Iterator[int]:
         data, log = folder / "data", folder / "server.txt"
         initdb = [*as_user, str(binary.with_name("initdb")), "-D", str(data), "-A", "trust", "-U", USER]
         subprocess.run(initdb, check=True, stdout=subprocess.DEVNULL)
-        options = ["-D", str(data), "-p", str(port), "-k", str(folder), "-c", "listen_addresses=127.0.0.1"]
+        addresses = ",".join(sorted({"127.0.0.1", address}))
+        with (data / "pg_hba.conf").open("a") as rules:
+            rules.write(f"host all all {address}/24 trust\n")
+        options = ["-D", str(data), "-p", str(port), "-k", str(folder), "-c", f"listen_addresses={addresses}"]
         with log.open("wb") as out:
             process = subprocess.Popen([*as_user, str(binary), *options], stderr=out, stdout=out)
         try:
             _wait(process, port, log)
             yield port
         finally:
-            process.terminate()
+            process.send_signal(signal.SIGINT)  # at once, whoever is still connected
             process.wait()
 
 

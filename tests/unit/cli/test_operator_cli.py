@@ -9,6 +9,7 @@ import pty
 import re
 import select
 import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -22,10 +23,10 @@ from typing import Any
 
 import pytest
 
-from pointcall_executor import cli
+from pointcall_executor import cli, daemon
 from pointcall_executor.api import backend
 from pointcall_executor.api.server import Server, serve
-from pointcall_executor.cli import connection, events
+from pointcall_executor.cli import arm, connection, events, status
 from pointcall_executor.cli.output import Exit, UsageRefusal
 from pointcall_executor.core.event import CircuitEvent, Destination, Kind
 from pointcall_runbook.vocabulary import Address
@@ -351,3 +352,25 @@ def drain(master: int) -> None:
             return
 
     threading.Thread(target=read, daemon=True).start()
+
+
+def test_one_that_does_not_answer_in_time_is_not_said_to_be_gone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is stopped has a socket that accepts, and says nothing."""
+    monkeypatch.setattr(status, "ANSWER_SECONDS", 0.3)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with socket.socket(socket.AF_UNIX) as mute:
+        mute.bind(str(folder / "operator.sock"))
+        mute.listen()
+        begin = time.monotonic()
+        assert cli.main(["status", "--state-dir", str(tmp_path), "--json"]) == Exit.ENVIRONMENT
+    assert time.monotonic() - begin < 10
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert (error["id"], error["want"]) == ("api.deadline", "an answer within 0.3 s")
+    assert "may still be done" in error["hint"]
+
+
+def test_arming_waits_longer_than_runs_in_flight_may_take() -> None:
+    assert arm.ARM_SECONDS > 2 * daemon.QUIET_SECONDS

@@ -126,6 +126,36 @@ def test_the_flap_hold_off_starts_anew_once_the_service_was_quiet_for_long_enoug
     assert guard.flap_ns(state, API.number, (1003 + quiet_s) * SECOND, rules) == 0
 
 
+@pytest.mark.parametrize("outcome", [Outcome.FAILED, Outcome.UNCONFIRMED])
+def test_quiet_alone_is_no_health_the_service_has_to_come_back_first(outcome: Outcome) -> None:
+    quiet = 2 * guard.HOUR_NS
+    state = recreated(recreated(GuardState(), 1000 * SECOND), 1003 * SECOND)
+    down = guard.settled(state, RECREATE, outcome, 1004 * SECOND, rolled_back=False)
+    assert guard.flap_ns(down, API.number, 1003 * SECOND + quiet, RULES) == 2 * SECOND
+    down = recreated(down, 1003 * SECOND + quiet)
+    assert down.recreated[API.number][0] == 3
+    well = guard.settled(down, RECREATE, Outcome.APPLIED, 1004 * SECOND + quiet, rolled_back=False)
+    assert guard.flap_ns(well, API.number, 1003 * SECOND + quiet + guard.HOUR_NS - 1, RULES) == 4 * SECOND
+    assert guard.flap_ns(well, API.number, 1003 * SECOND + quiet + guard.HOUR_NS, RULES) == 0
+    assert recreated(well, 1003 * SECOND + 2 * quiet).recreated[API.number][0] == 1
+
+
+def test_what_was_not_begun_says_nothing_about_health() -> None:
+    down = guard.settled(GuardState(), RECREATE, Outcome.FAILED, SECOND, rolled_back=False)
+    assert guard.settled(down, RECREATE, Outcome.REFUSED, 2 * SECOND, rolled_back=False).unwell == {API.number}
+    assert guard.settled(down, Freeze(API, SECOND), Outcome.APPLIED, 2 * SECOND, rolled_back=False).unwell == {
+        API.number
+    }
+
+
+def test_after_a_restart_a_recreation_that_failed_proves_no_health_either() -> None:
+    acted = [("recreate", "api", at * SECOND) for at in (100, 100 + 7200)]
+    assert guard.rows_recalled(GuardState(), acted, RULES).recreated[API.number][0] == 1
+    after = guard.rows_recalled(GuardState(), acted, RULES, {0})
+    assert (after.recreated[API.number][0], after.unwell) == (2, frozenset())
+    assert guard.rows_recalled(GuardState(), acted, RULES, {1}).unwell == {API.number}
+
+
 def test_a_bucket_lets_a_burst_through_and_refills() -> None:
     limits, state = Limits(per_minute=6, burst=2), GuardState()
     for n in range(2):

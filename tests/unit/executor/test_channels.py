@@ -155,6 +155,23 @@ def test_an_address_that_does_not_answer_leaves_time_for_the_next(monkeypatch: p
         assert tell(f"http://127.0.0.1:{port}/") == "web"
 
 
+def test_at_the_end_everything_that_waits_shares_one_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A channel that nobody answers holds up the end once, not once for each message."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        web = Channel(name="web", kind="webhook", address=f"http://127.0.0.1:{silent.getsockname()[1]}/")
+        declared: Any = SimpleNamespace(channels=(web,))
+        telling = DeclaredChannels(declared, "n1")
+        telling.hurry()
+        begin = time.monotonic()
+        why = []
+        for _ in range(20):
+            with pytest.raises(ChannelError) as refused:
+                telling.send(channel("web").number, Level.INFO, 1)
+            why.append(refused.value.got)
+        assert time.monotonic() - begin < SECONDS + SLACK  # 20 of them would take 12 s
+        assert why[-1] == "the executor ends"
+
+
 @pytest.fixture
 def trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
     """The context of a server whose certificate the sender's store trusts."""

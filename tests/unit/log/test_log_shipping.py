@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ from pointcall_executor.journal_reader import JournalReader
 from pointcall_executor.recorder import Recorder
 from pointcall_executor.shipping import ERASE_EVERY_S, MAX_WAIT_S, Shipping
 from pointcall_executor.witness_server import Witness, keys_of_file, serve
+from pointcall_executor.witnessing import cosigned
 from tests.fault.log.postgres import free_port
 from tests.unit.log import world
 
@@ -286,6 +289,85 @@ def test_the_thread_starts_ships_and_ends(stack: ExitStack, tmp_path: Path, monk
     ship.node.journal.close()
     with closing(again(ship.node.journal.path, origin=world.ORIGIN)) as reopened:
         assert reopened.cosigned()[0][0].size == 4
+
+
+class Silent:
+    """A witness that takes every request and answers none, until it is let go."""
+
+    def __init__(self, stack: ExitStack, folder: Path) -> None:
+        listening = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        key = Witness(folder / "w.db", "w.example/w", Ed25519PrivateKey.generate(), lambda _: ()).verifier
+        self.policy = folder / "policy"
+        self.policy.write_text(f"witness w {key} http://127.0.0.1:{listening.getsockname()[1]}\nquorum w\n")
+
+
+def test_the_end_waits_for_nobody_who_does_not_answer_and_nothing_is_written_after_it(
+    stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pointcall_executor.witnessing.TIMEOUT_S", 4.0)
+    monkeypatch.setattr("pointcall_executor.shipping.END_S", 0.2)
+    ship = shipped(stack, tmp_path / "node", witnesses=str(Silent(stack, tmp_path).policy))
+    ship.grow(0)
+    ship.shipping.start()
+    time.sleep(0.3)
+    ship.shipping.stop()
+    assert any(thread.is_alive() for thread in ship.shipping._threads), "it waited for the witness"
+    size = ship.node.journal.size
+    ship.node.journal.close()  # as the executor does next: a thread that wrote now would fail loudly
+    for thread in ship.shipping._threads:
+        thread.join(timeout=30)
+        assert not thread.is_alive()
+    with closing(JournalReader.open(ship.node.journal.path)) as reader:
+        assert reader.size == size
+    assert ship.said == []
+
+
+def test_lag_is_said_while_somebody_is_still_being_asked(
+    stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pointcall_executor.witnessing.TIMEOUT_S", 4.0)
+    monkeypatch.setattr("pointcall_executor.shipping.ROUND_S", 0.05)
+    ship = shipped(stack, tmp_path / "node", witnesses=str(Silent(stack, tmp_path).policy), lag_seconds=1)
+    ship.grow(0)
+    ship.shipping.start()
+    stack.callback(lambda: [thread.join() for thread in ship.shipping._threads])
+    stack.callback(ship.shipping.stop)
+    time.sleep(0.5)
+    early = ship.shipping.gauges()["witnesses"]
+    assert (early.configured, early.failures, early.behind) == (True, 0, 4)
+    for _ in range(300):
+        if "config" in ship.kinds():
+            break
+        time.sleep(0.01)
+    late = ship.shipping.gauges()["witnesses"]
+    assert late.failures == 0, "it was said only when the witness had not answered"
+    assert late.behind_s > 1
+    assert [e.body["what"] for e in ship.node.journal.entries("config")] == ["witnesses behind"]
+
+
+def test_what_a_witness_said_of_its_size_is_kept_although_the_next_request_was_lost(
+    stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = world.Node.boot(tmp_path)
+    stack.callback(node.journal.close)
+    node.run(0)
+    node.checkpoint()
+    policy, known = WitnessPolicy.parse(Silent(stack, tmp_path).policy.read_bytes()), {}
+    asked: list[bytes] = []
+
+    def post(_address: str, body: bytes) -> tuple[int, bytes]:
+        asked.append(body)
+        if len(asked) == 1:
+            return 409, b"2\n"
+        raise ConnectionError("lost")
+
+    monkeypatch.setattr("pointcall_executor.witnessing._post", post)
+    head = node.journal.head()
+    assert head is not None
+    for _ in range(2):
+        _, answers = cosigned(head, node.journal.tree(), policy, known)
+        assert [a.outcome for a in answers] == ["away"]
+    assert [body.split(b"\n")[0] for body in asked] == [b"old 0", b"old 2", b"old 2"]
 
 
 def test_witness_key_makes_keys_that_a_policy_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
