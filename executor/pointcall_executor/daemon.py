@@ -20,7 +20,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -30,20 +30,19 @@ from typing import Final, assert_never
 from pydantic import JsonValue
 
 from pointcall_attest import entry
-from pointcall_attest.admission import Admitted, admit, check_manifest
+from pointcall_attest.admission import Admitted
 from pointcall_attest.approval import Approval, verify_approval
 from pointcall_attest.errors import RefusedError
 from pointcall_attest.evidence import EvidenceBundle
 from pointcall_attest.log.checkpoint import Checkpoint
 from pointcall_attest.model import instant
-from pointcall_attest.notice import verify_notices
 from pointcall_attest.policy import TrustPolicy
 from pointcall_attest.run_id import run_id
 from pointcall_attest.trust import Roots
 from pointcall_attest.verdict import Verdict
-from pointcall_executor import VERSION, acting, left, wasm
+from pointcall_executor import acting, left
 from pointcall_executor.actions import KERNEL_LEASES, WITHOUT_INTENT
-from pointcall_executor.arming import ArmingError, armed_of, names_of, topology_of
+from pointcall_executor.arming import ArmingError
 from pointcall_executor.brake import Brake
 from pointcall_executor.config import RESTART, Config, ConfigError
 from pointcall_executor.core import guard
@@ -70,20 +69,18 @@ from pointcall_executor.journal import Journal, StorageError
 from pointcall_executor.kernel.breaker import CircuitState
 from pointcall_executor.kernel.slow_file import SlowFile
 from pointcall_executor.loop import Loop, StoppedError
-from pointcall_executor.memory import forget_code
 from pointcall_executor.messenger import Messenger
 from pointcall_executor.node import Node, Sensors
-from pointcall_executor.notices import FOLDER, read_notices
 from pointcall_executor.recorder import Recorder, disarmed, ended, refused
 from pointcall_executor.run import Act, Run
 from pointcall_executor.running_epoch import RunningEpoch
 from pointcall_executor.session import Bundle, Session
+from pointcall_executor.sessions import ARMED, Sessions
 from pointcall_executor.tee.platform import Platform, PlatformError
 from pointcall_executor.waiting import Asked, Escalation, Waiting
 from pointcall_keys.node import EpochKeys
 from pointcall_runbook.decision import Trap
 from pointcall_runbook.errors import PointcallError
-from pointcall_runbook.module import ModuleInfo
 from pointcall_runbook.vocabulary import (
     MAX_ACTIONS,
     Action,
@@ -95,7 +92,6 @@ from pointcall_runbook.vocabulary import (
     Freeze,
     OpenCircuit,
     Outcome,
-    Recreate,
     Remember,
     Service,
     Timer,
@@ -117,7 +113,6 @@ CLOSE_SECONDS: Final = 1500.0  # how long closing does: longer than any grace an
 APPROVAL_NS: Final = 60_000_000_000  # what a person approved is decided again at once, and over after that
 TIMERS_MAX: Final = 1024  # pending `Again`s; a module that asks for more is refused
 NO_REASON: Final = "no reason given"
-ARMED: Final = "armed"  # the node has one sequence, whatever the manifest is called
 
 
 def load_trust(folder: Path) -> Trust:
@@ -143,7 +138,6 @@ class Executor:
         self.state_dir, self.config, self._node = state_dir, config, node
         self.origin = f"pointcall.dev/log/{config.node}"
         self.trust = load_trust(state_dir / "trust")
-        self._notices: tuple[bytes, ...] = ()  # those of the last admission
         self.journal = Journal.open(state_dir / "journal.db", origin=self.origin)
         self._recorder = Recorder(self.journal)
         self._epoch = RunningEpoch(platform, self._recorder, self.origin, lambda: self.config)
@@ -165,6 +159,7 @@ class Executor:
         self._waiting = Waiting()
         self._messenger = Messenger(self._loop, self._recorder, self._waiting)
         self._brake = Brake(state_dir, self._loop)
+        self._sessions = Sessions(state_dir, node, self._recorder, self._epoch, self._brake)
         self._arming = threading.Lock()
         self._idle = threading.Condition()
         self._flying = 0  # runs decided whose receipt is not yet durable
@@ -282,7 +277,7 @@ class Executor:
                 self._loop.call(lambda: self._epoch.open(attested, trust, None, (), reason))
             return
         try:
-            admitted, attested = self._admit(session.bundle, self.trust, self._judged_at())
+            admitted, attested = self._sessions.admit(session.bundle, self.trust, self._judged_at())
         except RefusedError as refusal:
             self._record_refusal(refusal)
             self._brake.outdate()
@@ -357,53 +352,20 @@ class Executor:
         for check in refusal.verdict.failed:
             self._recorder.record(refused(check.id, "manifest", check.expected, check.observed, check.hint))
 
-    def _admit(self, bundle: Bundle, trust: Trust, at: datetime) -> tuple[Admitted, Attested]:
-        root = trust.trusted_root
-        self._notices = read_notices(self.state_dir / FOLDER)
-        candidate = check_manifest(
-            bundle.signatures,
-            bundle.files,
-            policy=trust.policy,
-            trusted_root=root,
-            at=at,
-            highest_sequence=self.journal.highest_sequence(ARMED),
-            highest_digest=self.journal.sequence_digest(ARMED),
-            executor_version=VERSION,
-            notices=verify_notices(self._notices, trusted_root=root, policy=trust.policy, at=at),
-        )
-        attested = self._epoch.attest(candidate, trust, at)
-        return admit(candidate, attested.verdict), attested
-
     def _arm(self, bundle: Bundle, *, by_itself: bool) -> Admitted:
         self._brake.require_not_halted()
         self._brake.require_not_disarmed(by_itself=by_itself)
         generation, trust = self._brake.generation, self.trust
         at, at_ns = datetime.now(UTC), time.monotonic_ns()
-        admitted, attested = self._admit(bundle, trust, at)
-        armed = armed_of(admitted, trust.policy, self.config.mode)
-        runners = {
-            b.name: wasm.Runner(admitted.module(b.name), admitted.modules[b.name]) for b in admitted.manifest.runbooks
-        }
-        forget_code()  # what verifying and compiling ran; all that follows brings back what running needs
-        for name, runner in runners.items():
-            _warm(runner, admitted.modules[name])
-        for content in (*admitted.files.values(), admitted.manifest.payload):
-            self.journal.put_blob(content)
+        admitted, attested = self._sessions.admit(bundle, trust, at)
         with contextlib.ExitStack() as undo:
-            sensors = self._node.sensors(admitted, armed.rules)
-            attached_ns = time.monotonic_ns()
-            undo.callback(sensors.detach)
-            channels = self._node.channels(admitted)
-            topology = topology_of(admitted.manifest)
-            session = Session(
-                bundle, trust, admitted, at, at_ns, armed, runners, sensors, attached_ns, channels, topology
-            )
+            session = self._sessions.make(admitted, bundle, trust, self.config.mode, at, at_ns, undo)
             with self._quiet(), contextlib.ExitStack() as put_back:  # nobody decides while services are put back
-                self._start_services(session, put_back)
+                self._sessions.start_services(session, self._session or self._stopped, put_back)
                 self._loop.call(lambda: self._switch(session, attested, generation, by_itself=by_itself))
                 put_back.pop_all()
             undo.pop_all()
-        self._record_services("services ended: not declared any more", session.services.commit())
+        self._sessions.commit(session)
         return admitted
 
     def require_not_halted(self) -> None:
@@ -413,32 +375,6 @@ class Executor:
     def require_not_paused(self) -> None:
         """ArmingError `executor.paused` while somebody has paused the executor."""
         self._brake.require_not_paused()
-
-    def _start_services(self, session: Session, put_back: contextlib.ExitStack) -> None:
-        """Start what the manifest declares and what does not run yet, each start recorded like an action."""
-        before = self._session or self._stopped
-        session.services = self._node.services(session.admitted, before.services if before else None, session.moved)
-        put_back.callback(lambda: self._record_services("services put back", session.services.undo()))
-        missing = list(session.services.adopt())
-        for name, got in session.services.refused.items():
-            if got:
-                want, hint = "what is declared, proven", "it is not what was admitted: find out who started it"
-                self._recorder.record(refused("service.adoption", name, want, got, hint))
-        for number in missing:
-            self._brake.require_not_halted()  # somebody may have said stop since arming began
-            action = Recreate(Service(number))
-            act = Act(0, Call.of(action), action, target=session.services.name(number))
-            self._recorder.record(acting.intent(act, names_of(session.admitted.manifest), grant="manifest"))
-            act.outcome = Outcome.FAILED
-            try:
-                act.detail = {"pid": session.services.start(number).pid}
-                act.outcome = Outcome.APPLIED
-            finally:
-                self._recorder.record(acting.outcome(act))
-
-    def _record_services(self, what: str, names: Sequence[str]) -> None:
-        if names:
-            self._recorder.record(entry.Config(what=what, detail={"services": list(names)}))
 
     def _switch(self, session: Session, attested: Attested, generation: int, *, by_itself: bool) -> None:
         """On the loop thread, with no run in flight: first what can fail, then the assignment."""
@@ -580,7 +516,7 @@ class Executor:
         with self._changing():
             self.config, before, self.trust = config, self.trust, trust
             self._recorder.record(entry.Config(what="settings", detail={"policy": trust.policy.sha256}))
-            if trust != before or read_notices(self.state_dir / FOLDER) != self._notices:
+            if trust != before or self._sessions.other_notices:
                 try:
                     self._renew("the trust changed")
                 except (PlatformError, ArmingError) as error:
@@ -1145,10 +1081,3 @@ class Executor:
                 self._loop.failure = error
         self.journal.close()
         self._loop.close()
-
-
-def _warm(runner: wasm.Runner, info: ModuleInfo) -> None:
-    """Decide once about nothing, so that the first real decision is as fast as the others. A module has no effects."""
-    for handler in info.handlers.values():
-        with contextlib.suppress(Trap):
-            runner.decide(handler.event, (0,) * handler.arity)

@@ -23,6 +23,7 @@ from pointcall_executor.kernel.bpf import prog_exists
 from pointcall_executor.pins import Pins
 from pointcall_executor.recorded import RecordedNode
 from pointcall_executor.serving import _line
+from pointcall_executor.sessions import Sessions
 from tests.lab import Lab, now
 from tests.scenario.test_loop_story import spec
 from tests.scenario.test_real_story import bpffs, pointcall, program_ids, put, real_kernel, running
@@ -131,7 +132,7 @@ def test_a_manifest_that_is_refused_ends_nothing(node: Node) -> None:
     with node.life() as first:
         first.disarm("enough")
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(Executor, "_start_services", _fail)
+            patched.setattr(Sessions, "start_services", _fail)
             with pytest.raises(ArmingError):
                 node.arm(first)
         assert node.refused(first) == "arm.by-hand"
@@ -145,14 +146,14 @@ def _fail(*_: Any) -> None:
 
 def test_a_persons_word_wins_while_it_arms_by_itself(node: Node) -> None:
     with node.life() as executor:
-        real = Executor._start_services
+        real = Sessions.start_services
 
         def meanwhile(self: Any, *how: Any) -> None:
-            self.disarm("not this one")
+            executor.disarm("not this one")
             real(self, *how)
 
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(Executor, "_start_services", meanwhile)
+            patched.setattr(Sessions, "start_services", meanwhile)
             with pytest.raises(ArmingError):
                 node.arm(executor, by_itself=True)
         assert executor.admitted is None

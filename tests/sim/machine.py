@@ -22,7 +22,19 @@ from pointcall_attest import entry
 from pointcall_attest.errors import RefusedError, VerifyError
 from pointcall_attest.receipt import Receipt
 from pointcall_attest.verdict import Check, Verdict
-from pointcall_executor import acting, brake, daemon, left, loop, messenger, recorder, run, running_epoch, session
+from pointcall_executor import (
+    acting,
+    brake,
+    daemon,
+    left,
+    loop,
+    messenger,
+    recorder,
+    run,
+    running_epoch,
+    session,
+    sessions,
+)
 from pointcall_executor.config import Config
 from pointcall_executor.core import breaker
 from pointcall_executor.core.event import Destination, Kind
@@ -48,7 +60,7 @@ OPERATIONS = {  # what operators do, and how often
     "checkpoint": 1, "stop": 1, "halt": 2, "clear": 1, "approve": 8, "acknowledge": 3,
 }  # fmt: skip
 # where a name that is replaced may live
-SHELL: list[ModuleType] = [acting, brake, daemon, left, loop, messenger, running_epoch]
+SHELL: list[ModuleType] = [acting, brake, daemon, left, loop, messenger, running_epoch, sessions]
 DOORS: list[ModuleType] = [*SHELL, recorder, run, session]  # they must not see the real clock or threads
 
 

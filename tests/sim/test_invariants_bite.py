@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pointcall_attest import entry
-from pointcall_executor import acting, daemon, run
+from pointcall_executor import acting, run, sessions
 from pointcall_executor.actions.world import Done, Verb, World
 from pointcall_executor.brake import Brake
 from pointcall_executor.core import guard, step
@@ -43,7 +43,7 @@ def without(*rules: str) -> Callable[[Patch], None]:
 
 
 def never_monitor(patch: Patch) -> None:
-    real = daemon.armed_of
+    real = sessions.armed_of
 
     def armed_of(*about: Any) -> step.Armed:
         armed = real(*about)
@@ -51,7 +51,7 @@ def never_monitor(patch: Patch) -> None:
             armed, runbooks=tuple(dataclasses.replace(b, mode="enforce") for b in armed.runbooks)
         )
 
-    patch.setattr(daemon, "armed_of", armed_of)
+    patch.setattr(sessions, "armed_of", armed_of)
 
 
 def refuse_on_a_node_that_only_watches(patch: Patch) -> None:
@@ -170,7 +170,7 @@ def change_epochs_at_any_time(patch: Patch) -> None:
     def renew(self: Any, reason: str) -> None:
         session = self._session
         if session is not None:
-            admitted, attested = self._admit(session.bundle, self.trust, self._judged_at())
+            admitted, attested = self._sessions.admit(session.bundle, self.trust, self._judged_at())
             self._loop.call(lambda: self._continue(session, admitted, attested, reason))
 
     patch.setattr(Executor, "_renew", renew)
