@@ -182,8 +182,11 @@ class Listen(Sparse):
     @field_validator("address")
     @classmethod
     def _is_an_address(cls, text: str) -> str:
-        if str(ipaddress.ip_address(text)) != text:
-            raise ValueError(f"write the address {ipaddress.ip_address(text)}")
+        address = ipaddress.ip_address(text)
+        if str(address) != text:
+            raise ValueError(f"write the address {address}")
+        if getattr(address, "scope_id", None):
+            raise ValueError("a circuit has no zone: one for this address holds on every link")
         return text
 
     @model_validator(mode="after")

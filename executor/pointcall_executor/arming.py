@@ -210,8 +210,20 @@ def names_of(manifest: Manifest) -> Mapping[int, str]:
 
 
 def destinations_of(manifest: Manifest, netns: int) -> Mapping[Destination, int]:
-    """Every declared destination as clients in this namespace reach it, with the number of the service behind it."""
-    return {_at(place, netns): service(s.name).number for s in manifest.services for place in s.listen}
+    """Every declared destination as clients in this namespace reach it, with the number of the service behind it.
+
+    ArmingError `arm.destination` where two services declare the same one: nobody could say whose trouble it is.
+    """
+    found: dict[Destination, tuple[int, str]] = {}
+    for owner, to in ((s.name, _at(place, netns)) for s in manifest.services for place in s.listen):
+        _, other = found.setdefault(to, (service(owner).number, owner))
+        if other != owner:
+            raise ArmingError(
+                "two services listen on the same destination", id="arm.destination",
+                want="one service for each destination", got=f"{to} of {other} and {owner}",
+                hint="0.0.0.0 and :: are watched as loopback",
+            )  # fmt: skip
+    return {to: number for to, (number, _) in found.items()}
 
 
 def on_loopback(address: Address) -> bool:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from pointcall_attest import entry
 from pointcall_attest.errors import RefusedError
@@ -35,7 +35,7 @@ from pointcall_executor.api.backend import (
     ServiceState,
     Waiting,
 )
-from pointcall_executor.arming import names_of
+from pointcall_executor.arming import PROTOCOLS, names_of
 from pointcall_executor.core import breaker
 from pointcall_executor.core.guard import Target
 from pointcall_executor.daemon import Executor
@@ -50,6 +50,7 @@ from pointcall_executor.shipping import Gauge
 from pointcall_runbook.vocabulary import Address, service
 
 Heard = TypeVar("Heard")
+_PROTOCOL_NAMES: Final = {number: name for name, number in PROTOCOLS.items()}
 
 
 def both(first: Callable[[Heard], None], second: Callable[[Heard], None]) -> Callable[[Heard], None]:
@@ -202,22 +203,22 @@ class ExecutorBackend:
         )
 
     def _circuits(self) -> tuple[CircuitState, ...]:
-        admitted, now_us = self._executor.admitted, self._executor.now_ns() // 1000
-        if admitted is None:
+        session, now_us = self._executor.session, self._executor.now_ns() // 1000
+        if session is None:
             return ()
-        owners = {(str(Address.parse(p.address)), p.port): s.name for s in admitted.manifest.services for p in s.listen}
-        params = _params(admitted.manifest)
+        topology, params = session.topology, _params(session.admitted.manifest)
         return tuple(
             CircuitState(
                 str(c.destination.address),
                 c.destination.port,
                 c.state.name.lower(),
                 c.refused,
-                owners.get((str(c.destination.address), c.destination.port), ""),
+                topology.names.get(topology.listening(c.destination), ""),
                 breaker.left_us(c.word, params, now_us) // 1000,
                 c.failures,
                 c.opened,
                 c.watch_only,
+                _PROTOCOL_NAMES[c.destination.protocol],
             )
             for c in self._executor.circuits()
         )

@@ -60,6 +60,7 @@ class CircuitState:
     failures: int = 0
     opened: int = 0
     watch_only: bool = False
+    protocol: str = "tcp"
 
 
 @dataclass(frozen=True, slots=True)

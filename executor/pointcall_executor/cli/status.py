@@ -195,6 +195,11 @@ def where(circuit: Any) -> str:
     return f"{host}:{circuit.port}"
 
 
+def told_apart(circuit: Any) -> str:
+    """The same, with the protocol where it is not TCP: verbs reach both."""
+    return where(circuit) + ("" if circuit.protocol == "tcp" else f" {circuit.protocol}")
+
+
 def what_was_done(run: Any) -> str:
     """The actions of a run with their outcomes, and the rule that held one back."""
     done = [f"{a.action} {a.target}: {a.guard_check or a.outcome}" for a in run.actions]
@@ -224,7 +229,7 @@ def tables(status: Any, runs: Any) -> list[tuple[str, tuple[str, ...], list[tupl
             "circuits",
             ("destination", "service", "state", "next", "opened", "refused"),
             [
-                (where(c), c.service or "-", c.state, left(c) or "-", str(c.opened), _refused(c))
+                (told_apart(c), c.service or "-", c.state, left(c) or "-", str(c.opened), _refused(c))
                 for c in status.circuits
             ],
         ),

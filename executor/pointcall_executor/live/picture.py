@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 from pointcall_executor.cli.connection import duration
-from pointcall_executor.cli.status import WATCHING, called, held_back, left, where
+from pointcall_executor.cli.status import WATCHING, called, held_back, left, told_apart
 
 Level = Literal["info", "warning", "alarm"]
 MARKS: Final = {"info": " ", "warning": "!", "alarm": "‼"}
@@ -159,7 +159,7 @@ def _circuits(circuits: Iterable[Any]) -> Iterable[Line]:
             of = f" ({c.service})" if c.service else ""
             what = {"forced": "is held open", "half": "is half-open"}.get(c.state, "is open")
             refused = "would have been refused" if c.watch_only else "refused"
-            yield Line("warning", f"circuit to {where(c)}{of} {what}: {left(c)}; {c.refused} connects {refused}")
+            yield Line("warning", f"circuit to {told_apart(c)}{of} {what}: {left(c)}; {c.refused} connects {refused}")
 
 
 def _books(status: Any) -> Iterable[Line]:

@@ -21,7 +21,7 @@ from textual.widgets.option_list import Option
 
 from pointcall_executor.api.client import Client
 from pointcall_executor.cli.connection import reason_by
-from pointcall_executor.cli.status import left, where
+from pointcall_executor.cli.status import left, told_apart, where
 from pointcall_executor.live.picture import Picture, Row, Seen, page, picture
 from pointcall_runbook.errors import PointcallError
 
@@ -248,7 +248,7 @@ class View(App[None]):
         if not circuits:
             self.say("no circuit is open")
             return
-        choices = [f"{where(c)} {c.service}: {c.state}, {left(c)}" for c in circuits]
+        choices = [f"{told_apart(c)} {c.service}: {c.state}, {left(c)}" for c in circuits]
 
         def chosen(index: int | None) -> None:
             if index is not None:

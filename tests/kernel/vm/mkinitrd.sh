@@ -35,7 +35,8 @@ $b mount -t overlay overlay -o lowerdir=/lower,upperdir=/upper/u,workdir=/upper/
 $b mount -t proc proc /new/proc; $b mount -t sysfs sys /new/sys; $b mount -t devtmpfs dev /new/dev
 $b mkdir -p /new/dev/shm /new/dev/pts /new/out
 $b mount -t tmpfs tmpfs /new/dev/shm; $b mount -t tmpfs tmpfs /new/run; $b mount -t devpts devpts /new/dev/pts
-$b mount -t cgroup2 cgroup2 /new/sys/fs/cgroup; $b mount -t bpf bpf /new/sys/fs/bpf
+$b mount -t cgroup2 cgroup2 /new/sys/fs/cgroup; echo "+cpu +io +memory +pids" > /new/sys/fs/cgroup/cgroup.subtree_control || echo "a controller is missing"
+$b mount -t bpf bpf /new/sys/fs/bpf
 $b mount -t tracefs tracefs /new/sys/kernel/tracing; $b mount -t securityfs securityfs /new/sys/kernel/security
 $b mount -t 9p -o $nine hostout /new/out || echo "out folder: 9p failed"
 $b ip link set lo up

@@ -162,7 +162,10 @@ def test_status_shows_everything_that_a_person_asks_for(
         uptime_ms=7_500_000,
         runbooks=(replace(STATUS.runbooks[0], state="quarantined"),),
         services=(backend.ServiceState("db", "process", "running", 2, 4711, "accepting"),),
-        circuits=(backend.CircuitState("10.0.0.7", 5432, "forced", 17, "db", 65_000, 5, 3),),
+        circuits=(
+            backend.CircuitState("10.0.0.7", 5432, "forced", 17, "db", 65_000, 5, 3),
+            backend.CircuitState("::1", 53, "closed", 0, "dns", protocol="udp"),
+        ),
     )  # fmt: skip
     monkeypatch.setattr(fake_backend, "STATUS", told)
     monkeypatch.setenv("COLUMNS", "200")
@@ -176,6 +179,7 @@ def test_status_shows_everything_that_a_person_asks_for(
         "mirror 2 entries behind for 1 min 1 s: no route",
         "9 entries (2 after the last checkpoint)", "2.5 MB", "0 events", "up 2 h 5 min",
         "db process running 4711 accepting 2", "10.0.0.7:5432 db forced ends in 1 min 5 s 3 17",
+        "[::1]:53 udp dns closed - 0 0",
         "recreate service/db: guard.rate", "EMULATED",
     ):  # fmt: skip
         assert words in text, words

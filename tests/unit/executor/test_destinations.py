@@ -96,6 +96,19 @@ def test_one_destination_has_one_circuit(other: dict[str, Any]) -> None:
         assert (refused.value.id, refused.value.got) == ("arm.circuit", "tcp://127.0.0.1:80")
 
 
+@pytest.mark.parametrize("other", ["127.0.0.1", "0.0.0.0", "::ffff:7f00:1"])
+def test_two_services_do_not_share_a_destination(other: str) -> None:
+    def of(name: str, address: str, protocol: str = "tcp") -> Any:
+        return SimpleNamespace(name=name, listen=[Listen(address=address, port=80, protocol=protocol)])  # type: ignore[arg-type]
+
+    both: Any = SimpleNamespace(services=[of("db", "127.0.0.1"), of("web", other)])
+    with pytest.raises(ArmingError) as refused:
+        destinations_of(both, HERE)
+    assert (refused.value.id, refused.value.got) == ("arm.destination", "tcp://127.0.0.1:80 of db and web")
+    apart: Any = SimpleNamespace(services=[of("db", "127.0.0.1"), of("web", other, "udp")])
+    assert [service("db").number, service("web").number] == list(destinations_of(apart, HERE).values())
+
+
 def test_a_circuit_without_a_breaker_is_a_promise_that_nobody_keeps() -> None:
     place = {"address": "10.0.0.7", "port": 80, "circuit": {"threshold": 3}}
     with pytest.raises(ArmingError) as refused:
@@ -171,3 +184,9 @@ def test_a_dangling_link_is_no_file(tmp_path: Path) -> None:
     place = tmp_path / "resolv.conf"
     place.symlink_to(tmp_path / "not/yet")
     assert Resolvers.read(place) == Resolvers()
+
+
+@pytest.mark.parametrize("address", ["fe80::1%eth0", "010.0.0.1", "::FFFF:7F00:1", "localhost"])
+def test_an_address_has_one_spelling_and_no_zone(address: str) -> None:
+    with pytest.raises(ValueError, match=r"a circuit has no zone|write the address|does not appear"):
+        Listen(address=address, port=80)
