@@ -35,7 +35,6 @@ from pointcall_attest.approval import Approval, verify_approval
 from pointcall_attest.errors import RefusedError
 from pointcall_attest.evidence import EvidenceBundle
 from pointcall_attest.log.checkpoint import Checkpoint
-from pointcall_attest.model import instant
 from pointcall_attest.policy import TrustPolicy
 from pointcall_attest.run_id import run_id
 from pointcall_attest.trust import Roots
@@ -64,7 +63,6 @@ from pointcall_executor.core.step import (
 from pointcall_executor.core.trigger import notice
 from pointcall_executor.drills import Drills
 from pointcall_executor.epoch import Attested, Trust
-from pointcall_executor.halt import halted
 from pointcall_executor.journal import Journal, StorageError
 from pointcall_executor.kernel.breaker import CircuitState
 from pointcall_executor.kernel.slow_file import SlowFile
@@ -78,6 +76,7 @@ from pointcall_executor.session import Bundle, Session
 from pointcall_executor.sessions import ARMED, Sessions
 from pointcall_executor.tee.platform import Platform, PlatformError
 from pointcall_executor.waiting import Asked, Escalation, Waiting
+from pointcall_executor.watch import Amiss, Watch
 from pointcall_keys.node import EpochKeys
 from pointcall_runbook.decision import Trap
 from pointcall_runbook.errors import PointcallError
@@ -107,7 +106,6 @@ WRITER_THREADS: Final = 2  # receipts, checkpoints
 RUNS_MAX: Final = 1024  # in flight; beyond, events wait in the kernel's rings, where what finds no room is counted
 BATCH: Final = 256  # records of each ring in one turn of the loop: somebody may want to say stop
 RENEW_AGAIN_NS: Final = 30_000_000_000  # after a platform that gave no evidence
-RECHECK_NS: Final = 10_000_000_000  # between two looks at whether the kernel still runs what was armed
 QUIET_SECONDS: Final = 120.0  # how long arming waits for the runs in flight
 CLOSE_SECONDS: Final = 1500.0  # how long closing does: longer than any grace and readiness together
 APPROVAL_NS: Final = 60_000_000_000  # what a person approved is decided again at once, and over after that
@@ -149,7 +147,6 @@ class Executor:
         self._stopped: Session | None = None  # disarmed, but its services run
         self._runs: dict[str, Run] = {}
         self._timers: list[_TimerDue] = []
-        self._lost: dict[str, int] = {}
         self._random = b""
         self._loop = Loop(self._full, self._drain, self._tick, self._pause, self._detach)
         self.drills = Drills(self)
@@ -159,13 +156,14 @@ class Executor:
         self._waiting = Waiting()
         self._messenger = Messenger(self._loop, self._recorder, self._waiting)
         self._brake = Brake(state_dir, self._loop)
+        self._watch = Watch(state_dir, self._recorder, self._note_soon)
         self._sessions = Sessions(state_dir, node, self._recorder, self._epoch, self._brake)
         self._arming = threading.Lock()
         self._idle = threading.Condition()
         self._flying = 0  # runs decided whose receipt is not yet durable
 
         self._closed = self._renewing = False
-        self._tick_due_ns = self._checkpoint_due_ns = self._recheck_due_ns = 0
+        self._tick_due_ns = self._checkpoint_due_ns = 0
         self._paused_until_ns = 0
         self._acted: list[tuple[str, str, int]] | None = None  # until arming, what was done before: left.times
         self._failed: frozenset[int] = frozenset()  # places in it of what did not succeed
@@ -242,17 +240,6 @@ class Executor:
         session = self._session
         return session.admitted if session else None
 
-    def _judged_at(self) -> datetime:
-        """When what is armed is judged again: now, but no earlier than what has passed since it was admitted.
-
-        A clock that is set back revives nothing that has expired, and undoes nothing that was admitted.
-        """
-        now, session = datetime.now(UTC), self._session
-        if session is None:
-            return now
-        passed = timedelta(microseconds=(time.monotonic_ns() - session.admitted_ns) // 1000)
-        return max(now, session.admitted_at + passed)
-
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
         """One change of what is armed at a time, and none once the executor closes."""
@@ -277,7 +264,9 @@ class Executor:
                 self._loop.call(lambda: self._epoch.open(attested, trust, None, (), reason))
             return
         try:
-            admitted, attested = self._sessions.admit(session.bundle, self.trust, self._judged_at())
+            admitted, attested = self._sessions.admit(
+                session.bundle, self.trust, session.judged_at(datetime.now(UTC), time.monotonic_ns())
+            )
         except RefusedError as refusal:
             self._record_refusal(refusal)
             self._brake.outdate()
@@ -323,7 +312,7 @@ class Executor:
             want, hint = "a moment without a run in flight", "see which action does not end: pointcall status"
         self._recorder.record(refused("tee.renewal", "the next epoch", want, str(error), hint))
         if self._session is not None and now_ns > self.evidence_until_ns:
-            self._disarm_by_itself("tee.stale", "evidence of this epoch or the last", "older", hint)
+            self._disarm_by_itself(Amiss("tee.stale", "evidence of this epoch or the last", "older", hint))
 
     # ---- arming ----------------------------------------------------------------------------------------------------
 
@@ -407,9 +396,9 @@ class Executor:
             held = guard.rows_recalled(held, self._acted, session.armed.rules, self._failed)
         self.state = self.state._replace(armed=session.armed, memory=memory, guard=held._replace(approvals={}))
         self._acted = None
-        self._session, self._stopped, self._lost = session, None, {}
-        self._recheck_due_ns = 0  # what was compared before were other programs
-        self._count_lost(session.sensors)  # from here on these count: before others take over from them in turn
+        self._session, self._stopped = session, None
+        self._watch.begin()
+        self._watch.count_lost(session.sensors)  # from here on these count: before others take over from them in turn
         self._waiting.forget_asked()
         if old is None:
             left.record_in_kernel(session, self._recorder)
@@ -438,7 +427,7 @@ class Executor:
         for fd in sensors.fds():
             self._loop.unwatch(fd)
         sensors.stop(leave=leave)
-        self._count_lost(sensors)  # nothing more can be lost
+        self._watch.count_lost(sensors)  # nothing more can be lost
         sensors.leave()
 
     def disarm(self, reason: str) -> None:
@@ -475,11 +464,11 @@ class Executor:
                 with contextlib.suppress(PointcallError, OSError):
                     session.services.thaw(int(target[1]))
 
-    def _disarm_by_itself(self, check: str, want: str, got: str, hint: str) -> None:
+    def _disarm_by_itself(self, amiss: Amiss) -> None:
         """On the loop thread: what is armed may not be any more."""
         self._brake.outdate()
-        self._recorder.record(refused(check, "the armed manifest", want, got, hint))
-        self._disarm(check)
+        self._recorder.record(refused(amiss.check, "the armed manifest", amiss.want, amiss.got, amiss.hint))
+        self._disarm(amiss.check)
 
     def pause(self, reason: str, seconds: int) -> None:
         """Refuse every action for so long, also after a restart; the breaker in the kernel goes on."""
@@ -687,7 +676,7 @@ class Executor:
     @property
     def lost_events(self) -> int:
         """Events that the sensors of this session could not deliver."""
-        return sum(self._lost.values())
+        return self._watch.lost
 
     @property
     def disarmed_by_hand(self) -> str:
@@ -702,7 +691,7 @@ class Executor:
     @property
     def checked_ns(self) -> int:
         """When the kernel's programs were last compared with what was armed, 0 where they were not yet."""
-        return max(0, self._recheck_due_ns - RECHECK_NS)
+        return self._watch.checked_ns
 
     @staticmethod
     def now_ns() -> int:
@@ -767,7 +756,7 @@ class Executor:
         self._tick_due_ns = now_ns + int(TICK_SECONDS * 1e9)
         self._recorder.watch()
         if self._session is not None:
-            self._count_lost(self._session.sensors)
+            self._watch.count_lost(self._session.sensors)
         self._check_armed(now_ns)
         session = self._session or self._stopped
         if session is not None:
@@ -785,43 +774,20 @@ class Executor:
             self._loop.fail(error)
 
     def _check_armed(self, now_ns: int) -> None:
-        """Whether what is armed may still be: in time, and in the kernel as it was armed."""
         session = self._session
-        if session is None:
-            return
-        held = halted(self.state_dir)
-        if held is not None:
-            self._disarm_by_itself("executor.halted", "not halted", held.reason, "pointcall halt --clear, then arm")
-            return
-        expires = session.admitted.manifest.predicate.expires
-        if self._judged_at() >= expires:
-            self._disarm_by_itself("manifest.expires", "still valid", instant(expires), "arm a newer manifest")
-            return
-        if now_ns < self._recheck_due_ns:
-            return
-        self._recheck_due_ns = now_ns + RECHECK_NS
+        amiss = self._watch.amiss(session, now_ns) if session is not None else None
+        if amiss is not None:
+            self._disarm_by_itself(amiss)
+
+    def _note_soon(self) -> None:
         if not self._closed:
             self._writer.submit(self._note)
-        denied, hint = session.sensors.denied(), "find out who did it, then arm again"
-        if denied:
-            want, got = "nobody swaps or takes off a BPF link", f"{denied} attempts, all denied by the kernel"
-            self._recorder.submit(refused("kernel.tamper", "the BPF links of this machine", want, got, hint))
-        changed = session.sensors.changed()
-        if changed:
-            self._disarm_by_itself("kernel.changed", "the programs that were armed", changed[0], hint)
 
     def _note(self) -> None:
         try:
             self._node.note()
         except BaseException as error:
             self._loop.fail(error)
-
-    def _count_lost(self, sensors: Sensors) -> None:
-        for sensor, count in sensors.lost().items():
-            new = count - self._lost.get(sensor, 0)
-            if new > 0:
-                self._lost[sensor] = count
-                self._recorder.submit(entry.Lost(sensor=sensor, count=new))
 
     # ---- one record through to its actions -------------------------------------------------------------------------
 

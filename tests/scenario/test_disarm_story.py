@@ -24,6 +24,7 @@ from pointcall_executor.pins import Pins
 from pointcall_executor.recorded import RecordedNode
 from pointcall_executor.serving import _line
 from pointcall_executor.sessions import Sessions
+from pointcall_executor.watch import Amiss
 from tests.lab import Lab, now
 from tests.scenario.test_loop_story import spec
 from tests.scenario.test_real_story import bpffs, pointcall, program_ids, put, real_kernel, running
@@ -79,9 +80,9 @@ def test_why_it_is_not_ready_is_said_without_a_word_of_a_persons(node: Node) -> 
         assert (backend.status().state, backend.status().reason) == ("disarmed", "halted: anna says stop")
         clear(state)
         assert backend.unready() == "nothing is armed"
-        executor.failure = JournalError("no room for anna")
+        executor._loop.failure = JournalError("no room for anna")
         assert backend.unready() == "failed"
-        executor.failure = None
+        executor._loop.failure = None
 
 
 def test_a_persons_word_outlives_the_executor_and_a_person_ends_it(node: Node) -> None:
@@ -111,7 +112,7 @@ def test_what_the_executor_does_by_itself_does_not_stay(node: Node) -> None:
     with node.life() as first:
         assert disarmings(first) == [{"reason": "stopped"}]
         node.arm(first, by_itself=True)
-        first._loop.call(lambda: first._disarm_by_itself("kernel.changed", "as armed", "otherwise", ""))
+        first._loop.call(lambda: first._disarm_by_itself(Amiss("kernel.changed", "as armed", "otherwise", "")))
         assert ExecutorBackend(first).status().reason == ""
         node.arm(first, by_itself=True)
     with node.life() as last:

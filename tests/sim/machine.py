@@ -34,6 +34,7 @@ from pointcall_executor import (
     running_epoch,
     session,
     sessions,
+    watch,
 )
 from pointcall_executor.config import Config
 from pointcall_executor.core import breaker
@@ -60,7 +61,7 @@ OPERATIONS = {  # what operators do, and how often
     "checkpoint": 1, "stop": 1, "halt": 2, "clear": 1, "approve": 8, "acknowledge": 3,
 }  # fmt: skip
 # where a name that is replaced may live
-SHELL: list[ModuleType] = [acting, brake, daemon, left, loop, messenger, running_epoch, sessions]
+SHELL: list[ModuleType] = [acting, brake, daemon, left, loop, messenger, running_epoch, sessions, watch]
 DOORS: list[ModuleType] = [*SHELL, recorder, run, session]  # they must not see the real clock or threads
 
 

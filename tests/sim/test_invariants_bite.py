@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from datetime import UTC
 from typing import Any
 
 import pytest
 
 from pointcall_attest import entry
-from pointcall_executor import acting, run, sessions
+from pointcall_executor import acting, daemon, run, sessions
 from pointcall_executor.actions.world import Done, Verb, World
 from pointcall_executor.brake import Brake
 from pointcall_executor.core import guard, step
@@ -19,6 +20,7 @@ from pointcall_executor.core.guard import Refusal
 from pointcall_executor.daemon import Executor
 from pointcall_executor.messenger import Messenger
 from pointcall_executor.recorder import Left, Recorder
+from pointcall_executor.watch import Watch
 from pointcall_runbook.vocabulary import Outcome, capability
 from tests.sim.auditor import INVARIANTS, BrokenError
 from tests.sim.disk import Journal
@@ -170,14 +172,15 @@ def change_epochs_at_any_time(patch: Patch) -> None:
     def renew(self: Any, reason: str) -> None:
         session = self._session
         if session is not None:
-            admitted, attested = self._sessions.admit(session.bundle, self.trust, self._judged_at())
+            at = session.judged_at(daemon.datetime.now(UTC), daemon.time.monotonic_ns())
+            admitted, attested = self._sessions.admit(session.bundle, self.trust, at)
             self._loop.call(lambda: self._continue(session, admitted, attested, reason))
 
     patch.setattr(Executor, "_renew", renew)
 
 
 def count_no_loss(patch: Patch) -> None:
-    patch.setattr(Executor, "_count_lost", lambda *_: None)
+    patch.setattr(Watch, "count_lost", lambda *_: None)
 
 
 def count_loss_twice(patch: Patch) -> None:
