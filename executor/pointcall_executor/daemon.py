@@ -15,17 +15,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import heapq
-import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final, assert_never
+from typing import Final
 
 from pydantic import JsonValue
 
@@ -36,11 +33,9 @@ from pointcall_attest.errors import RefusedError
 from pointcall_attest.evidence import EvidenceBundle
 from pointcall_attest.log.checkpoint import Checkpoint
 from pointcall_attest.policy import TrustPolicy
-from pointcall_attest.run_id import run_id
 from pointcall_attest.trust import Roots
 from pointcall_attest.verdict import Verdict
 from pointcall_executor import acting, left
-from pointcall_executor.actions import KERNEL_LEASES, WITHOUT_INTENT
 from pointcall_executor.arming import ArmingError
 from pointcall_executor.brake import Brake
 from pointcall_executor.config import RESTART, Config, ConfigError
@@ -48,19 +43,8 @@ from pointcall_executor.core import guard
 from pointcall_executor.core.event import CircuitEvent, KernelEvent, decode
 from pointcall_executor.core.step import (
     Armed,
-    Decide,
-    Decided,
-    Effect,
-    Ended,
-    Happened,
-    Input,
-    Perform,
-    Refuse,
     State,
-    Withhold,
-    step,
 )
-from pointcall_executor.core.trigger import notice
 from pointcall_executor.drills import Drills
 from pointcall_executor.epoch import Attested, Trust
 from pointcall_executor.journal import Journal, StorageError
@@ -72,28 +56,21 @@ from pointcall_executor.node import Node, Sensors
 from pointcall_executor.recorder import Recorder, disarmed, ended, refused
 from pointcall_executor.run import Act, Run
 from pointcall_executor.running_epoch import RunningEpoch
+from pointcall_executor.runs import Runs
 from pointcall_executor.session import Bundle, Session
 from pointcall_executor.sessions import ARMED, Sessions
 from pointcall_executor.tee.platform import Platform, PlatformError
 from pointcall_executor.waiting import Asked, Escalation, Waiting
 from pointcall_executor.watch import Amiss, Watch
 from pointcall_keys.node import EpochKeys
-from pointcall_runbook.decision import Trap
 from pointcall_runbook.errors import PointcallError
 from pointcall_runbook.vocabulary import (
-    MAX_ACTIONS,
-    Action,
     Address,
-    Again,
     Call,
     CloseCircuit,
-    Escalate,
     Freeze,
     OpenCircuit,
     Outcome,
-    Remember,
-    Service,
-    Timer,
     capability,
 )
 
@@ -103,13 +80,10 @@ TICK_SECONDS: Final = 0.25
 SWITCH_SECONDS: Final = 0.0002  # how long a thread that signs or writes may keep the loop from deciding
 ACTION_THREADS: Final = 4  # actions on different targets at once; more would only hide a storm
 WRITER_THREADS: Final = 2  # receipts, checkpoints
-RUNS_MAX: Final = 1024  # in flight; beyond, events wait in the kernel's rings, where what finds no room is counted
-BATCH: Final = 256  # records of each ring in one turn of the loop: somebody may want to say stop
 RENEW_AGAIN_NS: Final = 30_000_000_000  # after a platform that gave no evidence
 QUIET_SECONDS: Final = 120.0  # how long arming waits for the runs in flight
 CLOSE_SECONDS: Final = 1500.0  # how long closing does: longer than any grace and readiness together
 APPROVAL_NS: Final = 60_000_000_000  # what a person approved is decided again at once, and over after that
-TIMERS_MAX: Final = 1024  # pending `Again`s; a module that asks for more is refused
 NO_REASON: Final = "no reason given"
 
 
@@ -118,15 +92,6 @@ def load_trust(folder: Path) -> Trust:
     root = (folder / "trusted_root.json").read_bytes()
     policy = TrustPolicy.parse((folder / "policy.json").read_bytes())
     return Trust(policy, root, hashlib.sha256(root).hexdigest(), Roots.open(folder))
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class _TimerDue:
-    due_ns: int
-    tag: int
-    runbook: str
-    subject: str
-    service: int
 
 
 class Executor:
@@ -139,16 +104,8 @@ class Executor:
         self.journal = Journal.open(state_dir / "journal.db", origin=self.origin)
         self._recorder = Recorder(self.journal)
         self._epoch = RunningEpoch(platform, self._recorder, self.origin, lambda: self.config)
-        self.state = State()
-        self.on_receipt: Callable[[Run], None] = lambda _run: None
-        self.on_record: Callable[[KernelEvent], None] = lambda _record: None  # on the loop: it must not wait
-
-        self._session: Session | None = None
         self._stopped: Session | None = None  # disarmed, but its services run
-        self._runs: dict[str, Run] = {}
-        self._timers: list[_TimerDue] = []
-        self._random = b""
-        self._loop = Loop(self._full, self._drain, self._tick, self._pause, self._detach)
+        self._loop = Loop()
         self.drills = Drills(self)
         self._pool = ThreadPoolExecutor(ACTION_THREADS, thread_name_prefix="action")
         # Beside the pool: no action holds up what is known already.
@@ -159,9 +116,16 @@ class Executor:
         self._watch = Watch(state_dir, self._recorder, self._note_soon)
         self._sessions = Sessions(state_dir, node, self._recorder, self._epoch, self._brake)
         self._arming = threading.Lock()
-        self._idle = threading.Condition()
-        self._flying = 0  # runs decided whose receipt is not yet durable
-
+        self._runs = Runs(
+            self._loop,
+            self._recorder,
+            self._epoch,
+            self._brake,
+            self._waiting,
+            self._messenger,
+            self._pool,
+            self._writer,
+        )
         self._closed = self._renewing = False
         self._tick_due_ns = self._checkpoint_due_ns = 0
         self._paused_until_ns = 0
@@ -170,7 +134,7 @@ class Executor:
         sys.setswitchinterval(SWITCH_SECONDS)
         self._epoch.open(self._epoch.attest(None, self.trust, datetime.now(UTC)), self.trust, None, (), "boot")
         self._take_up()
-        self._loop.start()
+        self._loop.start(self._runs.full, self._runs.drain, self._tick, self._pause, self._detach)
 
     def _take_up(self) -> None:
         """What an earlier executor left: open intents, a pause that is not over, people who have not answered."""
@@ -179,7 +143,9 @@ class Executor:
         if found.paused is not None and found.paused.until > now:
             self._paused_until_ns = now_ns + int((found.paused.until - now).total_seconds() * 1e9)
             self._brake.paused = found.paused.reason
-            self.state = self.state._replace(guard=self.state.guard._replace(paused=found.paused.reason))
+            self._runs.state = self._runs.state._replace(
+                guard=self._runs.state.guard._replace(paused=found.paused.reason)
+            )
         if found.disarmed is not None:
             self._brake.disarmed_by_hand = found.disarmed or NO_REASON
             if self._node.unpin():  # who disarmed or armed last was killed in the middle of it
@@ -189,10 +155,33 @@ class Executor:
         for run, code in found.escalations.items():
             self._waiting.call(run, (), code, now_ns)
         self._acted, self._failed = left.times(found.acted, now, now_ns), frozenset(found.failed)
-        self.state = self.state._replace(guard=guard.recalled(self.state.guard, self._acted))
+        self._runs.state = self._runs.state._replace(guard=guard.recalled(self._runs.state.guard, self._acted))
         left.record_meanwhile(self.state_dir, self._recorder)
 
     # ---- epochs ----------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        """The state of the core, replaced whole."""
+        return self._runs.state
+
+    @property
+    def on_receipt(self) -> Callable[[Run], None]:
+        """Called with each run whose receipt is durable, not on the loop."""
+        return self._runs.on_receipt
+
+    @on_receipt.setter
+    def on_receipt(self, told: Callable[[Run], None]) -> None:
+        self._runs.on_receipt = told
+
+    @property
+    def on_record(self) -> Callable[[KernelEvent], None]:
+        """Called with each kernel record, on the loop: it must not wait."""
+        return self._runs.on_record
+
+    @on_record.setter
+    def on_record(self, told: Callable[[KernelEvent], None]) -> None:
+        self._runs.on_record = told
 
     @property
     def failure(self) -> BaseException | None:
@@ -237,7 +226,7 @@ class Executor:
     @property
     def admitted(self) -> Admitted | None:
         """What is armed, None if nothing is."""
-        session = self._session
+        session = self._runs.session
         return session.admitted if session else None
 
     @contextlib.contextmanager
@@ -257,7 +246,7 @@ class Executor:
             self._renew("asked for")
 
     def _renew(self, reason: str) -> None:
-        session = self._session
+        session = self._runs.session
         if session is None:
             attested, trust = self._epoch.attest(None, self.trust, datetime.now(UTC)), self.trust
             with self._quiet():
@@ -277,7 +266,7 @@ class Executor:
 
     def _continue(self, session: Session, admitted: Admitted, attested: Attested, reason: str) -> None:
         """On the loop thread: the same session under a new epoch."""
-        if self._session is not session:
+        if self._runs.session is not session:
             return
         self._epoch.open(attested, self.trust, admitted, session.bundle.signatures, reason)
         session.admitted, session.trust = admitted, self.trust
@@ -311,7 +300,7 @@ class Executor:
         if isinstance(error, ArmingError):
             want, hint = "a moment without a run in flight", "see which action does not end: pointcall status"
         self._recorder.record(refused("tee.renewal", "the next epoch", want, str(error), hint))
-        if self._session is not None and now_ns > self.evidence_until_ns:
+        if self._runs.session is not None and now_ns > self.evidence_until_ns:
             self._disarm_by_itself(Amiss("tee.stale", "evidence of this epoch or the last", "older", hint))
 
     # ---- arming ----------------------------------------------------------------------------------------------------
@@ -350,7 +339,7 @@ class Executor:
         with contextlib.ExitStack() as undo:
             session = self._sessions.make(admitted, bundle, trust, self.config.mode, at, at_ns, undo)
             with self._quiet(), contextlib.ExitStack() as put_back:  # nobody decides while services are put back
-                self._sessions.start_services(session, self._session or self._stopped, put_back)
+                self._sessions.start_services(session, self._runs.session or self._stopped, put_back)
                 self._loop.call(lambda: self._switch(session, attested, generation, by_itself=by_itself))
                 put_back.pop_all()
             undo.pop_all()
@@ -371,7 +360,7 @@ class Executor:
             raise ArmingError("it was disarmed meanwhile", id="arm.interrupted", hint="arm again if that is meant")
         self._brake.require_not_halted()
         self._brake.require_not_disarmed(by_itself=by_itself)
-        manifest, old = session.admitted.manifest, self._session
+        manifest, old = session.admitted.manifest, self._runs.session
         detail: dict[str, JsonValue] = {name: f"{number} {tag}" for name, number, tag in session.sensors.programs()}
         self.journal.raise_sequence(ARMED, manifest.sequence, manifest.sha256)
         with contextlib.ExitStack() as undo:
@@ -388,22 +377,24 @@ class Executor:
             undo.pop_all()
         unseen = self._hand_over(session, old) if old is not None else []
         same = {b.name for b in session.armed.runbooks} & self._unchanged(session.armed)
-        memory = {key: value for key, value in self.state.memory.items() if key[0] in same}
-        self._timers = sorted(t for t in self._timers if t.runbook in same)
-        held = guard.circuits_held(self.state.guard, left.forced(session.sensors))
+        memory = {key: value for key, value in self._runs.state.memory.items() if key[0] in same}
+        self._runs.keep_timers(same)
+        held = guard.circuits_held(self._runs.state.guard, left.forced(session.sensors))
         held = guard.isolations_held(held, left.isolated(session))
         if self._acted is not None:
             held = guard.rows_recalled(held, self._acted, session.armed.rules, self._failed)
-        self.state = self.state._replace(armed=session.armed, memory=memory, guard=held._replace(approvals={}))
+        self._runs.state = self._runs.state._replace(
+            armed=session.armed, memory=memory, guard=held._replace(approvals={})
+        )
         self._acted = None
-        self._session, self._stopped = session, None
+        self._runs.session, self._stopped = session, None
         self._watch.begin()
         self._watch.count_lost(session.sensors)  # from here on these count: before others take over from them in turn
         self._waiting.forget_asked()
         if old is None:
             left.record_in_kernel(session, self._recorder)
         for record in unseen:
-            self._record(record, time.monotonic_ns())
+            self._runs.record(record, time.monotonic_ns())
 
     def _hand_over(self, session: Session, old: Session) -> list[bytes]:
         """Drop the old session's sensors; the records that only they have seen."""
@@ -419,7 +410,7 @@ class Executor:
 
     def _unchanged(self, armed: Armed) -> set[str]:
         """Names of runbooks whose module is the one that is armed now: only they keep what they remember."""
-        now = {b.name: b.module for b in self.state.armed.runbooks} if self.state.armed else {}
+        now = {b.name: b.module for b in self._runs.state.armed.runbooks} if self._runs.state.armed else {}
         return {b.name for b in armed.runbooks if now.get(b.name) == b.module}
 
     def _drop(self, sensors: Sensors, *, leave: bool = False) -> None:
@@ -442,24 +433,24 @@ class Executor:
         new = stays and not self._brake.disarmed_by_hand
         if new:
             self._brake.disarmed_by_hand = reason
-        if self._session is None:
+        if self._runs.session is None:
             unpinned = not leave and self._node.unpin()  # of an earlier executor: this one has armed nothing
             if unpinned or new:
                 self._recorder.record(disarmed(reason, stays=stays))
             return
         self._brake.outdate()  # once more: what the loop decided since somebody asked for this is not begun either
-        self.state = self.state._replace(armed=None, guard=self.state.guard._replace(approvals={}))
-        self._timers = []
+        self._runs.state = self._runs.state._replace(armed=None, guard=self._runs.state.guard._replace(approvals={}))
+        self._runs.keep_timers(set())
         self._waiting.forget_asked()
-        self.drills.disarmed(self._session)
-        self._thaw_all(self._session)
-        self._drop(self._session.sensors, leave=leave)
-        self._stopped, self._session = self._session, None
+        self.drills.disarmed(self._runs.session)
+        self._thaw_all(self._runs.session)
+        self._drop(self._runs.session.sensors, leave=leave)
+        self._stopped, self._runs.session = self._runs.session, None
         self._recorder.record(disarmed(reason, stays=stays))
 
     def _thaw_all(self, session: Session) -> None:
         """Nobody who is not armed holds a service still."""
-        for action, *target in self.state.guard.leases:
+        for action, *target in self._runs.state.guard.leases:
             if action == capability(Freeze):
                 with contextlib.suppress(PointcallError, OSError):
                     session.services.thaw(int(target[1]))
@@ -483,7 +474,7 @@ class Executor:
         self._loop.call(lambda: self._set_paused("", 0, "resumed", {"reason": reason}))
 
     def _set_paused(self, paused: str, until_ns: int, what: str, detail: dict[str, JsonValue]) -> None:
-        self.state = self.state._replace(guard=self.state.guard._replace(paused=paused))
+        self._runs.state = self._runs.state._replace(guard=self._runs.state.guard._replace(paused=paused))
         self._paused_until_ns = until_ns
         self._brake.pause(paused)
         self._recorder.record(entry.Config(what=what, detail=detail))
@@ -536,7 +527,7 @@ class Executor:
             raise
 
     def _by_hand(self, action: OpenCircuit | CloseCircuit, reason: str) -> None:
-        session = self._session
+        session = self._runs.session
         if session is None:
             raise StoppedError("nothing is armed", id="executor.disarmed", hint="pointcall arm")
         if isinstance(action, OpenCircuit):
@@ -578,7 +569,7 @@ class Executor:
             return self._approve(bundle)
 
     def _approve(self, bundle: bytes) -> str:
-        session = self._session
+        session = self._runs.session
         if session is None:
             raise StoppedError("nothing is armed", id="executor.disarmed", hint="pointcall arm")
         approval = verify_approval(
@@ -598,7 +589,7 @@ class Executor:
 
     def _approved(self, session: Session, approval: Approval) -> None:
         body, now_ns = approval.body, time.monotonic_ns()
-        asked = self._waiting.take(body.run, body.index, now_ns) if self._session is session else None
+        asked = self._waiting.take(body.run, body.index, now_ns) if self._runs.session is session else None
         call = asked.run.acts[asked.index].call if asked else None
         if asked is None or call is None or (call.action, tuple(map(str, call.args))) != (body.action, body.args):
             raise StoppedError(
@@ -617,12 +608,7 @@ class Executor:
         self._recorder.record(entry.Config(what="approved", detail=detail), body.run)
         remaining = int((body.expires - datetime.now(UTC)).total_seconds() * 1e9)
         until_ns = now_ns + min(APPROVAL_NS, remaining)
-        judged = guard.approved(self.state.guard, run.runbook.name, action, until_ns)
-        self.state = self.state._replace(guard=judged)
-        try:
-            self._advance(Happened(run.event, run.subject, now_ns, only=run.runbook.name), "approval", now_ns)
-        finally:  # it was for that run, and for no other of this runbook
-            self.state = self.state._replace(guard=self.state.guard._replace(approvals={}))
+        self._runs.decide_again(run, action, until_ns, now_ns)
 
     def escalations(self) -> tuple[Escalation, ...]:
         """Whom nobody has answered yet."""
@@ -650,23 +636,23 @@ class Executor:
 
     def programs(self) -> tuple[tuple[str, int, str], ...]:
         """(name, kernel id, tag) of every BPF program that is loaded for the armed manifest."""
-        session = self._session
+        session = self._runs.session
         return session.sensors.programs() if session else ()
 
     def circuits(self) -> tuple[CircuitState, ...]:
         """Every armed circuit as the kernel has it."""
-        session = self._session
+        session = self._runs.session
         return session.sensors.states() if session else ()
 
     def running_services(self) -> Mapping[str, int]:
         """Declared services and the pid of each, 0 where it does not run."""
-        session = self._session or self._stopped
+        session = self._runs.session or self._stopped
         return session.services.pids() if session else {}
 
     @property
     def session(self) -> Session | None:
         """What is armed, running; None if nothing is."""
-        return self._session
+        return self._runs.session
 
     @property
     def evidence_until_ns(self) -> int:
@@ -703,43 +689,27 @@ class Executor:
     def _detach(self, error: BaseException) -> None:
         """The loop has failed: whatever it was, nothing may act any more."""
         self._brake.generation += 1
-        self.state = self.state._replace(armed=None)
-        if self._session is not None:
+        self._runs.state = self._runs.state._replace(armed=None)
+        if self._runs.session is not None:
             # A storage may be back soon: what is pinned stays for the next executor, as after SIGKILL.
             leave = self.config.pin and isinstance(error, StorageError)
             with contextlib.suppress(Exception):
-                self._session.sensors.stop(leave=leave)
+                self._runs.session.sensors.stop(leave=leave)
             with contextlib.suppress(Exception):
-                self._session.sensors.leave()
-        with self._idle:
-            self._idle.notify_all()
-
-    def _full(self) -> bool:
-        """Whether too many runs have no receipt yet."""
-        return self._flying >= RUNS_MAX
-
-    def _drain(self, received_ns: int) -> None:
-        """What the sensors have seen."""
-        session = self._session
-        if session is not None:
-            for record in session.sensors.drain(BATCH):
-                self._record(record, received_ns)
+                self._runs.session.sensors.leave()
+        self._runs.give_up()
 
     def _pause(self) -> float:
         """How long the loop waits at most, in seconds."""
-        if not self._timers or self._loop.waits():
-            return TICK_SECONDS
-        return max(0.0, min(TICK_SECONDS, (self._timers[0].due_ns - time.monotonic_ns()) / 1e9))
+        return self._runs.pause(TICK_SECONDS)
 
     @contextlib.contextmanager
     def _quiet(self) -> Iterator[None]:
         """No decision begins, and none is in flight. ArmingError `arm.busy` if the runs in flight do not end."""
         self._loop.call(lambda: self._loop.hold(True))
         try:
-            with self._idle:
-                ended = self._idle.wait_for(lambda: self._flying == 0 or self.failure is not None, QUIET_SECONDS)
-            if not ended:
-                raise ArmingError("runs in flight do not end", id="arm.busy", got=f"{self._flying} runs")
+            if not self._runs.ended_within(QUIET_SECONDS):
+                raise ArmingError("runs in flight do not end", id="arm.busy", got=f"{self._runs.flying} runs")
             yield
         finally:
             with contextlib.suppress(StoppedError):
@@ -747,18 +717,17 @@ class Executor:
 
     def _tick(self, now_ns: int) -> None:
         """What is due, at the end of each turn."""
-        while self._timers and self._timers[0].due_ns <= now_ns and not self._loop.waits():
-            self._fire(heapq.heappop(self._timers))
+        self._runs.fire(now_ns)
         if self._paused_until_ns and now_ns >= self._paused_until_ns:
             self._set_paused("", 0, "resumed", {"reason": "the pause is over"})
         if now_ns < self._tick_due_ns:
             return
         self._tick_due_ns = now_ns + int(TICK_SECONDS * 1e9)
         self._recorder.watch()
-        if self._session is not None:
-            self._watch.count_lost(self._session.sensors)
+        if self._runs.session is not None:
+            self._watch.count_lost(self._runs.session.sensors)
         self._check_armed(now_ns)
-        session = self._session or self._stopped
+        session = self._runs.session or self._stopped
         if session is not None:
             self._messenger.call_again(session, now_ns)
         if now_ns >= self._epoch.due_ns:
@@ -774,7 +743,7 @@ class Executor:
             self._loop.fail(error)
 
     def _check_armed(self, now_ns: int) -> None:
-        session = self._session
+        session = self._runs.session
         amiss = self._watch.amiss(session, now_ns) if session is not None else None
         if amiss is not None:
             self._disarm_by_itself(amiss)
@@ -789,233 +758,6 @@ class Executor:
         except BaseException as error:
             self._loop.fail(error)
 
-    # ---- one record through to its actions -------------------------------------------------------------------------
-
-    def _record(self, raw: bytes, received_ns: int) -> None:
-        session = self._session
-        if session is None:  # a record before it disarmed the executor
-            return
-        record = decode(raw)
-        history, noticed = notice(record, session.topology, self.state.guard.history)
-        self.state = self.state._replace(guard=self.state.guard._replace(history=history))
-        try:
-            if noticed.event is not None:
-                happening = Happened(noticed.event, noticed.subject, received_ns)
-                self._advance(happening, noticed.sensor, received_ns)
-        finally:
-            self.on_record(record)  # people wait, actions do not
-
-    def _advance(self, happening: Input, sensor: str, received_ns: int) -> None:
-        self.state, effects = step(self.state, happening)
-        for effect in effects:
-            self._effect(effect, sensor, received_ns)
-
-    def _effect(self, effect: Effect, sensor: str, received_ns: int) -> None:
-        match effect:
-            case Decide():
-                self._decide(effect, sensor, received_ns)
-            case Perform(id, index, action):
-                run = self._runs[id]
-                self._perform(run, run.acts[index], action)
-            case Withhold(id, index, action):
-                run = self._runs[id]
-                act = run.acts[index]
-                act.action, act.target, act.outcome = action, acting.target_of(run.session, action), Outcome.MONITORED
-                act.over = True
-            case Refuse(id, index, action, refusal):
-                run = self._runs[id]
-                self._refuse(run, run.acts[index], action, refusal)
-                run.acts[index].over = True
-            case _:
-                assert_never(effect)
-
-    def _decide(self, effect: Decide, sensor: str, received_ns: int) -> None:
-        """Run the handler and let the core judge what it wants."""
-        session, epoch = self._session, self._epoch
-        assert session is not None
-        assert epoch.receipts is not None
-        book, name = effect.runbook, type(effect.event).__name__
-        run = Run(
-            id=run_id(time.time_ns() // 1_000_000, self._chance()),
-            number=next(epoch.numbers),
-            runbook=book,
-            event=effect.event,
-            subject=effect.subject,
-            sensor=sensor,
-            args=effect.args,
-            fuel_limit=session.admitted.modules[book.name].handlers[name].fuel_bound + 1,
-            started=datetime.now(UTC),
-            event_ns=effect.event.at,  # type: ignore[attr-defined]
-            received_ns=received_ns,
-            session=session,
-            epoch=epoch.receipts,
-            generation=self._brake.generation,
-        )
-        self._take_off(run)
-        try:
-            decided = session.runners[book.name].decide(name, effect.args)
-        except Trap as trap:
-            run.decided_ns = time.monotonic_ns()
-            self._quarantine(run, trap.kind, str(trap))
-            return
-        run.decided_ns = time.monotonic_ns()
-        run.calls, run.fuel_used = decided.calls, decided.fuel
-        if len(run.calls) > MAX_ACTIONS:
-            self._quarantine(run, "too many actions", f"{len(run.calls)} calls, at most {MAX_ACTIONS}")
-            return
-        run.acts = [Act(i, call) for i, call in enumerate(run.calls)]
-        now_ns = time.monotonic_ns()
-        self._advance(Decided(run.id, book, effect.subject, run.calls, now_ns), sensor, received_ns)
-        self._maybe_finish(run)
-
-    def _take_off(self, run: Run) -> None:
-        self._runs[run.id] = run
-        with self._idle:
-            self._flying += 1
-
-    def _land(self) -> None:
-        with self._idle:
-            self._flying -= 1
-            room = self._flying == RUNS_MAX - 1
-            self._idle.notify_all()
-        if room:
-            self._loop.wake()
-
-    def _chance(self) -> bytes:
-        """10 random bytes, drawn in advance: a system call here would give up the interpreter lock at a bad time."""
-        if len(self._random) < 10:
-            self._random = os.urandom(4096)
-        drawn, self._random = self._random[:10], self._random[10:]
-        return drawn
-
-    def _quarantine(self, run: Run, kind: str, got: str) -> None:
-        """A module that traps is not asked again until another manifest is armed."""
-        run.trap, run.calls = kind, ()
-        armed = self.state.armed
-        if armed is not None:
-            kept = tuple(r for r in armed.runbooks if r.name != run.runbook.name)
-            self.state = self.state._replace(armed=replace(armed, runbooks=kept))
-        want = "a decision within its proven bound"
-        hint = "arm a manifest with a fixed module"
-        self._recorder.submit(refused("runbook.quarantined", run.runbook.name, want, got, hint), run.id)
-        self._maybe_finish(run)
-
-    def _refuse(self, run: Run, act: Act, action: Action | None, refusal: guard.Refusal) -> None:
-        act.action, act.refusal, act.outcome = action, refusal, Outcome.REFUSED
-        act.target = acting.target_of(run.session, action) if action else ""
-        what = f"{act.call.action} {act.target}"
-        if refusal.rule == "guard.approval":
-            self._waiting.ask(run, act.index, time.monotonic_ns())
-        self._recorder.submit(refused(refusal.rule, what, refusal.want, refusal.got, refusal.hint), run.id)
-
-    # ---- actions ---------------------------------------------------------------------------------------------------
-
-    def _perform(self, run: Run, act: Act, action: Action) -> None:
-        act.action, act.target = action, acting.target_of(run.session, action)
-        name = capability(type(action))
-        if isinstance(action, Remember | Again):
-            self._built_in(run, act, action)
-        elif name in WITHOUT_INTENT and run.session.channels.waits(action.channel.number):  # type: ignore[attr-defined]
-            self._send(run, act, action)
-        elif name in KERNEL_LEASES or name in WITHOUT_INTENT:
-            acting.apply(self.journal, run, act, action)
-            self._ended(run, act)
-        else:
-            self._pool.submit(self._durable, run, act, action)
-
-    def _send(self, run: Run, act: Act, action: Action) -> None:
-        """Tell a channel that may be slow, beside everything else."""
-        against = self._messenger.send(
-            lambda: acting.apply(self.journal, run, act, action), lambda: self._ended(run, act)
-        )
-        if against:
-            act.outcome, act.detail = Outcome.FAILED, {"error": against}
-            self._ended(run, act)
-
-    def _built_in(self, run: Run, act: Act, action: Remember | Again) -> None:
-        """The core's own actions: `remember` is done by the step itself, `again` is a timer here."""
-        act.started_ns = act.ended_ns = time.monotonic_ns()
-        act.outcome, act.over = Outcome.APPLIED, True
-        act.postcondition = (
-            "a timer is set" if isinstance(action, Again) else "the next decision starts from this value"
-        )
-        if isinstance(action, Again):
-            if len(self._timers) >= TIMERS_MAX:
-                act.outcome, act.detail = Outcome.FAILED, {"error": f"more than {TIMERS_MAX} timers"}
-                act.postcondition = ""
-                return
-            number = getattr(run.event, "service", Service(0)).number
-            due_ns = act.started_ns + action.after
-            heapq.heappush(self._timers, _TimerDue(due_ns, action.tag, run.runbook.name, run.subject, number))
-
-    def _fire(self, timer: _TimerDue) -> None:
-        restarts = self.state.guard.history.count(("restart", timer.service), timer.due_ns)
-        event = Timer(timer.due_ns, timer.tag, Service(timer.service), restarts)
-        now_ns = time.monotonic_ns()
-        self._advance(Happened(event, timer.subject, now_ns, only=timer.runbook), "timer", now_ns)
-
-    def _durable(self, run: Run, act: Act, action: Action) -> None:
-        """On the pool: the intent is on disk before anything is done."""
-        try:
-            refusal = self._brake.called_off(run)
-            if refusal is None:
-                act.intent = self._recorder.record(acting.intent(act, run.epoch.names), run.id)
-                act.intent_ns = time.monotonic_ns()
-                with self._brake.lock:  # once more: writing takes its time, and somebody may have said stop meanwhile
-                    refusal = self._brake.too_late(run)
-                    act.started_ns = time.monotonic_ns()
-            if refusal is None:
-                acting.apply(self.journal, run, act, action)
-            else:
-                self._refuse(run, act, action, refusal)
-        except BaseException as error:
-            self._loop.fail(error)
-            return
-        self._loop.post(lambda: self._ended(run, act))
-
-    def _ended(self, run: Run, act: Act) -> None:
-        """On the loop thread: free the target, let the runbook go on, finish the run when all its actions ended."""
-        assert act.action is not None
-        assert act.outcome is not None
-        now_ns = time.monotonic_ns()
-        if isinstance(act.action, Escalate) and act.outcome in (Outcome.APPLIED, Outcome.FAILED):
-            why = "the runbook decided it" + ("" if act.outcome is Outcome.APPLIED else ", and could not tell")
-            self._messenger.called(run, (act.action.channel.number,), act.action.code, why)
-        elif act.call.action not in WITHOUT_INTENT:
-            back = act.detail.get("rolled_back") == "yes"
-            held = guard.settled(self.state.guard, act.action, act.outcome, now_ns, rolled_back=back)
-            self.state = self.state._replace(guard=held)
-            if act.outcome not in (Outcome.APPLIED, Outcome.REFUSED):
-                self._messenger.escalate(run, act)
-        act.over = True
-        self._advance(Ended(run.id, run.runbook, run.subject, act.action, act.outcome, now_ns), "action", now_ns)
-        self._maybe_finish(run)
-
-    def _maybe_finish(self, run: Run) -> None:
-        if run.finished and not run.closing:
-            run.closing = True
-            self._runs.pop(run.id, None)
-            self._writer.submit(self._finish, run)
-
-    def _finish(self, run: Run) -> None:
-        """Beside the loop: what is not yet recorded of the run, then its receipt."""
-        try:
-            for act in run.acts:
-                if act.action is None:
-                    continue
-                if act.intent is None and act.outcome in (Outcome.REFUSED, Outcome.MONITORED):
-                    continue
-                if act.intent is None and act.call.action in KERNEL_LEASES:
-                    act.intent = self._recorder.record(acting.intent(act, run.epoch.names), run.id)
-                self._recorder.submit(acting.outcome(act), run.id)
-            run.receipt_index = self._recorder.receipt(run.receipt())
-        except BaseException as error:
-            self._loop.fail(error)
-            return
-        finally:
-            self._land()
-        self.on_receipt(run)
-
     # ---- the end ---------------------------------------------------------------------------------------------------
 
     def close(self, *, stop_services: bool = False, reason: str = "stopped") -> None:
@@ -1025,18 +767,17 @@ class Executor:
         with contextlib.suppress(PointcallError):
             self.drills.close()
         self._closed = True
-        if (telling := self._session or self._stopped) is not None:
+        if (telling := self._runs.session or self._stopped) is not None:
             telling.channels.hurry()  # a channel that nobody answers must not hold up the end
         self._brake.outdate()
         with self._arming, contextlib.suppress(PointcallError):
             self._loop.call(lambda: self._disarm(reason, leave=self.config.pin))
-            with self._idle:
-                self._idle.wait_for(lambda: self._flying == 0 or self.failure is not None, CLOSE_SECONDS)
+            self._runs.ended_within(CLOSE_SECONDS)
         self._pool.shutdown(wait=True)
         self._loop.stop()  # before the messenger: it gives it work
         self._writer.shutdown(wait=True)  # of an action that took longer than anything may, too
         self._messenger.close()
-        session = self._session or self._stopped
+        session = self._runs.session or self._stopped
         if stop_services and session is not None:
             session.services.stop_all()
         self._node.shutdown()

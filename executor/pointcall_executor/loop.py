@@ -25,20 +25,9 @@ class StoppedError(PointcallError):
 
 
 class Loop:
-    """`full`: whether there is no room for what is ready. `ready` and `turn` get the time at which the loop woke
-    (CLOCK_MONOTONIC ns): `ready` where a descriptor may be readable and nothing waits, `turn` at the end of every turn.
-    `pause`: how long to wait at most, in seconds. `failed`: what ended it.
-    """
+    """Made first, so that what runs on it can know it; begins with `start`."""
 
-    def __init__(
-        self,
-        full: Callable[[], bool],
-        ready: Callable[[int], None],
-        turn: Callable[[int], None],
-        pause: Callable[[], float],
-        failed: Callable[[BaseException], None],
-    ) -> None:
-        self._full, self._ready, self._turn_ends, self._pause, self._failed = full, ready, turn, pause, failed
+    def __init__(self) -> None:
         self.failure: BaseException | None = None
         self.beats = 0  # turns: whoever watches it sees that the loop lives
         self._held = False
@@ -50,8 +39,19 @@ class Loop:
             waiting.register(self._wake, select.EPOLLIN)
         self._thread = threading.Thread(target=self._run, name="core", daemon=True)
 
-    def start(self) -> None:
-        """Begin. Commands that were given before wait for it."""
+    def start(
+        self,
+        full: Callable[[], bool],
+        ready: Callable[[int], None],
+        turn: Callable[[int], None],
+        pause: Callable[[], float],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        """Begin. `full`: whether there is no room for what is ready. `ready` and `turn` get the time at which the loop
+        woke (CLOCK_MONOTONIC ns): `ready` where a descriptor may be readable and nothing waits, `turn` at the end of
+        every turn. `pause`: how long to wait at most, in seconds. `failed`: what ended it.
+        """
+        self._full, self._ready, self._turn_ends, self._pause, self._failed = full, ready, turn, pause, failed
         self._thread.start()
 
     # ---- from other threads ----------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from pointcall_executor import (
     recorder,
     run,
     running_epoch,
+    runs,
     session,
     sessions,
     watch,
@@ -61,7 +62,7 @@ OPERATIONS = {  # what operators do, and how often
     "checkpoint": 1, "stop": 1, "halt": 2, "clear": 1, "approve": 8, "acknowledge": 3,
 }  # fmt: skip
 # where a name that is replaced may live
-SHELL: list[ModuleType] = [acting, brake, daemon, left, loop, messenger, running_epoch, sessions, watch]
+SHELL: list[ModuleType] = [acting, brake, daemon, left, loop, messenger, running_epoch, runs, sessions, watch]
 DOORS: list[ModuleType] = [*SHELL, recorder, run, session]  # they must not see the real clock or threads
 
 
@@ -982,7 +983,7 @@ def installed(machine: Machine) -> Iterator[None]:
         "probes": SimpleNamespace(pending=lambda _folder: [], taken=lambda _folder: None),
         "performed": _observed_performed(machine, acting.performed),
         "apply": _observed_apply(machine, acting.apply),
-        "step": _observed_step(machine, daemon.step),
+        "step": _observed_step(machine, runs.step),
     }
     for name, stand_in in shell.items():
         places = [module for module in SHELL if name in vars(module)]

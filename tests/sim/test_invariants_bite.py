@@ -20,6 +20,7 @@ from pointcall_executor.core.guard import Refusal
 from pointcall_executor.daemon import Executor
 from pointcall_executor.messenger import Messenger
 from pointcall_executor.recorder import Left, Recorder
+from pointcall_executor.runs import Runs
 from pointcall_executor.watch import Watch
 from pointcall_runbook.vocabulary import Outcome, capability
 from tests.sim.auditor import INVARIANTS, BrokenError
@@ -71,11 +72,11 @@ def refuse_on_a_node_that_only_watches(patch: Patch) -> None:
 
 def act_before_the_intent(patch: Patch) -> None:
     def durable(self: Any, run: Any, act: Any, action: Any) -> None:
-        acting.apply(self.journal, run, act, action)
+        acting.apply(self._journal, run, act, action)
         act.intent = self._recorder.record(acting.intent(act, run.epoch.names), run.id)
         self._loop.post(lambda: self._ended(run, act))
 
-    patch.setattr(Executor, "_durable", durable)
+    patch.setattr(Runs, "_durable", durable)
 
 
 def never_reconcile(patch: Patch) -> None:
@@ -111,14 +112,14 @@ def drop_outcomes(patch: Patch) -> None:
 
 
 def no_receipt_of_refused_runs(patch: Patch) -> None:
-    real = Executor._maybe_finish
+    real = Runs._maybe_finish
 
     def maybe_finish(self: Any, run: run.Run) -> None:
         if run.acts and all(act.outcome is Outcome.REFUSED for act in run.acts):
             return self._land()
         return real(self, run)
 
-    patch.setattr(Executor, "_maybe_finish", maybe_finish)
+    patch.setattr(Runs, "_maybe_finish", maybe_finish)
 
 
 def disarm_only_in_words(patch: Patch) -> None:
@@ -144,14 +145,14 @@ def pause_only_in_words(patch: Patch) -> None:
 
 
 def ask_again_after_a_trap(patch: Patch) -> None:
-    real = Executor._quarantine
+    real = Runs._quarantine
 
     def quarantine(self: Any, *how: Any) -> None:
         armed = self.state.armed
         real(self, *how)
         self.state = self.state._replace(armed=armed)
 
-    patch.setattr(Executor, "_quarantine", quarantine)
+    patch.setattr(Runs, "_quarantine", quarantine)
 
 
 def tell_too_early(patch: Patch) -> None:
@@ -170,10 +171,10 @@ def tell_too_early(patch: Patch) -> None:
 
 def change_epochs_at_any_time(patch: Patch) -> None:
     def renew(self: Any, reason: str) -> None:
-        session = self._session
+        session = self._runs.session
         if session is not None:
             at = session.judged_at(daemon.datetime.now(UTC), daemon.time.monotonic_ns())
-            admitted, attested = self._sessions.admit(session.bundle, self.trust, at)
+            admitted, attested = self._runs.sessions.admit(session.bundle, self.trust, at)
             self._loop.call(lambda: self._continue(session, admitted, attested, reason))
 
     patch.setattr(Executor, "_renew", renew)
@@ -198,9 +199,9 @@ def take_the_old_one_off_first(patch: Patch) -> None:
     real = Executor._switch
 
     def switch(self: Any, session: Any, *rest: Any, **more: Any) -> None:
-        if self._session is not None:
-            self._drop(self._session.sensors)
-            self._session.sensors.fds = tuple
+        if self._runs.session is not None:
+            self._drop(self._runs.session.sensors)
+            self._runs.session.sensors.fds = tuple
         real(self, session, *rest, **more)
 
     patch.setattr(Executor, "_switch", switch)
@@ -228,14 +229,14 @@ def forget_who_is_busy(patch: Patch) -> None:
 
 def act_when_withheld(patch: Patch) -> None:
     """A shell that performs what the core withheld."""
-    real = Executor._effect
+    real = Runs._effect
 
     def effect(self: Any, told: step.Effect, sensor: str, received_ns: int) -> None:
         if isinstance(told, step.Withhold):
             told = step.Perform(told.run, told.index, told.action)
         real(self, told, sensor, received_ns)
 
-    patch.setattr(Executor, "_effect", effect)
+    patch.setattr(Runs, "_effect", effect)
 
 
 def flap_only_once(patch: Patch) -> None:
@@ -301,10 +302,10 @@ def hold_nothing(patch: Patch) -> None:
 
 def tell_on_the_loop(patch: Patch) -> None:
     def send(self: Any, run: Any, act: Any, action: Any) -> None:
-        acting.apply(self.journal, run, act, action)
+        acting.apply(self._journal, run, act, action)
         self._ended(run, act)
 
-    patch.setattr(Executor, "_send", send)
+    patch.setattr(Runs, "_send", send)
 
 
 MUTATIONS: dict[str, tuple[str, Callable[[Patch], None]]] = {

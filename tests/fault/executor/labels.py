@@ -24,6 +24,7 @@ from pointcall_executor.journal import Journal
 from pointcall_executor.kernel.breaker import BreakerSensor
 from pointcall_executor.recorded import RecordedSensors, RecordedServices
 from pointcall_executor.recorder import Recorder
+from pointcall_executor.runs import Runs
 from pointcall_executor.sensors import KernelSensors
 from pointcall_executor.services.declared import DeclaredServices
 from pointcall_executor.wasm import Runner
@@ -72,7 +73,7 @@ def install(cut: Cut) -> None:
         cut.around(Recorder, name, f"log-{name}")
     cut.around(Journal, "raise_sequence", "sequence")
     cut.around(Journal, "_commit", "commit")
-    cut.around(Executor, "_record", "event")
+    cut.around(Runs, "record", "event")
     cut.around(Executor, "_switch", "switch")
     cut.around(Executor, "_disarm", "disarm")
     cut.around(Runner, "decide", "decide")
