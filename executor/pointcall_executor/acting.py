@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from pointcall_attest import entry
-from pointcall_executor.actions import REGISTRY
+from pointcall_executor.actions import KERNEL_LEASES, REGISTRY
 from pointcall_executor.actions.world import Done, Verb, World
 from pointcall_executor.arming import names_of
 from pointcall_executor.core import guard
 from pointcall_executor.journal import Journal
+from pointcall_executor.recorder import Recorder
 from pointcall_executor.run import Act, Run, arguments, grant_of
 from pointcall_executor.session import Session
 from pointcall_runbook.errors import PointcallError
@@ -93,3 +94,16 @@ def outcome(act: Act) -> entry.OutcomeBody:
         postcondition=act.postcondition,
         undo=act.undo,
     )
+
+
+def complete(recorder: Recorder, run: Run) -> None:
+    """What is not yet recorded of a run whose actions are over, then its receipt."""
+    for act in run.acts:
+        if act.action is None:
+            continue
+        if act.intent is None and act.outcome in (Outcome.REFUSED, Outcome.MONITORED):
+            continue
+        if act.intent is None and act.call.action in KERNEL_LEASES:
+            act.intent = recorder.record(intent(act, run.epoch.names), run.id)
+        recorder.submit(outcome(act), run.id)
+    run.receipt_index = recorder.receipt(run.receipt())

@@ -378,7 +378,7 @@ class Executor:
         unseen = self._hand_over(session, old) if old is not None else []
         same = {b.name for b in session.armed.runbooks} & self._unchanged(session.armed)
         memory = {key: value for key, value in self._runs.state.memory.items() if key[0] in same}
-        self._runs.keep_timers(same)
+        self._runs.timers.keep(same)
         held = guard.circuits_held(self._runs.state.guard, left.forced(session.sensors))
         held = guard.isolations_held(held, left.isolated(session))
         if self._acted is not None:
@@ -440,7 +440,7 @@ class Executor:
             return
         self._brake.outdate()  # once more: what the loop decided since somebody asked for this is not begun either
         self._runs.state = self._runs.state._replace(armed=None, guard=self._runs.state.guard._replace(approvals={}))
-        self._runs.keep_timers(set())
+        self._runs.timers.keep(frozenset())
         self._waiting.forget_asked()
         self.drills.disarmed(self._runs.session)
         self._thaw_all(self._runs.session)

@@ -6,13 +6,12 @@ needs a durable intent runs on the pool, receipts are written beside both. Not h
 
 from __future__ import annotations
 
-import heapq
 import os
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final, assert_never
 
@@ -42,6 +41,7 @@ from pointcall_executor.recorder import Recorder, refused
 from pointcall_executor.run import Act, Run
 from pointcall_executor.running_epoch import RunningEpoch
 from pointcall_executor.session import Session
+from pointcall_executor.timers import TimerDue, Timers
 from pointcall_executor.waiting import Waiting
 from pointcall_runbook.decision import Trap
 from pointcall_runbook.vocabulary import (
@@ -58,16 +58,6 @@ from pointcall_runbook.vocabulary import (
 
 RUNS_MAX: Final = 1024  # in flight; beyond, events wait in the kernel's rings, where what finds no room is counted
 BATCH: Final = 256  # records of each ring in one turn of the loop: somebody may want to say stop
-TIMERS_MAX: Final = 1024  # pending `Again`s; a module that asks for more is refused
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class _TimerDue:
-    due_ns: int
-    tag: int
-    runbook: str
-    subject: str
-    service: int
 
 
 class Runs:
@@ -87,7 +77,7 @@ class Runs:
         self.flying = 0
         self._idle = threading.Condition()
         self._runs: dict[str, Run] = {}
-        self._timers: list[_TimerDue] = []
+        self.timers = Timers()
         self._random = b""
 
     def full(self) -> bool:
@@ -104,20 +94,17 @@ class Runs:
         with self._idle:
             self._idle.notify_all()
 
-    def keep_timers(self, runbooks: set[str]) -> None:
-        """Only those of these runbooks."""
-        self._timers = sorted(t for t in self._timers if t.runbook in runbooks)
-
     def pause(self, seconds: float) -> float:
         """How long to wait until the next timer is due, at most so many seconds."""
-        if not self._timers or self._loop.waits():
+        due_ns = self.timers.next_ns
+        if due_ns is None or self._loop.waits():
             return seconds
-        return max(0.0, min(seconds, (self._timers[0].due_ns - time.monotonic_ns()) / 1e9))
+        return max(0.0, min(seconds, (due_ns - time.monotonic_ns()) / 1e9))
 
     def fire(self, now_ns: int) -> None:
         """The timers that are due."""
-        while self._timers and self._timers[0].due_ns <= now_ns and not self._loop.waits():
-            self._fire(heapq.heappop(self._timers))
+        while self.timers.due(now_ns) and not self._loop.waits():
+            self._fire(self.timers.take())
 
     def decide_again(self, run: Run, action: Action, until_ns: int, now_ns: int) -> None:
         """About the event of this run, its approved action let through once."""
@@ -287,15 +274,13 @@ class Runs:
             "a timer is set" if isinstance(action, Again) else "the next decision starts from this value"
         )
         if isinstance(action, Again):
-            if len(self._timers) >= TIMERS_MAX:
-                act.outcome, act.detail = Outcome.FAILED, {"error": f"more than {TIMERS_MAX} timers"}
-                act.postcondition = ""
-                return
             number = getattr(run.event, "service", Service(0)).number
             due_ns = act.started_ns + action.after
-            heapq.heappush(self._timers, _TimerDue(due_ns, action.tag, run.runbook.name, run.subject, number))
+            against = self.timers.set(TimerDue(due_ns, action.tag, run.runbook.name, run.subject, number))
+            if against:
+                act.outcome, act.detail, act.postcondition = Outcome.FAILED, {"error": against}, ""
 
-    def _fire(self, timer: _TimerDue) -> None:
+    def _fire(self, timer: TimerDue) -> None:
         restarts = self.state.guard.history.count(("restart", timer.service), timer.due_ns)
         event = Timer(timer.due_ns, timer.tag, Service(timer.service), restarts)
         now_ns = time.monotonic_ns()
@@ -347,15 +332,7 @@ class Runs:
     def _finish(self, run: Run) -> None:
         """Beside the loop: what is not yet recorded of the run, then its receipt."""
         try:
-            for act in run.acts:
-                if act.action is None:
-                    continue
-                if act.intent is None and act.outcome in (Outcome.REFUSED, Outcome.MONITORED):
-                    continue
-                if act.intent is None and act.call.action in KERNEL_LEASES:
-                    act.intent = self._recorder.record(acting.intent(act, run.epoch.names), run.id)
-                self._recorder.submit(acting.outcome(act), run.id)
-            run.receipt_index = self._recorder.receipt(run.receipt())
+            acting.complete(self._recorder, run)
         except BaseException as error:
             self._loop.fail(error)
             return
