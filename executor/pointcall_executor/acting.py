@@ -1,6 +1,6 @@
 """The doing of one action: perform it, look whether it holds, take it back where it does not; its intent and outcome.
 
-Not here: what each action does (actions/), whether it may be done (core/guard.py), when and where (daemon.py).
+Not here: what each action does (actions/), whether it may be done (core/guard.py), when and where (runs.py).
 """
 
 from __future__ import annotations

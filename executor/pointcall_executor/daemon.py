@@ -1,9 +1,10 @@
-"""The executor: the shell around the pure core. It waits for kernel records and performs what the core says.
+"""The executor: the one door to everything that runs. Its life: begin, arm, change epochs, disarm, pause, end.
 
-One loop thread owns the core's state and every decision. Kernel leases are applied on it at once; actions that need a
-durable intent run on a small pool, one at a time for each target (the guard sees to that); receipts have another.
-Everything that happened goes into the journal; if the journal fails, the executor disarms and stops: what cannot be
-recorded must not be done.
+What is left here is what changes what is armed and under which epoch, and what people ask for by hand. The work is done
+by the modules that this one ties together: runs.py (a kernel record through to its receipt, the state of the core) on
+loop.py (the one thread that owns it), under brake.py (who said stop), with sessions.py, running_epoch.py, messenger.py,
+watch.py and left.py. Everything that happened goes into the journal; if the journal fails, the executor disarms and
+stops: what cannot be recorded must not be done.
 
 A run belongs to the session and the epoch in which it was decided; both change only while no run is in flight. Until
 then decisions wait in the ring, and the breaker in the kernel goes on by itself.
@@ -41,10 +42,7 @@ from pointcall_executor.brake import Brake
 from pointcall_executor.config import RESTART, Config, ConfigError
 from pointcall_executor.core import guard
 from pointcall_executor.core.event import CircuitEvent, KernelEvent, decode
-from pointcall_executor.core.step import (
-    Armed,
-    State,
-)
+from pointcall_executor.core.step import Armed, State
 from pointcall_executor.drills import Drills
 from pointcall_executor.epoch import Attested, Trust
 from pointcall_executor.journal import Journal, StorageError
@@ -64,15 +62,7 @@ from pointcall_executor.waiting import Asked, Escalation, Waiting
 from pointcall_executor.watch import Amiss, Watch
 from pointcall_keys.node import EpochKeys
 from pointcall_runbook.errors import PointcallError
-from pointcall_runbook.vocabulary import (
-    Address,
-    Call,
-    CloseCircuit,
-    Freeze,
-    OpenCircuit,
-    Outcome,
-    capability,
-)
+from pointcall_runbook.vocabulary import Address, Call, CloseCircuit, Freeze, OpenCircuit, Outcome, capability
 
 __all__ = ["ARMED", "Bundle", "Executor", "StoppedError", "load_trust"]
 
@@ -117,15 +107,9 @@ class Executor:
         self._sessions = Sessions(state_dir, node, self._recorder, self._epoch, self._brake)
         self._arming = threading.Lock()
         self._runs = Runs(
-            self._loop,
-            self._recorder,
-            self._epoch,
-            self._brake,
-            self._waiting,
-            self._messenger,
-            self._pool,
+            self._loop, self._recorder, self._epoch, self._brake, self._waiting, self._messenger, self._pool,
             self._writer,
-        )
+        )  # fmt: skip
         self._closed = self._renewing = False
         self._tick_due_ns = self._checkpoint_due_ns = 0
         self._paused_until_ns = 0
@@ -159,75 +143,6 @@ class Executor:
         left.record_meanwhile(self.state_dir, self._recorder)
 
     # ---- epochs ----------------------------------------------------------------------------------------------------
-
-    @property
-    def state(self) -> State:
-        """The state of the core, replaced whole."""
-        return self._runs.state
-
-    @property
-    def on_receipt(self) -> Callable[[Run], None]:
-        """Called with each run whose receipt is durable, not on the loop."""
-        return self._runs.on_receipt
-
-    @on_receipt.setter
-    def on_receipt(self, told: Callable[[Run], None]) -> None:
-        self._runs.on_receipt = told
-
-    @property
-    def on_record(self) -> Callable[[KernelEvent], None]:
-        """Called with each kernel record, on the loop: it must not wait."""
-        return self._runs.on_record
-
-    @on_record.setter
-    def on_record(self, told: Callable[[KernelEvent], None]) -> None:
-        self._runs.on_record = told
-
-    @property
-    def failure(self) -> BaseException | None:
-        """What ended the loop; nothing acts any more."""
-        return self._loop.failure
-
-    @property
-    def beats(self) -> int:
-        """Turns of the loop: whoever watches it sees that it lives."""
-        return self._loop.beats
-
-    @property
-    def keys(self) -> EpochKeys:
-        """The keys of the running epoch."""
-        return self._recorder.keys
-
-    @property
-    def recorder(self) -> Recorder:
-        """The one hand that writes the log, for who works beside the loop (shipping.py)."""
-        return self._recorder
-
-    @property
-    def attested(self) -> Attested:
-        """The evidence of the running epoch."""
-        return self._epoch.attested
-
-    @property
-    def epoch_opened_ns(self) -> int:
-        """When the running epoch was opened (CLOCK_MONOTONIC)."""
-        return self._epoch.opened_ns
-
-    @property
-    def boot_id(self) -> str:
-        """Which boot of the machine this is, "unknown" where it does not say."""
-        return self._epoch.boot_id
-
-    @property
-    def verdict(self) -> Verdict:
-        """What the node's own evidence is worth."""
-        return self._epoch.attested.verdict
-
-    @property
-    def admitted(self) -> Admitted | None:
-        """What is armed, None if nothing is."""
-        session = self._runs.session
-        return session.admitted if session else None
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
@@ -620,6 +535,75 @@ class Executor:
 
     # ---- what others may look at and write -------------------------------------------------------------------------
 
+    @property
+    def state(self) -> State:
+        """The state of the core, replaced whole."""
+        return self._runs.state
+
+    @property
+    def on_receipt(self) -> Callable[[Run], None]:
+        """Called with each run whose receipt is durable, not on the loop."""
+        return self._runs.on_receipt
+
+    @on_receipt.setter
+    def on_receipt(self, told: Callable[[Run], None]) -> None:
+        self._runs.on_receipt = told
+
+    @property
+    def on_record(self) -> Callable[[KernelEvent], None]:
+        """Called with each kernel record, on the loop: it must not wait."""
+        return self._runs.on_record
+
+    @on_record.setter
+    def on_record(self, told: Callable[[KernelEvent], None]) -> None:
+        self._runs.on_record = told
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the loop; nothing acts any more."""
+        return self._loop.failure
+
+    @property
+    def beats(self) -> int:
+        """Turns of the loop: whoever watches it sees that it lives."""
+        return self._loop.beats
+
+    @property
+    def keys(self) -> EpochKeys:
+        """The keys of the running epoch."""
+        return self._recorder.keys
+
+    @property
+    def recorder(self) -> Recorder:
+        """The one hand that writes the log, for who works beside the loop (shipping.py)."""
+        return self._recorder
+
+    @property
+    def attested(self) -> Attested:
+        """The evidence of the running epoch."""
+        return self._epoch.attested
+
+    @property
+    def epoch_opened_ns(self) -> int:
+        """When the running epoch was opened (CLOCK_MONOTONIC)."""
+        return self._epoch.opened_ns
+
+    @property
+    def boot_id(self) -> str:
+        """Which boot of the machine this is, "unknown" where it does not say."""
+        return self._epoch.boot_id
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the node's own evidence is worth."""
+        return self._epoch.attested.verdict
+
+    @property
+    def admitted(self) -> Admitted | None:
+        """What is armed, None if nothing is."""
+        session = self._runs.session
+        return session.admitted if session else None
+
     def record(self, body: entry.Body) -> int:
         """Append an entry of the running epoch; its index, once it is durable."""
         return self._recorder.record(body)
@@ -743,6 +727,7 @@ class Executor:
             self._loop.fail(error)
 
     def _check_armed(self, now_ns: int) -> None:
+        """Whether what is armed may still be."""
         session = self._runs.session
         amiss = self._watch.amiss(session, now_ns) if session is not None else None
         if amiss is not None:

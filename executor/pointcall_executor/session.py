@@ -1,6 +1,6 @@
 """A session: one admitted manifest as running things, and where its services are. Replaced whole, never patched.
 
-Not here: how one session takes over from another (daemon.py).
+Not here: how one comes to be (sessions.py), how it takes over from another (daemon.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """One simulated machine: everything from one seed, with the real executor on it.
 
-What is real: daemon.py, run.py, recorder.py, session.py, arming.py, actions/, the whole core, the interpreter, the
-compiled library. What is simulated: time, threads, disk and journal, kernel, services, clients, admission, keys.
+What is real: daemon.py and the modules it ties together, run.py, recorder.py, session.py, arming.py, actions/, the whole
+core, the interpreter, the compiled library. What is simulated: time, threads, disk and journal, kernel, services,
+clients, admission, keys.
 `installed` puts the simulated parts where the executor's modules look for them, and takes them away again.
 """
 

@@ -174,7 +174,7 @@ def change_epochs_at_any_time(patch: Patch) -> None:
         session = self._runs.session
         if session is not None:
             at = session.judged_at(daemon.datetime.now(UTC), daemon.time.monotonic_ns())
-            admitted, attested = self._runs.sessions.admit(session.bundle, self.trust, at)
+            admitted, attested = self._sessions.admit(session.bundle, self.trust, at)
             self._loop.call(lambda: self._continue(session, admitted, attested, reason))
 
     patch.setattr(Executor, "_renew", renew)
