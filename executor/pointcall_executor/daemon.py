@@ -118,7 +118,7 @@ class Executor:
         sys.setswitchinterval(SWITCH_SECONDS)
         self._epoch.open(self._epoch.attest(None, self.trust, datetime.now(UTC)), self.trust, None, (), "boot")
         self._take_up()
-        self._loop.start(self._runs.full, self._runs.drain, self._tick, self._pause, self._detach)
+        self._loop.start(self._runs.in_flight.full, self._runs.drain, self._tick, self._pause, self._detach)
 
     def _take_up(self) -> None:
         """What an earlier executor left: open intents, a pause that is not over, people who have not answered."""
@@ -681,7 +681,7 @@ class Executor:
                 self._runs.session.sensors.stop(leave=leave)
             with contextlib.suppress(Exception):
                 self._runs.session.sensors.leave()
-        self._runs.give_up()
+        self._runs.in_flight.give_up()
 
     def _pause(self) -> float:
         """How long the loop waits at most, in seconds."""
@@ -692,8 +692,8 @@ class Executor:
         """No decision begins, and none is in flight. ArmingError `arm.busy` if the runs in flight do not end."""
         self._loop.call(lambda: self._loop.hold(True))
         try:
-            if not self._runs.ended_within(QUIET_SECONDS):
-                raise ArmingError("runs in flight do not end", id="arm.busy", got=f"{self._runs.flying} runs")
+            if not self._runs.in_flight.ended_within(QUIET_SECONDS):
+                raise ArmingError("runs in flight do not end", id="arm.busy", got=f"{self._runs.in_flight.count} runs")
             yield
         finally:
             with contextlib.suppress(StoppedError):
@@ -757,7 +757,7 @@ class Executor:
         self._brake.outdate()
         with self._arming, contextlib.suppress(PointcallError):
             self._loop.call(lambda: self._disarm(reason, leave=self.config.pin))
-            self._runs.ended_within(CLOSE_SECONDS)
+            self._runs.in_flight.ended_within(CLOSE_SECONDS)
         self._pool.shutdown(wait=True)
         self._loop.stop()  # before the messenger: it gives it work
         self._writer.shutdown(wait=True)  # of an action that took longer than anything may, too

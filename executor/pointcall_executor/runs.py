@@ -7,7 +7,6 @@ needs a durable intent runs on the pool, receipts are written beside both. Not h
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +34,7 @@ from pointcall_executor.core.step import (
     step,
 )
 from pointcall_executor.core.trigger import notice
+from pointcall_executor.in_flight import InFlight
 from pointcall_executor.loop import Loop
 from pointcall_executor.messenger import Messenger
 from pointcall_executor.recorder import Recorder, refused
@@ -56,12 +56,11 @@ from pointcall_runbook.vocabulary import (
     capability,
 )
 
-RUNS_MAX: Final = 1024  # in flight; beyond, events wait in the kernel's rings, where what finds no room is counted
 BATCH: Final = 256  # records of each ring in one turn of the loop: somebody may want to say stop
 
 
 class Runs:
-    """All on the loop thread, but where it says otherwise. `flying`: runs decided whose receipt is not yet durable."""
+    """All on the loop thread, but for what the pool and the writer are given."""
 
     def __init__(
         self, loop: Loop, recorder: Recorder, epoch: RunningEpoch, brake: Brake, waiting: Waiting, messenger: Messenger,
@@ -74,25 +73,10 @@ class Runs:
         self.session: Session | None = None  # what is armed
         self.on_receipt: Callable[[Run], None] = lambda _run: None
         self.on_record: Callable[[KernelEvent], None] = lambda _record: None  # it must not wait
-        self.flying = 0
-        self._idle = threading.Condition()
-        self._runs: dict[str, Run] = {}
+        self.in_flight = InFlight(loop)
+        self._by_id: dict[str, Run] = {}  # those of which an action is not over
         self.timers = Timers()
         self._random = b""
-
-    def full(self) -> bool:
-        """Whether too many runs have no receipt yet."""
-        return self.flying >= RUNS_MAX
-
-    def ended_within(self, seconds: float) -> bool:
-        """From any thread: wait until no run is in flight, or the loop has failed. False if it takes longer."""
-        with self._idle:
-            return self._idle.wait_for(lambda: self.flying == 0 or self._loop.failure is not None, seconds)
-
-    def give_up(self) -> None:
-        """Who waits for the runs in flight looks again."""
-        with self._idle:
-            self._idle.notify_all()
 
     def pause(self, seconds: float) -> float:
         """How long to wait until the next timer is due, at most so many seconds."""
@@ -149,15 +133,15 @@ class Runs:
             case Decide():
                 self._decide(effect, sensor, received_ns)
             case Perform(id, index, action):
-                run = self._runs[id]
+                run = self._by_id[id]
                 self._perform(run, run.acts[index], action)
             case Withhold(id, index, action):
-                run = self._runs[id]
+                run = self._by_id[id]
                 act = run.acts[index]
                 act.action, act.target, act.outcome = action, acting.target_of(run.session, action), Outcome.MONITORED
                 act.over = True
             case Refuse(id, index, action, refusal):
-                run = self._runs[id]
+                run = self._by_id[id]
                 self._refuse(run, run.acts[index], action, refusal)
                 run.acts[index].over = True
             case _:
@@ -185,7 +169,8 @@ class Runs:
             epoch=epoch.receipts,
             generation=self._brake.generation,
         )
-        self._take_off(run)
+        self._by_id[run.id] = run
+        self.in_flight.take_off()
         try:
             decided = session.runners[book.name].decide(name, effect.args)
         except Trap as trap:
@@ -201,19 +186,6 @@ class Runs:
         now_ns = time.monotonic_ns()
         self._advance(Decided(run.id, book, effect.subject, run.calls, now_ns), sensor, received_ns)
         self._maybe_finish(run)
-
-    def _take_off(self, run: Run) -> None:
-        self._runs[run.id] = run
-        with self._idle:
-            self.flying += 1
-
-    def _land(self) -> None:
-        with self._idle:
-            self.flying -= 1
-            room = self.flying == RUNS_MAX - 1
-            self._idle.notify_all()
-        if room:
-            self._loop.wake()
 
     def _chance(self) -> bytes:
         """10 random bytes, drawn in advance: a system call here would give up the interpreter lock at a bad time."""
@@ -326,7 +298,7 @@ class Runs:
     def _maybe_finish(self, run: Run) -> None:
         if run.finished and not run.closing:
             run.closing = True
-            self._runs.pop(run.id, None)
+            self._by_id.pop(run.id, None)
             self._writer.submit(self._finish, run)
 
     def _finish(self, run: Run) -> None:
@@ -337,5 +309,5 @@ class Runs:
             self._loop.fail(error)
             return
         finally:
-            self._land()
+            self.in_flight.land()
         self.on_receipt(run)

@@ -26,7 +26,7 @@ from pointcall_attest.receipt import Receipt
 from pointcall_attest.replay import replay_all
 from pointcall_attest.run_id import run_id
 from pointcall_attest.trust import Roots
-from pointcall_executor import daemon, recorder, running_epoch, runs, session, watch
+from pointcall_executor import daemon, in_flight, recorder, running_epoch, runs, session, watch
 from pointcall_executor.arming import ArmingError
 from pointcall_executor.config import ConfigError
 from pointcall_executor.core.event import CircuitEvent, Destination, Kind, ProcessEvent
@@ -504,7 +504,7 @@ def test_another_trust_policy_that_cannot_be_applied_now_is_tried_again_soon(
         else:
             error = ArmingError
             away.setattr(daemon, "QUIET_SECONDS", 0.05)
-            away.setattr(executor._runs, "flying", 1)
+            away.setattr(executor._runs.in_flight, "count", 1)
         with pytest.raises(error):
             executor.reload(executor.config)
         assert (executor.keys.id, executor.admitted is not None) == (before, True)
@@ -522,12 +522,12 @@ def test_what_is_armed_is_not_on_old_evidence_where_no_epoch_can_follow(
 ) -> None:
     watched.arm()
     monkeypatch.setattr(daemon, "QUIET_SECONDS", 0.05)
-    monkeypatch.setattr(watched.executor._runs, "flying", 1)
+    monkeypatch.setattr(watched.executor._runs.in_flight, "count", 1)
     watched.executor._epoch.opened_ns -= 3 * 15 * 60_000_000_000
     watched.executor._epoch.due_ns = 1
     eventually(lambda: watched.executor.admitted is None)
     eventually(lambda: watched.refusals() == ["tee.renewal", "tee.stale"])
-    monkeypatch.setattr(watched.executor._runs, "flying", 0)
+    monkeypatch.setattr(watched.executor._runs.in_flight, "count", 0)
 
 
 class Slow:
@@ -843,7 +843,7 @@ def test_only_so_many_runs_are_in_flight_and_the_rest_waits_in_the_ring(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Deciding is faster than writing down: without an end, a storm would fill the memory with what is not written."""
-    monkeypatch.setattr(runs, "RUNS_MAX", 8)
+    monkeypatch.setattr(in_flight, "RUNS_MAX", 8)
     monkeypatch.setattr(runs, "BATCH", 4)
     watched.arm()
     executor, sensors = watched.executor, watched.node.current_sensors
@@ -857,17 +857,17 @@ def test_only_so_many_runs_are_in_flight_and_the_rest_waits_in_the_ring(
     monkeypatch.setattr(executor._recorder, "receipt", late)
     for _ in range(100):
         sensors.happen(opened())
-    eventually(lambda: executor._runs.flying >= 8)
+    eventually(lambda: executor._runs.in_flight.count >= 8)
     beats = executor.beats
     eventually(lambda: executor.beats > beats + 1)  # the loop turns: it waits for no receipt
-    assert 8 <= executor._runs.flying < 8 + 4
-    assert len(sensors._records) == 100 - executor._runs.flying
+    assert 8 <= executor._runs.in_flight.count < 8 + 4
+    assert len(sensors._records) == 100 - executor._runs.in_flight.count
     executor.pause("look first", 60)  # a person is heard meanwhile
     go.set()
     for _ in range(100):
         watched.next_receipt()
     assert executor.journal.count("receipt") == 100
-    assert executor._runs.flying == 0
+    assert executor._runs.in_flight.count == 0
 
 
 def test_a_slow_action_holds_up_no_receipt_of_another_run(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """One simulated machine: everything from one seed, with the real executor on it.
 
-What is real: daemon.py and the modules it ties together, run.py, recorder.py, session.py, arming.py, actions/, the whole
-core, the interpreter, the compiled library. What is simulated: time, threads, disk and journal, kernel, services,
+What is real: daemon.py and the modules it ties together, run.py, recorder.py, session.py, arming.py, actions/, the
+whole core, the interpreter, the compiled library. What is simulated: time, threads, disk and journal, kernel, services,
 clients, admission, keys.
 `installed` puts the simulated parts where the executor's modules look for them, and takes them away again.
 """
@@ -27,6 +27,7 @@ from pointcall_executor import (
     acting,
     brake,
     daemon,
+    in_flight,
     left,
     loop,
     messenger,
@@ -63,7 +64,19 @@ OPERATIONS = {  # what operators do, and how often
     "checkpoint": 1, "stop": 1, "halt": 2, "clear": 1, "approve": 8, "acknowledge": 3,
 }  # fmt: skip
 # where a name that is replaced may live
-SHELL: list[ModuleType] = [acting, brake, daemon, left, loop, messenger, running_epoch, runs, sessions, watch]
+SHELL: list[ModuleType] = [
+    acting,
+    brake,
+    daemon,
+    in_flight,
+    left,
+    loop,
+    messenger,
+    running_epoch,
+    runs,
+    sessions,
+    watch,
+]
 DOORS: list[ModuleType] = [*SHELL, recorder, run, session]  # they must not see the real clock or threads
 
 

@@ -116,7 +116,7 @@ def no_receipt_of_refused_runs(patch: Patch) -> None:
 
     def maybe_finish(self: Any, run: run.Run) -> None:
         if run.acts and all(act.outcome is Outcome.REFUSED for act in run.acts):
-            return self._land()
+            return self.in_flight.land()
         return real(self, run)
 
     patch.setattr(Runs, "_maybe_finish", maybe_finish)
