@@ -1,9 +1,10 @@
-"""The executor: the shell around the pure core. It waits for kernel records and performs what the core says.
+"""The executor: the one door to everything that runs. Its life: begin, arm, change epochs, disarm, pause, end.
 
-One loop thread owns the core's state and every decision. Kernel leases are applied on it at once; actions that need a
-durable intent run on a small pool, one at a time for each target (the guard sees to that); receipts have another.
-Everything that happened goes into the journal; if the journal fails, the executor disarms and stops: what cannot be
-recorded must not be done.
+What is left here is what changes what is armed and under which epoch, and what people ask for by hand. The work is done
+by the modules that this one ties together: runs.py (a kernel record through to its receipt, the state of the core) on
+loop.py (the one thread that owns it), under brake.py (who said stop), with sessions.py, running_epoch.py, messenger.py,
+watch.py and left.py. Everything that happened goes into the journal; if the journal fails, the executor disarms and
+stops: what cannot be recorded must not be done.
 
 A run belongs to the session and the epoch in which it was decided; both change only while no run is in flight. Until
 then decisions wait in the ring, and the breaker in the kernel goes on by itself.
@@ -15,124 +16,65 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import heapq
-import itertools
-import os
-import queue
-import select
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final, assert_never
+from typing import Final
 
 from pydantic import JsonValue
 
 from pointcall_attest import entry
-from pointcall_attest.admission import Admitted, Candidate, admit, check_manifest
+from pointcall_attest.admission import Admitted
 from pointcall_attest.approval import Approval, verify_approval
-from pointcall_attest.binding import report_data
 from pointcall_attest.errors import RefusedError
 from pointcall_attest.evidence import EvidenceBundle
 from pointcall_attest.log.checkpoint import Checkpoint
-from pointcall_attest.model import instant
-from pointcall_attest.notice import verify_notices
 from pointcall_attest.policy import TrustPolicy
-from pointcall_attest.receipt import Engine, Signer
-from pointcall_attest.run_id import run_id
 from pointcall_attest.trust import Roots
 from pointcall_attest.verdict import Verdict
-from pointcall_executor import VERSION, probes, wasm
-from pointcall_executor.actions import KERNEL_LEASES, REGISTRY, WITHOUT_INTENT
-from pointcall_executor.actions.world import Done, Verb, World
-from pointcall_executor.arming import ArmingError, armed_of, names_of, topology_of
+from pointcall_executor import acting, left
+from pointcall_executor.arming import ArmingError
+from pointcall_executor.brake import Brake
 from pointcall_executor.config import RESTART, Config, ConfigError
 from pointcall_executor.core import guard
-from pointcall_executor.core.breaker import State as CircuitWord
 from pointcall_executor.core.event import CircuitEvent, KernelEvent, decode
-from pointcall_executor.core.step import (
-    Armed,
-    Decide,
-    Decided,
-    Effect,
-    Ended,
-    Happened,
-    Input,
-    Perform,
-    Refuse,
-    State,
-    Withhold,
-    step,
-)
-from pointcall_executor.core.trigger import notice
+from pointcall_executor.core.step import Armed, State
 from pointcall_executor.drills import Drills
-from pointcall_executor.epoch import LIVES, NOTHING, Attested, Trust, attest, opening
-from pointcall_executor.halt import halted
+from pointcall_executor.epoch import Attested, Trust
 from pointcall_executor.journal import Journal, StorageError
 from pointcall_executor.kernel.breaker import CircuitState
 from pointcall_executor.kernel.slow_file import SlowFile
-from pointcall_executor.memory import forget_code
+from pointcall_executor.loop import Loop, StoppedError
+from pointcall_executor.messenger import Messenger
 from pointcall_executor.node import Node, Sensors
-from pointcall_executor.notices import FOLDER, read_notices
-from pointcall_executor.recorder import Recorder, disarmed, ended
-from pointcall_executor.run import Act, Epoch, Run, arguments, grant_of
+from pointcall_executor.recorder import Recorder, disarmed, ended, refused
+from pointcall_executor.run import Act, Run
+from pointcall_executor.running_epoch import RunningEpoch
+from pointcall_executor.runs import Runs
 from pointcall_executor.session import Bundle, Session
+from pointcall_executor.sessions import ARMED, Sessions
 from pointcall_executor.tee.platform import Platform, PlatformError
 from pointcall_executor.waiting import Asked, Escalation, Waiting
+from pointcall_executor.watch import Amiss, Watch
 from pointcall_keys.node import EpochKeys
-from pointcall_runbook.decision import Trap
 from pointcall_runbook.errors import PointcallError
-from pointcall_runbook.module import ModuleInfo
-from pointcall_runbook.vocabulary import (
-    MAX_ACTIONS,
-    Action,
-    Address,
-    Again,
-    Call,
-    CloseCircuit,
-    Escalate,
-    Freeze,
-    Isolate,
-    Level,
-    OpenCircuit,
-    Outcome,
-    Recreate,
-    Remember,
-    Service,
-    Timer,
-    capability,
-)
+from pointcall_runbook.vocabulary import Address, Call, CloseCircuit, Freeze, OpenCircuit, Outcome, capability
 
 __all__ = ["ARMED", "Bundle", "Executor", "StoppedError", "load_trust"]
 
 TICK_SECONDS: Final = 0.25
-WITHOUT_BLOB: Final = ("timer", "action", "approval")  # what starts a run besides sensors
 SWITCH_SECONDS: Final = 0.0002  # how long a thread that signs or writes may keep the loop from deciding
 ACTION_THREADS: Final = 4  # actions on different targets at once; more would only hide a storm
 WRITER_THREADS: Final = 2  # receipts, checkpoints
-RUNS_MAX: Final = 1024  # in flight; beyond, events wait in the kernel's rings, where what finds no room is counted
-BATCH: Final = 256  # records of each ring in one turn of the loop: somebody may want to say stop
 RENEW_AGAIN_NS: Final = 30_000_000_000  # after a platform that gave no evidence
-RECHECK_NS: Final = 10_000_000_000  # between two looks at whether the kernel still runs what was armed
 QUIET_SECONDS: Final = 120.0  # how long arming waits for the runs in flight
 CLOSE_SECONDS: Final = 1500.0  # how long closing does: longer than any grace and readiness together
-MESSAGES_MAX: Final = 64  # notifications on their way; a slow channel must not hold up anything else
-OWN_CODE: Final = 0  # of an escalation by the executor itself: an action of the run did not do what it should
 APPROVAL_NS: Final = 60_000_000_000  # what a person approved is decided again at once, and over after that
-TIMERS_MAX: Final = 1024  # pending `Again`s; a module that asks for more is refused
 NO_REASON: Final = "no reason given"
-ARMED: Final = "armed"  # the node has one sequence, whatever the manifest is called
-BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-
-
-class StoppedError(PointcallError):
-    """The executor has stopped, on purpose or because its journal failed."""
-
-    id = "executor.stopped"
 
 
 def load_trust(folder: Path) -> Trust:
@@ -142,191 +84,65 @@ def load_trust(folder: Path) -> Trust:
     return Trust(policy, root, hashlib.sha256(root).hexdigest(), Roots.open(folder))
 
 
-@dataclass(frozen=True, slots=True)
-class _Now:
-    """The running epoch: its keys with their evidence, under which trust, for which manifest. Replaced whole."""
-
-    attested: Attested
-    trust: Trust
-    admitted: Admitted | None
-    epoch: Epoch | None
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class _TimerDue:
-    due_ns: int
-    tag: int
-    runbook: str
-    subject: str
-    service: int
-
-
 class Executor:
     """One executor on one node. Methods may be called from any thread but the loop's; `close` ends it."""
 
     def __init__(self, state_dir: Path, config: Config, platform: Platform, node: Node) -> None:
-        self.state_dir, self.config, self._platform, self._node = state_dir, config, platform, node
+        self.state_dir, self.config, self._node = state_dir, config, node
         self.origin = f"pointcall.dev/log/{config.node}"
         self.trust = load_trust(state_dir / "trust")
-        self._notices: tuple[bytes, ...] = ()  # those of the last admission
-        self.boot_id = BOOT_ID.read_text().strip() if BOOT_ID.exists() else "unknown"
-        self._engine = Engine(
-            name="wasmtime", version=str(wasm.engine_settings()["wasmtime"]), config=wasm.engine_digest()
-        )
         self.journal = Journal.open(state_dir / "journal.db", origin=self.origin)
         self._recorder = Recorder(self.journal)
-        self.state = State()
-        self.failure: BaseException | None = None
-        self.on_receipt: Callable[[Run], None] = lambda _run: None
-        self.on_record: Callable[[KernelEvent], None] = lambda _record: None  # on the loop: it must not wait
-        self.beats = 0  # turns of the loop: whoever watches it sees that it lives
-        self._now: _Now
-        self._session: Session | None = None
+        self._epoch = RunningEpoch(platform, self._recorder, self.origin, lambda: self.config)
         self._stopped: Session | None = None  # disarmed, but its services run
-        self._runs: dict[str, Run] = {}
-        self._numbers = itertools.count()
-        self._timers: list[_TimerDue] = []
-        self._lost: dict[str, int] = {}
-        self._random = b""
-        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._epoll, self._woken = select.epoll(), select.epoll()
-        for waiting in (self._epoll, self._woken):
-            waiting.register(self._wake, select.EPOLLIN)
+        self._loop = Loop()
         self.drills = Drills(self)
         self._pool = ThreadPoolExecutor(ACTION_THREADS, thread_name_prefix="action")
         # Beside the pool: no action holds up what is known already.
         self._writer = ThreadPoolExecutor(WRITER_THREADS, thread_name_prefix="writer")
-        self._messenger = ThreadPoolExecutor(1, thread_name_prefix="messenger")
-        self._telling = 0  # notifications on their way
         self._waiting = Waiting()
+        self._messenger = Messenger(self._loop, self._recorder, self._waiting)
+        self._brake = Brake(state_dir, self._loop)
+        self._watch = Watch(state_dir, self._recorder, self._note_soon)
+        self._sessions = Sessions(state_dir, node, self._recorder, self._epoch, self._brake)
         self._arming = threading.Lock()
-        self._idle = threading.Condition()
-        self._flying = 0  # runs decided whose receipt is not yet durable
-        self._held = False  # decisions wait
-        self._generation = 0  # of disarming: what was decided before one is not done after it
-        self._begin = threading.Lock()  # held while an action begins, and while beginning is forbidden
-        self._held_back = ""  # why no durable action may begin now: the pause that somebody asked for
-        self._stopping = self._closed = self._renewing = False
-        self._tick_due_ns = self._checkpoint_due_ns = self._recheck_due_ns = self._epoch_due_ns = 0
+        self._runs = Runs(
+            self._loop, self._recorder, self._epoch, self._brake, self._waiting, self._messenger, self._pool,
+            self._writer,
+        )  # fmt: skip
+        self._closed = self._renewing = False
+        self._tick_due_ns = self._checkpoint_due_ns = 0
         self._paused_until_ns = 0
-        self.disarmed_by_hand = ""  # why: it stays so, also after a restart, until a person arms
-        self._acted: list[tuple[str, str, int]] | None = None  # until arming, what was done before: _times
+        self._acted: list[tuple[str, str, int]] | None = None  # until arming, what was done before: left.times
         self._failed: frozenset[int] = frozenset()  # places in it of what did not succeed
         sys.setswitchinterval(SWITCH_SECONDS)
-        self._open_epoch(self._attest(None, self.trust, datetime.now(UTC)), self.trust, None, (), "boot")
+        self._epoch.open(self._epoch.attest(None, self.trust, datetime.now(UTC)), self.trust, None, (), "boot")
         self._take_up()
-        self._thread = threading.Thread(target=self._loop, name="core", daemon=True)
-        self._thread.start()
+        self._loop.start(self._runs.in_flight.full, self._runs.drain, self._tick, self._pause, self._detach)
 
     def _take_up(self) -> None:
         """What an earlier executor left: open intents, a pause that is not over, people who have not answered."""
-        left = self._recorder.reconcile()
+        found = self._recorder.reconcile()
         now, now_ns = datetime.now(UTC), time.monotonic_ns()
-        if left.paused is not None and left.paused.until > now:
-            self._paused_until_ns = now_ns + int((left.paused.until - now).total_seconds() * 1e9)
-            self._held_back = left.paused.reason
-            self.state = self.state._replace(guard=self.state.guard._replace(paused=left.paused.reason))
-        if left.disarmed is not None:
-            self.disarmed_by_hand = left.disarmed or NO_REASON
+        if found.paused is not None and found.paused.until > now:
+            self._paused_until_ns = now_ns + int((found.paused.until - now).total_seconds() * 1e9)
+            self._brake.paused = found.paused.reason
+            self._runs.state = self._runs.state._replace(
+                guard=self._runs.state.guard._replace(paused=found.paused.reason)
+            )
+        if found.disarmed is not None:
+            self._brake.disarmed_by_hand = found.disarmed or NO_REASON
             if self._node.unpin():  # who disarmed or armed last was killed in the middle of it
-                self._recorder.record(disarmed(self.disarmed_by_hand, stays=True))
+                self._recorder.record(disarmed(self._brake.disarmed_by_hand, stays=True))
         if gone := self._node.ended():
             self._recorder.record(ended(gone, self.config.mode))
-        for run, code in left.escalations.items():
+        for run, code in found.escalations.items():
             self._waiting.call(run, (), code, now_ns)
-        self._acted, self._failed = _times(left.acted, now, now_ns), frozenset(left.failed)
-        self.state = self.state._replace(guard=guard.recalled(self.state.guard, self._acted))
-        held = halted(self.state_dir)
-        if held is not None:
-            self._recorder.record(entry.Config(what="halted", detail={"reason": held.reason, "since": held.since}))
-        for body in probes.pending(self.state_dir):  # unmeasured ones that ran while no executor did
-            what = body.pop("what", "")
-            self._recorder.record(entry.Config(what=f"unmeasured probe {what}", detail={**body, "measured": "no"}))
-        probes.taken(self.state_dir)
+        self._acted, self._failed = left.times(found.acted, now, now_ns), frozenset(found.failed)
+        self._runs.state = self._runs.state._replace(guard=guard.recalled(self._runs.state.guard, self._acted))
+        left.record_meanwhile(self.state_dir, self._recorder)
 
     # ---- epochs ----------------------------------------------------------------------------------------------------
-
-    @property
-    def keys(self) -> EpochKeys:
-        """The keys of the running epoch."""
-        return self._recorder.keys
-
-    @property
-    def recorder(self) -> Recorder:
-        """The one hand that writes the log, for who works beside the loop (shipping.py)."""
-        return self._recorder
-
-    @property
-    def attested(self) -> Attested:
-        """The evidence of the running epoch."""
-        return self._now.attested
-
-    @property
-    def verdict(self) -> Verdict:
-        """What the node's own evidence is worth."""
-        return self._now.attested.verdict
-
-    @property
-    def admitted(self) -> Admitted | None:
-        """What is armed, None if nothing is."""
-        session = self._session
-        return session.admitted if session else None
-
-    def _judged_at(self) -> datetime:
-        """When what is armed is judged again: now, but no earlier than what has passed since it was admitted.
-
-        A clock that is set back revives nothing that has expired, and undoes nothing that was admitted.
-        """
-        now, session = datetime.now(UTC), self._session
-        if session is None:
-            return now
-        passed = timedelta(microseconds=(time.monotonic_ns() - session.admitted_ns) // 1000)
-        return max(now, session.admitted_at + passed)
-
-    def _attest(self, admitted: Candidate | Admitted | None, trust: Trust, at: datetime) -> Attested:
-        manifest = admitted.manifest if admitted else None
-        return attest(self._platform, trust, manifest, nonce=os.urandom(32), at=at)
-
-    def _open_epoch(
-        self, attested: Attested, trust: Trust, admitted: Admitted | None, signatures: tuple[bytes, ...], reason: str
-    ) -> None:
-        """New keys from now on. Only while no run is in flight."""
-        manifest = admitted.manifest if admitted else None
-        stored = tuple(self.journal.put_blob(b) for b in signatures)
-        for content in (attested.evidence.encode(), trust.policy.raw, trust.trusted_root):
-            self.journal.put_blob(content)
-
-        def leaf(previous: str | None) -> bytes:
-            return opening(
-                attested, trust, manifest, stored,
-                node=self.config.node, origin=self.origin, engine=self._engine,
-                previous=previous, at=datetime.now(UTC), ktime_ns=time.monotonic_ns(),
-            )  # fmt: skip
-
-        self._recorder.roll(attested.keys, leaf, reason)
-        self._now = _Now(attested, trust, admitted, self._context(attested, admitted))
-        self._numbers = itertools.count()
-        self.epoch_opened_ns = time.monotonic_ns()
-        self._epoch_due_ns = self.epoch_opened_ns + self.config.epoch_minutes * 60_000_000_000
-
-    def _context(self, attested: Attested, admitted: Admitted | None) -> Epoch | None:
-        if admitted is None:
-            return None
-        manifest = admitted.manifest
-        return Epoch(
-            node=self.config.node,
-            key=attested.keys.id,
-            manifest=manifest.sha256,
-            signers=tuple(Signer(issuer=s.issuer, identity=s.identity) for s in admitted.signed.signers),
-            tier=attested.verdict.tier,
-            platform=attested.evidence.platform,
-            evidence=attested.evidence.sha256,
-            engine=self._engine,
-            blobs={**manifest.sensor_blobs, **dict.fromkeys(WITHOUT_BLOB, NOTHING)},
-            boot_id=self.boot_id,
-            names=names_of(manifest),
-        )
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
@@ -345,27 +161,29 @@ class Executor:
             self._renew("asked for")
 
     def _renew(self, reason: str) -> None:
-        session = self._session
+        session = self._runs.session
         if session is None:
-            attested, trust = self._attest(None, self.trust, datetime.now(UTC)), self.trust
+            attested, trust = self._epoch.attest(None, self.trust, datetime.now(UTC)), self.trust
             with self._quiet():
-                self._call(lambda: self._open_epoch(attested, trust, None, (), reason))
+                self._loop.call(lambda: self._epoch.open(attested, trust, None, (), reason))
             return
         try:
-            admitted, attested = self._admit(session.bundle, self.trust, self._judged_at())
+            admitted, attested = self._sessions.admit(
+                session.bundle, self.trust, session.judged_at(datetime.now(UTC), time.monotonic_ns())
+            )
         except RefusedError as refusal:
             self._record_refusal(refusal)
-            self._outdate()
-            self._call(lambda: self._disarm("the armed manifest is not admitted any more"))
+            self._brake.outdate()
+            self._loop.call(lambda: self._disarm("the armed manifest is not admitted any more"))
             raise
         with self._quiet():
-            self._call(lambda: self._continue(session, admitted, attested, reason))
+            self._loop.call(lambda: self._continue(session, admitted, attested, reason))
 
     def _continue(self, session: Session, admitted: Admitted, attested: Attested, reason: str) -> None:
         """On the loop thread: the same session under a new epoch."""
-        if self._session is not session:
+        if self._runs.session is not session:
             return
-        self._open_epoch(attested, self.trust, admitted, session.bundle.signatures, reason)
+        self._epoch.open(attested, self.trust, admitted, session.bundle.signatures, reason)
         session.admitted, session.trust = admitted, self.trust
 
     def _renew_in_background(self) -> None:
@@ -373,16 +191,16 @@ class Executor:
         if self._renewing or self._closed:
             return
         self._renewing = True
-        self._epoch_due_ns = time.monotonic_ns() + self.config.epoch_minutes * 60_000_000_000
+        self._epoch.due_ns = time.monotonic_ns() + self._epoch.life_ns
 
         def renew() -> None:
             try:
                 with contextlib.suppress(RefusedError, StoppedError), self._changing():
                     self._renew("lifetime")
             except (PlatformError, ArmingError, OSError) as error:
-                self._post(lambda error=error: self._no_evidence(error))  # type: ignore[misc]
+                self._loop.post(lambda error=error: self._no_evidence(error))  # type: ignore[misc]
             except BaseException as error:
-                self._post(lambda error=error: self._fail(error))  # type: ignore[misc]
+                self._loop.fail(error)
             finally:
                 self._renewing = False
 
@@ -392,13 +210,13 @@ class Executor:
         """On the loop: no new epoch now, for want of evidence or because runs in flight did not end. Tried again soon;
         what is armed is not on old evidence."""
         now_ns = time.monotonic_ns()
-        self._epoch_due_ns = now_ns + RENEW_AGAIN_NS
+        self._epoch.due_ns = now_ns + RENEW_AGAIN_NS
         want, hint = "fresh evidence for a new epoch", "see what the platform offers: pointcall attest probe"
         if isinstance(error, ArmingError):
             want, hint = "a moment without a run in flight", "see which action does not end: pointcall status"
-        self._recorder.record(_refusal("tee.renewal", "the next epoch", want, str(error), hint))
-        if self._session is not None and now_ns > self.evidence_until_ns:
-            self._disarm_by_itself("tee.stale", "evidence of this epoch or the last", "older", hint)
+        self._recorder.record(refused("tee.renewal", "the next epoch", want, str(error), hint))
+        if self._runs.session is not None and now_ns > self.evidence_until_ns:
+            self._disarm_by_itself(Amiss("tee.stale", "evidence of this epoch or the last", "older", hint))
 
     # ---- arming ----------------------------------------------------------------------------------------------------
 
@@ -416,153 +234,82 @@ class Executor:
                 raise
             except PointcallError as refusal:
                 if self.failure is None:
-                    self._recorder.record(_refusal(refusal.id, "manifest", refusal.want, refusal.got, refusal.hint))
+                    self._recorder.record(refused(refusal.id, "manifest", refusal.want, refusal.got, refusal.hint))
                 raise
             except OSError as error:
                 got = ArmingError("the node cannot do what the manifest needs", id="arm.environment", got=str(error))
-                self._recorder.record(_refusal(got.id, "manifest", "", got.got, ""))
+                self._recorder.record(refused(got.id, "manifest", "", got.got, ""))
                 raise got from error
 
     def _record_refusal(self, refusal: RefusedError) -> None:
         for check in refusal.verdict.failed:
-            self._recorder.record(_refusal(check.id, "manifest", check.expected, check.observed, check.hint))
-
-    def _admit(self, bundle: Bundle, trust: Trust, at: datetime) -> tuple[Admitted, Attested]:
-        root = trust.trusted_root
-        self._notices = read_notices(self.state_dir / FOLDER)
-        candidate = check_manifest(
-            bundle.signatures,
-            bundle.files,
-            policy=trust.policy,
-            trusted_root=root,
-            at=at,
-            highest_sequence=self.journal.highest_sequence(ARMED),
-            highest_digest=self.journal.sequence_digest(ARMED),
-            executor_version=VERSION,
-            notices=verify_notices(self._notices, trusted_root=root, policy=trust.policy, at=at),
-        )
-        attested = self._attest(candidate, trust, at)
-        return admit(candidate, attested.verdict), attested
+            self._recorder.record(refused(check.id, "manifest", check.expected, check.observed, check.hint))
 
     def _arm(self, bundle: Bundle, *, by_itself: bool) -> Admitted:
-        self.require_not_halted()
-        self._require_not_disarmed(by_itself=by_itself)
-        generation, trust = self._generation, self.trust
+        self._brake.require_not_halted()
+        self._brake.require_not_disarmed(by_itself=by_itself)
+        generation, trust = self._brake.generation, self.trust
         at, at_ns = datetime.now(UTC), time.monotonic_ns()
-        admitted, attested = self._admit(bundle, trust, at)
-        armed = armed_of(admitted, trust.policy, self.config.mode)
-        runners = {
-            b.name: wasm.Runner(admitted.module(b.name), admitted.modules[b.name]) for b in admitted.manifest.runbooks
-        }
-        forget_code()  # what verifying and compiling ran; all that follows brings back what running needs
-        for name, runner in runners.items():
-            _warm(runner, admitted.modules[name])
-        for content in (*admitted.files.values(), admitted.manifest.payload):
-            self.journal.put_blob(content)
+        admitted, attested = self._sessions.admit(bundle, trust, at)
         with contextlib.ExitStack() as undo:
-            sensors = self._node.sensors(admitted, armed.rules)
-            attached_ns = time.monotonic_ns()
-            undo.callback(sensors.detach)
-            channels = self._node.channels(admitted)
-            topology = topology_of(admitted.manifest)
-            session = Session(
-                bundle, trust, admitted, at, at_ns, armed, runners, sensors, attached_ns, channels, topology
-            )
+            session = self._sessions.make(admitted, bundle, trust, self.config.mode, at, at_ns, undo)
             with self._quiet(), contextlib.ExitStack() as put_back:  # nobody decides while services are put back
-                self._start_services(session, put_back)
-                self._call(lambda: self._switch(session, attested, generation, by_itself=by_itself))
+                self._sessions.start_services(session, self._runs.session or self._stopped, put_back)
+                self._loop.call(lambda: self._switch(session, attested, generation, by_itself=by_itself))
                 put_back.pop_all()
             undo.pop_all()
-        self._record_services("services ended: not declared any more", session.services.commit())
+        self._sessions.commit(session)
         return admitted
 
     def require_not_halted(self) -> None:
         """ArmingError `executor.halted` while the kill switch is on."""
-        held = halted(self.state_dir)
-        if held is not None:
-            hint = "pointcall halt --clear"
-            raise ArmingError("the node is halted", id="executor.halted", got=held.reason, hint=hint)
-
-    def _require_not_disarmed(self, *, by_itself: bool) -> None:
-        if by_itself and self.disarmed_by_hand:
-            raise ArmingError(
-                "a person has disarmed this node", id="arm.by-hand", want="a person who arms it",
-                got=self.disarmed_by_hand, hint="pointcall arm",
-            )  # fmt: skip
+        self._brake.require_not_halted()
 
     def require_not_paused(self) -> None:
         """ArmingError `executor.paused` while somebody has paused the executor."""
-        if self._held_back:
-            raise ArmingError(
-                "the executor is paused", id="executor.paused", want="not paused", got=self._held_back,
-                hint="pointcall resume",
-            )  # fmt: skip
-
-    def _start_services(self, session: Session, put_back: contextlib.ExitStack) -> None:
-        """Start what the manifest declares and what does not run yet, each start recorded like an action."""
-        before = self._session or self._stopped
-        session.services = self._node.services(session.admitted, before.services if before else None, session.moved)
-        put_back.callback(lambda: self._record_services("services put back", session.services.undo()))
-        missing = list(session.services.adopt())
-        for name, got in session.services.refused.items():
-            if got:
-                want, hint = "what is declared, proven", "it is not what was admitted: find out who started it"
-                self._recorder.record(_refusal("service.adoption", name, want, got, hint))
-        for number in missing:
-            self.require_not_halted()  # somebody may have said stop since arming began
-            action = Recreate(Service(number))
-            act = Act(0, Call.of(action), action, target=session.services.name(number))
-            self._recorder.record(_intent(act, names_of(session.admitted.manifest), grant="manifest"))
-            act.outcome = Outcome.FAILED
-            try:
-                act.detail = {"pid": session.services.start(number).pid}
-                act.outcome = Outcome.APPLIED
-            finally:
-                self._recorder.record(_outcome(act))
-
-    def _record_services(self, what: str, names: Sequence[str]) -> None:
-        if names:
-            self._recorder.record(entry.Config(what=what, detail={"services": list(names)}))
+        self._brake.require_not_paused()
 
     def _switch(self, session: Session, attested: Attested, generation: int, *, by_itself: bool) -> None:
         """On the loop thread, with no run in flight: first what can fail, then the assignment."""
-        if self._generation != generation:
+        if self._brake.generation != generation:
             raise ArmingError("it was disarmed meanwhile", id="arm.interrupted", hint="arm again if that is meant")
-        self.require_not_halted()
-        self._require_not_disarmed(by_itself=by_itself)
-        manifest, old = session.admitted.manifest, self._session
+        self._brake.require_not_halted()
+        self._brake.require_not_disarmed(by_itself=by_itself)
+        manifest, old = session.admitted.manifest, self._runs.session
         detail: dict[str, JsonValue] = {name: f"{number} {tag}" for name, number, tag in session.sensors.programs()}
         self.journal.raise_sequence(ARMED, manifest.sequence, manifest.sha256)
         with contextlib.ExitStack() as undo:
             for fd in session.sensors.fds():
-                self._epoll.register(fd, select.EPOLLIN)
-                undo.callback(self._epoll.unregister, fd)
+                self._loop.watch(fd)
+                undo.callback(self._loop.unwatch, fd)
             session.sensors.keep()  # from here on the pins are the new ones, and only a failed journal can stop it
             reason = "another manifest is armed" if old else "armed"
-            self._open_epoch(attested, session.trust, session.admitted, session.bundle.signatures, reason)
+            self._epoch.open(attested, session.trust, session.admitted, session.bundle.signatures, reason)
             self._recorder.record(entry.Config(what="kernel programs", detail=detail))
             if unwatched := session.sensors.unwatched():
                 self._recorder.record(entry.Config(what="destinations without a circuit", detail=dict(unwatched)))
-            self.disarmed_by_hand = ""  # that entry says it
+            self._brake.disarmed_by_hand = ""  # that entry says it
             undo.pop_all()
-        left = self._hand_over(session, old) if old is not None else []
+        unseen = self._hand_over(session, old) if old is not None else []
         same = {b.name for b in session.armed.runbooks} & self._unchanged(session.armed)
-        memory = {key: value for key, value in self.state.memory.items() if key[0] in same}
-        self._timers = sorted(t for t in self._timers if t.runbook in same)
-        held = guard.circuits_held(self.state.guard, _forced(session.sensors))
-        held = guard.isolations_held(held, _isolated(session))
+        memory = {key: value for key, value in self._runs.state.memory.items() if key[0] in same}
+        self._runs.timers.keep(same)
+        held = guard.circuits_held(self._runs.state.guard, left.forced(session.sensors))
+        held = guard.isolations_held(held, left.isolated(session))
         if self._acted is not None:
             held = guard.rows_recalled(held, self._acted, session.armed.rules, self._failed)
-        self.state = self.state._replace(armed=session.armed, memory=memory, guard=held._replace(approvals={}))
+        self._runs.state = self._runs.state._replace(
+            armed=session.armed, memory=memory, guard=held._replace(approvals={})
+        )
         self._acted = None
-        self._session, self._stopped, self._lost = session, None, {}
-        self._recheck_due_ns = 0  # what was compared before were other programs
-        self._count_lost(session.sensors)  # from here on these count: before others take over from them in turn
+        self._runs.session, self._stopped = session, None
+        self._watch.begin()
+        self._watch.count_lost(session.sensors)  # from here on these count: before others take over from them in turn
         self._waiting.forget_asked()
         if old is None:
-            self._found_in_kernel(session)
-        for record in left:
-            self._record(record, time.monotonic_ns())
+            left.record_in_kernel(session, self._recorder)
+        for record in unseen:
+            self._runs.record(record, time.monotonic_ns())
 
     def _hand_over(self, session: Session, old: Session) -> list[bytes]:
         """Drop the old session's sensors; the records that only they have seen."""
@@ -576,100 +323,75 @@ class Executor:
         event = decode(record)
         return event.at_ns < session.attached_ns or (self.config.pin and isinstance(event, CircuitEvent))
 
-    def _found_in_kernel(self, session: Session) -> None:
-        """Circuits and isolations that an executor before this one left pinned: their slot was the intent."""
-        now_ns = time.monotonic_ns()
-        found: list[tuple[Action, int, str]] = [
-            (OpenCircuit(address, port, max(0, until_ns - now_ns)), until_ns, "found held open")
-            for address, port, until_ns in _forced(session.sensors)
-        ]
-        found += [
-            (Isolate(Service(number), max(0, until_ns - now_ns)), until_ns, "found isolated")
-            for number, until_ns in _isolated(session).items()
-        ]
-        names = names_of(session.admitted.manifest)
-        for action, until_ns, reason in found:
-            act = Act(0, Call.of(action), action, target=self._target(session, action))
-            self._recorder.record(_intent(act, names, grant="kernel"))
-            act.outcome, act.detail = Outcome.APPLIED, {"until_ns": str(until_ns), "reason": reason}
-            self._recorder.record(_outcome(act))
-
     def _unchanged(self, armed: Armed) -> set[str]:
         """Names of runbooks whose module is the one that is armed now: only they keep what they remember."""
-        now = {b.name: b.module for b in self.state.armed.runbooks} if self.state.armed else {}
+        now = {b.name: b.module for b in self._runs.state.armed.runbooks} if self._runs.state.armed else {}
         return {b.name for b in armed.runbooks if now.get(b.name) == b.module}
 
     def _drop(self, sensors: Sensors, *, leave: bool = False) -> None:
         """Out of the loop and out of the kernel; `leave` keeps what is pinned. Its loss is counted to the end."""
         for fd in sensors.fds():
-            self._epoll.unregister(fd)
+            self._loop.unwatch(fd)
         sensors.stop(leave=leave)
-        self._count_lost(sensors)  # nothing more can be lost
+        self._watch.count_lost(sensors)  # nothing more can be lost
         sensors.leave()
 
     def disarm(self, reason: str) -> None:
         """A person's word: stop acting. Everything out of the kernel, nothing armed, what waits is not done, also after
         a restart, until a person arms. Services go on running."""
-        self._outdate()
-        self._call(lambda: self._disarm(reason or NO_REASON, stays=True))
-
-    def _outdate(self) -> None:
-        """From here on nothing begins that was decided before."""
-        with self._begin:
-            self._generation += 1
+        self._brake.outdate()
+        self._loop.call(lambda: self._disarm(reason or NO_REASON, stays=True))
 
     def _disarm(self, reason: str, *, leave: bool = False, stays: bool = False) -> None:
         """On the loop thread. `stays`: a person asked for it. The entry comes last: before it, nobody was told that it
         is done, and after it nothing is left to be done."""
-        new = stays and not self.disarmed_by_hand
+        new = stays and not self._brake.disarmed_by_hand
         if new:
-            self.disarmed_by_hand = reason
-        if self._session is None:
+            self._brake.disarmed_by_hand = reason
+        if self._runs.session is None:
             unpinned = not leave and self._node.unpin()  # of an earlier executor: this one has armed nothing
             if unpinned or new:
                 self._recorder.record(disarmed(reason, stays=stays))
             return
-        self._outdate()  # once more: what the loop decided since somebody asked for this is not begun either
-        self.state = self.state._replace(armed=None, guard=self.state.guard._replace(approvals={}))
-        self._timers = []
+        self._brake.outdate()  # once more: what the loop decided since somebody asked for this is not begun either
+        self._runs.state = self._runs.state._replace(armed=None, guard=self._runs.state.guard._replace(approvals={}))
+        self._runs.timers.keep(frozenset())
         self._waiting.forget_asked()
-        self.drills.disarmed(self._session)
-        self._thaw_all(self._session)
-        self._drop(self._session.sensors, leave=leave)
-        self._stopped, self._session = self._session, None
+        self.drills.disarmed(self._runs.session)
+        self._thaw_all(self._runs.session)
+        self._drop(self._runs.session.sensors, leave=leave)
+        self._stopped, self._runs.session = self._runs.session, None
         self._recorder.record(disarmed(reason, stays=stays))
 
     def _thaw_all(self, session: Session) -> None:
         """Nobody who is not armed holds a service still."""
-        for action, *target in self.state.guard.leases:
+        for action, *target in self._runs.state.guard.leases:
             if action == capability(Freeze):
                 with contextlib.suppress(PointcallError, OSError):
                     session.services.thaw(int(target[1]))
 
-    def _disarm_by_itself(self, check: str, want: str, got: str, hint: str) -> None:
+    def _disarm_by_itself(self, amiss: Amiss) -> None:
         """On the loop thread: what is armed may not be any more."""
-        self._outdate()
-        self._recorder.record(_refusal(check, "the armed manifest", want, got, hint))
-        self._disarm(check)
+        self._brake.outdate()
+        self._recorder.record(refused(amiss.check, "the armed manifest", amiss.want, amiss.got, amiss.hint))
+        self._disarm(amiss.check)
 
     def pause(self, reason: str, seconds: int) -> None:
         """Refuse every action for so long, also after a restart; the breaker in the kernel goes on."""
-        with self._begin:
-            self._held_back = reason or NO_REASON
+        self._brake.pause(reason or NO_REASON)
         until = datetime.now(UTC) + timedelta(seconds=seconds)
         detail: dict[str, JsonValue] = {"reason": reason, "until": until.isoformat()}
         until_ns = time.monotonic_ns() + seconds * 1_000_000_000
-        self._call(lambda: self._set_paused(reason or NO_REASON, until_ns, "paused", detail))
+        self._loop.call(lambda: self._set_paused(reason or NO_REASON, until_ns, "paused", detail))
 
     def resume(self, reason: str) -> None:
         """End a pause."""
-        self._call(lambda: self._set_paused("", 0, "resumed", {"reason": reason}))
+        self._loop.call(lambda: self._set_paused("", 0, "resumed", {"reason": reason}))
 
     def _set_paused(self, paused: str, until_ns: int, what: str, detail: dict[str, JsonValue]) -> None:
-        self.state = self.state._replace(guard=self.state.guard._replace(paused=paused))
+        self._runs.state = self._runs.state._replace(guard=self._runs.state.guard._replace(paused=paused))
         self._paused_until_ns = until_ns
-        with self._begin:
-            self._held_back = paused
+        self._brake.pause(paused)
         self._recorder.record(entry.Config(what=what, detail=detail))
         if paused:
             self.drills.paused()
@@ -689,11 +411,11 @@ class Executor:
         with self._changing():
             self.config, before, self.trust = config, self.trust, trust
             self._recorder.record(entry.Config(what="settings", detail={"policy": trust.policy.sha256}))
-            if trust != before or read_notices(self.state_dir / FOLDER) != self._notices:
+            if trust != before or self._sessions.other_notices:
                 try:
                     self._renew("the trust changed")
                 except (PlatformError, ArmingError) as error:
-                    self._call(lambda error=error: self._no_evidence(error))  # type: ignore[misc]
+                    self._loop.call(lambda error=error: self._no_evidence(error))  # type: ignore[misc]
                     raise
 
     # ---- what an operator does by hand, and what others may look at ------------------------------------------------
@@ -702,12 +424,12 @@ class Executor:
         """Force a circuit open for `hold_ns`. ServiceError `circuit.unknown` where none is armed; ArmingError
         `executor.halted`, or `circuit.monitor` in mode `monitor`."""
         with self.refusing(f"trip {address}:{port}"):
-            self._call(lambda: self._by_hand(OpenCircuit(address, port, hold_ns), reason))
+            self._loop.call(lambda: self._by_hand(OpenCircuit(address, port, hold_ns), reason))
 
     def release(self, address: Address, port: int, reason: str) -> None:
         """Close a circuit now. ServiceError `circuit.unknown` where none is armed."""
         with self.refusing(f"release {address}:{port}"):
-            self._call(lambda: self._by_hand(CloseCircuit(address, port), reason))
+            self._loop.call(lambda: self._by_hand(CloseCircuit(address, port), reason))
 
     @contextlib.contextmanager
     def refusing(self, what: str) -> Iterator[None]:
@@ -716,24 +438,24 @@ class Executor:
             yield
         except PointcallError as refusal:
             if self.failure is None:
-                self._recorder.record(_refusal(refusal.id, what, refusal.want, refusal.got, refusal.hint))
+                self._recorder.record(refused(refusal.id, what, refusal.want, refusal.got, refusal.hint))
             raise
 
     def _by_hand(self, action: OpenCircuit | CloseCircuit, reason: str) -> None:
-        session = self._session
+        session = self._runs.session
         if session is None:
             raise StoppedError("nothing is armed", id="executor.disarmed", hint="pointcall arm")
         if isinstance(action, OpenCircuit):
-            self.require_not_halted()
+            self._brake.require_not_halted()
             self._require_enforcing()
-        act = Act(0, Call.of(action), action, target=self._target(session, action))
-        self._recorder.record(_intent(act, {}, grant="operator"))
+        act = Act(0, Call.of(action), action, target=acting.target_of(session, action))
+        self._recorder.record(acting.intent(act, {}, grant="operator"))
         act.outcome, act.detail = Outcome.FAILED, {"reason": reason}
         try:
-            done = _performed(act, action, self._world(session))
+            done = acting.performed(act, action, acting.world_of(session))
             act.outcome, act.detail = done.outcome, {**done.detail, "reason": reason}
         finally:
-            self._recorder.record(_outcome(act))
+            self._recorder.record(acting.outcome(act))
 
     def slow_file(self, path: Path, delay_s: float, seconds: float) -> SlowFile:
         """For a drill. KernelError `kernel.drill.file`, ServiceError."""
@@ -762,7 +484,7 @@ class Executor:
             return self._approve(bundle)
 
     def _approve(self, bundle: bytes) -> str:
-        session = self._session
+        session = self._runs.session
         if session is None:
             raise StoppedError("nothing is armed", id="executor.disarmed", hint="pointcall arm")
         approval = verify_approval(
@@ -775,14 +497,14 @@ class Executor:
             at=datetime.now(UTC),
         )
         with self._changing():  # no run begins while another manifest or epoch takes over
-            self.require_not_halted()
+            self._brake.require_not_halted()
             self.journal.put_blob(bundle)
-            self._call(lambda: self._approved(session, approval))
+            self._loop.call(lambda: self._approved(session, approval))
         return approval.body.run
 
     def _approved(self, session: Session, approval: Approval) -> None:
         body, now_ns = approval.body, time.monotonic_ns()
-        asked = self._waiting.take(body.run, body.index, now_ns) if self._session is session else None
+        asked = self._waiting.take(body.run, body.index, now_ns) if self._runs.session is session else None
         call = asked.run.acts[asked.index].call if asked else None
         if asked is None or call is None or (call.action, tuple(map(str, call.args))) != (body.action, body.args):
             raise StoppedError(
@@ -801,12 +523,7 @@ class Executor:
         self._recorder.record(entry.Config(what="approved", detail=detail), body.run)
         remaining = int((body.expires - datetime.now(UTC)).total_seconds() * 1e9)
         until_ns = now_ns + min(APPROVAL_NS, remaining)
-        judged = guard.approved(self.state.guard, run.runbook.name, action, until_ns)
-        self.state = self.state._replace(guard=judged)
-        try:
-            self._advance(Happened(run.event, run.subject, now_ns, only=run.runbook.name), "approval", now_ns)
-        finally:  # it was for that run, and for no other of this runbook
-            self.state = self.state._replace(guard=self.state.guard._replace(approvals={}))
+        self._runs.decide_again(run, action, until_ns, now_ns)
 
     def escalations(self) -> tuple[Escalation, ...]:
         """Whom nobody has answered yet."""
@@ -814,72 +531,78 @@ class Executor:
 
     def acknowledge(self, run: str, reason: str) -> None:
         """A person has seen it. StoppedError `escalation.unknown` where nobody was called for this run."""
-
-        def acknowledged() -> None:
-            if not self._waiting.acknowledge(run):
-                raise StoppedError(
-                    "nobody waits for an answer there", id="escalation.unknown", want="a run that called a person",
-                    got=run, hint="pointcall status has who waits",
-                )  # fmt: skip
-            self._recorder.record(entry.Config(what="acknowledged", detail={"run": run, "reason": reason}), run)
-
-        self._call(acknowledged)
-
-    def _called(self, run: Run, channels: tuple[int, ...], code: int, why: str) -> None:
-        """A person was called because of this run: call again until somebody answers."""
-        if self._waiting.call(run.id, channels, code, time.monotonic_ns()):
-            detail: dict[str, JsonValue] = {"run": run.id, "code": code, "why": why}
-            self._recorder.submit(entry.Config(what="escalated", detail=detail), run.id)
-
-    def _escalate(self, run: Run, act: Act) -> None:
-        """An action did not do what it should: call a person, through the runbook's channels or else all."""
-        assert act.outcome is not None
-        channels = tuple(sorted(run.runbook.grant.channels)) or run.session.channel_numbers
-        self._called(run, channels, OWN_CODE, f"{act.call.action} {act.target}: {act.outcome.name.lower()}")
-        for number in channels:
-            self._tell(run.session, number, OWN_CODE)
-
-    def _tell(self, session: Session, number: int, code: int) -> None:
-        """Tell a channel, without an outcome: it is told again as long as nobody answers.
-
-        Not where too many notifications are on their way already: a channel that hangs would only pile them up.
-        """
-        if self._telling >= MESSAGES_MAX:
-            return
-
-        def told() -> None:
-            self._telling -= 1
-
-        def tell() -> None:
-            try:
-                with contextlib.suppress(PointcallError, OSError):
-                    session.channels.send(number, Level.CRITICAL, code)
-            finally:
-                self._post(told)
-
-        with contextlib.suppress(RuntimeError):  # the messenger is closed: the executor ends
-            self._messenger.submit(tell)
-            self._telling += 1
-
-    def _call_again(self, now_ns: int) -> None:
-        """Whom nobody has answered: one message for each channel and code, however many runs wait for an answer."""
-        session = self._session or self._stopped
-        if session is None:
-            return
-        told: set[tuple[int, int]] = set()
-        for escalation in self._waiting.due(now_ns):
-            missing = {(n, escalation.code) for n in escalation.channels or session.channel_numbers} - told
-            if self._telling and self._telling + len(missing) > MESSAGES_MAX:
-                break  # a channel is slow: whoever is left is called as soon as there is room
-            for number, code in sorted(missing):
-                self._tell(session, number, code)
-            told |= missing
-            self._waiting.called_again(escalation.run, now_ns)
-        for escalation in self._waiting.escalations.values() if told else ():
-            if told.issuperset((n, escalation.code) for n in escalation.channels or session.channel_numbers):
-                self._waiting.called_again(escalation.run, now_ns)
+        self._loop.call(lambda: self._messenger.acknowledge(run, reason))
 
     # ---- what others may look at and write -------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        """The state of the core, replaced whole."""
+        return self._runs.state
+
+    @property
+    def on_receipt(self) -> Callable[[Run], None]:
+        """Called with each run whose receipt is durable, not on the loop."""
+        return self._runs.on_receipt
+
+    @on_receipt.setter
+    def on_receipt(self, told: Callable[[Run], None]) -> None:
+        self._runs.on_receipt = told
+
+    @property
+    def on_record(self) -> Callable[[KernelEvent], None]:
+        """Called with each kernel record, on the loop: it must not wait."""
+        return self._runs.on_record
+
+    @on_record.setter
+    def on_record(self, told: Callable[[KernelEvent], None]) -> None:
+        self._runs.on_record = told
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the loop; nothing acts any more."""
+        return self._loop.failure
+
+    @property
+    def beats(self) -> int:
+        """Turns of the loop: whoever watches it sees that it lives."""
+        return self._loop.beats
+
+    @property
+    def keys(self) -> EpochKeys:
+        """The keys of the running epoch."""
+        return self._recorder.keys
+
+    @property
+    def recorder(self) -> Recorder:
+        """The one hand that writes the log, for who works beside the loop (shipping.py)."""
+        return self._recorder
+
+    @property
+    def attested(self) -> Attested:
+        """The evidence of the running epoch."""
+        return self._epoch.attested
+
+    @property
+    def epoch_opened_ns(self) -> int:
+        """When the running epoch was opened (CLOCK_MONOTONIC)."""
+        return self._epoch.opened_ns
+
+    @property
+    def boot_id(self) -> str:
+        """Which boot of the machine this is, "unknown" where it does not say."""
+        return self._epoch.boot_id
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the node's own evidence is worth."""
+        return self._epoch.attested.verdict
+
+    @property
+    def admitted(self) -> Admitted | None:
+        """What is armed, None if nothing is."""
+        session = self._runs.session
+        return session.admitted if session else None
 
     def record(self, body: entry.Body) -> int:
         """Append an entry of the running epoch; its index, once it is durable."""
@@ -887,10 +610,7 @@ class Executor:
 
     def fresh_evidence(self, nonce: bytes) -> tuple[EvidenceBundle, Attested, Trust, Admitted | None]:
         """Evidence over the caller's nonce (32 bytes), and what it binds: the epoch, its trust, its manifest."""
-        now = self._now
-        digest = bytes.fromhex(now.admitted.manifest.sha256 if now.admitted else NOTHING)
-        bound = report_data(digest, bytes.fromhex(now.trust.policy.sha256), now.attested.keys.spki, nonce)
-        return self._platform.evidence(bound), now.attested, now.trust, now.admitted
+        return self._epoch.fresh_evidence(nonce)
 
     def checkpoint_now(self) -> Checkpoint:
         """A checkpoint that covers everything that is in the log now."""
@@ -900,33 +620,38 @@ class Executor:
 
     def programs(self) -> tuple[tuple[str, int, str], ...]:
         """(name, kernel id, tag) of every BPF program that is loaded for the armed manifest."""
-        session = self._session
+        session = self._runs.session
         return session.sensors.programs() if session else ()
 
     def circuits(self) -> tuple[CircuitState, ...]:
         """Every armed circuit as the kernel has it."""
-        session = self._session
+        session = self._runs.session
         return session.sensors.states() if session else ()
 
     def running_services(self) -> Mapping[str, int]:
         """Declared services and the pid of each, 0 where it does not run."""
-        session = self._session or self._stopped
+        session = self._runs.session or self._stopped
         return session.services.pids() if session else {}
 
     @property
     def session(self) -> Session | None:
         """What is armed, running; None if nothing is."""
-        return self._session
+        return self._runs.session
 
     @property
     def evidence_until_ns(self) -> int:
         """Until when what is armed stays armed where no fresh evidence can be had (CLOCK_MONOTONIC)."""
-        return self.epoch_opened_ns + LIVES * self.config.epoch_minutes * 60_000_000_000
+        return self._epoch.evidence_until_ns
 
     @property
     def lost_events(self) -> int:
         """Events that the sensors of this session could not deliver."""
-        return sum(self._lost.values())
+        return self._watch.lost
+
+    @property
+    def disarmed_by_hand(self) -> str:
+        """Why a person has disarmed: it stays so, also after a restart, until a person arms. Empty where none has."""
+        return self._brake.disarmed_by_hand
 
     @property
     def paused_until_ns(self) -> int:
@@ -936,7 +661,7 @@ class Executor:
     @property
     def checked_ns(self) -> int:
         """When the kernel's programs were last compared with what was armed, 0 where they were not yet."""
-        return max(0, self._recheck_due_ns - RECHECK_NS)
+        return self._watch.checked_ns
 
     @staticmethod
     def now_ns() -> int:
@@ -945,114 +670,51 @@ class Executor:
 
     # ---- the loop --------------------------------------------------------------------------------------------------
 
-    def _loop(self) -> None:
-        try:
-            while not self._stopping:
-                self._turn()
-        except BaseException as error:  # the one broad except: whatever it was, nothing may act any more
-            self._generation += 1
-            self.failure = error
-            self.state = self.state._replace(armed=None)
-            if self._session is not None:
-                # A storage may be back soon: what is pinned stays for the next executor, as after SIGKILL.
-                leave = self.config.pin and isinstance(error, StorageError)
-                with contextlib.suppress(Exception):
-                    self._session.sensors.stop(leave=leave)
-                with contextlib.suppress(Exception):
-                    self._session.sensors.leave()
-            with self._idle:
-                self._idle.notify_all()
-        self._drain_commands()
-
-    def _turn(self) -> None:
-        waits = self._waits()
-        waiting = self._woken if waits else self._epoll
-        ready = waiting.poll(self._pause())
-        received_ns = time.monotonic_ns()
-        if any(fd == self._wake for fd, _ in ready):
-            os.eventfd_read(self._wake)
-        if self._session is not None and ready and not waits:
-            for record in self._session.sensors.drain(BATCH):
-                self._record(record, received_ns)
-        self._drain_commands()
-        self._tick(received_ns)
-
-    def _waits(self) -> bool:
-        """Whether no decision begins now: something is changing, or too many runs have no receipt yet."""
-        return self._held or self._flying >= RUNS_MAX
+    def _detach(self, error: BaseException) -> None:
+        """The loop has failed: whatever it was, nothing may act any more."""
+        self._brake.generation += 1
+        self._runs.state = self._runs.state._replace(armed=None)
+        if self._runs.session is not None:
+            # A storage may be back soon: what is pinned stays for the next executor, as after SIGKILL.
+            leave = self.config.pin and isinstance(error, StorageError)
+            with contextlib.suppress(Exception):
+                self._runs.session.sensors.stop(leave=leave)
+            with contextlib.suppress(Exception):
+                self._runs.session.sensors.leave()
+        self._runs.in_flight.give_up()
 
     def _pause(self) -> float:
-        if not self._timers or self._waits():
-            return TICK_SECONDS
-        return max(0.0, min(TICK_SECONDS, (self._timers[0].due_ns - time.monotonic_ns()) / 1e9))
-
-    def _drain_commands(self) -> None:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._commands.get_nowait()()
-
-    def _post(self, command: Callable[[], None]) -> None:
-        """Run this on the loop thread soon, unless the executor failed meanwhile."""
-        self._commands.put(lambda: command() if self.failure is None else None)
-        os.eventfd_write(self._wake, 1)
-
-    def _call(self, command: Callable[[], None]) -> None:
-        """Run this on the loop thread and wait for it. StoppedError where the loop has ended."""
-        assert threading.current_thread() is not self._thread, "the loop would wait for itself"
-        done: Future[None] = Future()
-
-        def run() -> None:
-            if self.failure is not None:
-                done.set_exception(StoppedError("the executor has stopped", got=str(self.failure)))
-                return
-            try:
-                command()
-            except BaseException as error:
-                done.set_exception(error)
-            else:
-                done.set_result(None)
-
-        self._commands.put(run)
-        os.eventfd_write(self._wake, 1)
-        while True:
-            with contextlib.suppress(TimeoutError):
-                done.result(timeout=1)
-                return
-            if not self._thread.is_alive():
-                self._drain_commands()
+        """How long the loop waits at most, in seconds."""
+        return self._runs.pause(TICK_SECONDS)
 
     @contextlib.contextmanager
     def _quiet(self) -> Iterator[None]:
         """No decision begins, and none is in flight. ArmingError `arm.busy` if the runs in flight do not end."""
-        self._call(lambda: self._hold(True))
+        self._loop.call(lambda: self._loop.hold(True))
         try:
-            with self._idle:
-                ended = self._idle.wait_for(lambda: self._flying == 0 or self.failure is not None, QUIET_SECONDS)
-            if not ended:
-                raise ArmingError("runs in flight do not end", id="arm.busy", got=f"{self._flying} runs")
+            if not self._runs.in_flight.ended_within(QUIET_SECONDS):
+                raise ArmingError("runs in flight do not end", id="arm.busy", got=f"{self._runs.in_flight.count} runs")
             yield
         finally:
             with contextlib.suppress(StoppedError):
-                self._call(lambda: self._hold(False))
-
-    def _hold(self, held: bool) -> None:
-        self._held = held
+                self._loop.call(lambda: self._loop.hold(False))
 
     def _tick(self, now_ns: int) -> None:
-        self.beats += 1
-        while self._timers and self._timers[0].due_ns <= now_ns and not self._waits():
-            self._fire(heapq.heappop(self._timers))
+        """What is due, at the end of each turn."""
+        self._runs.fire(now_ns)
         if self._paused_until_ns and now_ns >= self._paused_until_ns:
             self._set_paused("", 0, "resumed", {"reason": "the pause is over"})
         if now_ns < self._tick_due_ns:
             return
         self._tick_due_ns = now_ns + int(TICK_SECONDS * 1e9)
         self._recorder.watch()
-        if self._session is not None:
-            self._count_lost(self._session.sensors)
+        if self._runs.session is not None:
+            self._watch.count_lost(self._runs.session.sensors)
         self._check_armed(now_ns)
-        self._call_again(now_ns)
-        if now_ns >= self._epoch_due_ns:
+        session = self._runs.session or self._stopped
+        if session is not None:
+            self._messenger.call_again(session, now_ns)
+        if now_ns >= self._epoch.due_ns:
             self._renew_in_background()
         if now_ns >= self._checkpoint_due_ns and not self._closed:
             self._checkpoint_due_ns = now_ns + int(self.config.checkpoint_seconds * 1e9)
@@ -1062,333 +724,24 @@ class Executor:
         try:
             self._recorder.checkpoint()
         except BaseException as error:
-            self._post(lambda error=error: self._fail(error))  # type: ignore[misc]
+            self._loop.fail(error)
 
     def _check_armed(self, now_ns: int) -> None:
-        """Whether what is armed may still be: in time, and in the kernel as it was armed."""
-        session = self._session
-        if session is None:
-            return
-        held = halted(self.state_dir)
-        if held is not None:
-            self._disarm_by_itself("executor.halted", "not halted", held.reason, "pointcall halt --clear, then arm")
-            return
-        expires = session.admitted.manifest.predicate.expires
-        if self._judged_at() >= expires:
-            self._disarm_by_itself("manifest.expires", "still valid", instant(expires), "arm a newer manifest")
-            return
-        if now_ns < self._recheck_due_ns:
-            return
-        self._recheck_due_ns = now_ns + RECHECK_NS
+        """Whether what is armed may still be."""
+        session = self._runs.session
+        amiss = self._watch.amiss(session, now_ns) if session is not None else None
+        if amiss is not None:
+            self._disarm_by_itself(amiss)
+
+    def _note_soon(self) -> None:
         if not self._closed:
             self._writer.submit(self._note)
-        denied, hint = session.sensors.denied(), "find out who did it, then arm again"
-        if denied:
-            want, got = "nobody swaps or takes off a BPF link", f"{denied} attempts, all denied by the kernel"
-            self._recorder.submit(_refusal("kernel.tamper", "the BPF links of this machine", want, got, hint))
-        changed = session.sensors.changed()
-        if changed:
-            self._disarm_by_itself("kernel.changed", "the programs that were armed", changed[0], hint)
 
     def _note(self) -> None:
         try:
             self._node.note()
         except BaseException as error:
-            self._post(lambda error=error: self._fail(error))  # type: ignore[misc]
-
-    def _count_lost(self, sensors: Sensors) -> None:
-        for sensor, count in sensors.lost().items():
-            new = count - self._lost.get(sensor, 0)
-            if new > 0:
-                self._lost[sensor] = count
-                self._recorder.submit(entry.Lost(sensor=sensor, count=new))
-
-    # ---- one record through to its actions -------------------------------------------------------------------------
-
-    def _record(self, raw: bytes, received_ns: int) -> None:
-        session = self._session
-        if session is None:  # a record before it disarmed the executor
-            return
-        record = decode(raw)
-        history, noticed = notice(record, session.topology, self.state.guard.history)
-        self.state = self.state._replace(guard=self.state.guard._replace(history=history))
-        try:
-            if noticed.event is not None:
-                happening = Happened(noticed.event, noticed.subject, received_ns)
-                self._advance(happening, noticed.sensor, received_ns)
-        finally:
-            self.on_record(record)  # people wait, actions do not
-
-    def _advance(self, happening: Input, sensor: str, received_ns: int) -> None:
-        self.state, effects = step(self.state, happening)
-        for effect in effects:
-            self._effect(effect, sensor, received_ns)
-
-    def _effect(self, effect: Effect, sensor: str, received_ns: int) -> None:
-        match effect:
-            case Decide():
-                self._decide(effect, sensor, received_ns)
-            case Perform(id, index, action):
-                run = self._runs[id]
-                self._perform(run, run.acts[index], action)
-            case Withhold(id, index, action):
-                run = self._runs[id]
-                act = run.acts[index]
-                act.action, act.target, act.outcome = action, self._target(run.session, action), Outcome.MONITORED
-                act.over = True
-            case Refuse(id, index, action, refusal):
-                run = self._runs[id]
-                self._refuse(run, run.acts[index], action, refusal)
-                run.acts[index].over = True
-            case _:
-                assert_never(effect)
-
-    def _decide(self, effect: Decide, sensor: str, received_ns: int) -> None:
-        """Run the handler and let the core judge what it wants."""
-        session, epoch = self._session, self._now.epoch
-        assert session is not None
-        assert epoch is not None
-        book, name = effect.runbook, type(effect.event).__name__
-        run = Run(
-            id=run_id(time.time_ns() // 1_000_000, self._chance()),
-            number=next(self._numbers),
-            runbook=book,
-            event=effect.event,
-            subject=effect.subject,
-            sensor=sensor,
-            args=effect.args,
-            fuel_limit=session.admitted.modules[book.name].handlers[name].fuel_bound + 1,
-            started=datetime.now(UTC),
-            event_ns=effect.event.at,  # type: ignore[attr-defined]
-            received_ns=received_ns,
-            session=session,
-            epoch=epoch,
-            generation=self._generation,
-        )
-        self._take_off(run)
-        try:
-            decided = session.runners[book.name].decide(name, effect.args)
-        except Trap as trap:
-            run.decided_ns = time.monotonic_ns()
-            self._quarantine(run, trap.kind, str(trap))
-            return
-        run.decided_ns = time.monotonic_ns()
-        run.calls, run.fuel_used = decided.calls, decided.fuel
-        if len(run.calls) > MAX_ACTIONS:
-            self._quarantine(run, "too many actions", f"{len(run.calls)} calls, at most {MAX_ACTIONS}")
-            return
-        run.acts = [Act(i, call) for i, call in enumerate(run.calls)]
-        now_ns = time.monotonic_ns()
-        self._advance(Decided(run.id, book, effect.subject, run.calls, now_ns), sensor, received_ns)
-        self._maybe_finish(run)
-
-    def _take_off(self, run: Run) -> None:
-        self._runs[run.id] = run
-        with self._idle:
-            self._flying += 1
-
-    def _land(self) -> None:
-        with self._idle:
-            self._flying -= 1
-            room = self._flying == RUNS_MAX - 1
-            self._idle.notify_all()
-        if room:
-            os.eventfd_write(self._wake, 1)
-
-    def _chance(self) -> bytes:
-        """10 random bytes, drawn in advance: a system call here would give up the interpreter lock at a bad time."""
-        if len(self._random) < 10:
-            self._random = os.urandom(4096)
-        drawn, self._random = self._random[:10], self._random[10:]
-        return drawn
-
-    def _quarantine(self, run: Run, kind: str, got: str) -> None:
-        """A module that traps is not asked again until another manifest is armed."""
-        run.trap, run.calls = kind, ()
-        armed = self.state.armed
-        if armed is not None:
-            kept = tuple(r for r in armed.runbooks if r.name != run.runbook.name)
-            self.state = self.state._replace(armed=replace(armed, runbooks=kept))
-        want = "a decision within its proven bound"
-        hint = "arm a manifest with a fixed module"
-        self._recorder.submit(_refusal("runbook.quarantined", run.runbook.name, want, got, hint), run.id)
-        self._maybe_finish(run)
-
-    def _refuse(self, run: Run, act: Act, action: Action | None, refusal: guard.Refusal) -> None:
-        act.action, act.refusal, act.outcome = action, refusal, Outcome.REFUSED
-        act.target = self._target(run.session, action) if action else ""
-        what = f"{act.call.action} {act.target}"
-        if refusal.rule == "guard.approval":
-            self._waiting.ask(run, act.index, time.monotonic_ns())
-        self._recorder.submit(_refusal(refusal.rule, what, refusal.want, refusal.got, refusal.hint), run.id)
-
-    @staticmethod
-    def _target(session: Session, action: Action) -> str:
-        """What an action is about, in words."""
-        target = guard.target_of(action)
-        if target[0] == "service":
-            return session.topology.names.get(int(target[1]), str(target[1]))
-        if target[0] == "channel":
-            return names_of(session.admitted.manifest).get(int(target[1]), str(target[1]))
-        return ":".join(str(part) for part in target[1:]) or str(target[0])
-
-    # ---- actions ---------------------------------------------------------------------------------------------------
-
-    def _perform(self, run: Run, act: Act, action: Action) -> None:
-        act.action, act.target = action, self._target(run.session, action)
-        name = capability(type(action))
-        if isinstance(action, Remember | Again):
-            self._built_in(run, act, action)
-        elif name in WITHOUT_INTENT and run.session.channels.waits(action.channel.number):  # type: ignore[attr-defined]
-            self._send(run, act, action)
-        elif name in KERNEL_LEASES or name in WITHOUT_INTENT:
-            self._apply(run, act, action)
-            self._ended(run, act)
-        else:
-            self._pool.submit(self._durable, run, act, action)
-
-    def _send(self, run: Run, act: Act, action: Action) -> None:
-        """Tell a channel that may be slow, beside everything else."""
-        if self._telling >= MESSAGES_MAX:
-            act.outcome, act.detail = Outcome.FAILED, {"error": f"{MESSAGES_MAX} notifications are on their way"}
-            self._ended(run, act)
-            return
-        self._telling += 1
-
-        def told() -> None:
-            self._telling -= 1
-            self._ended(run, act)
-
-        def tell() -> None:
-            try:
-                self._apply(run, act, action)
-            except BaseException as error:
-                self._post(lambda error=error: self._fail(error))  # type: ignore[misc]
-            else:
-                self._post(told)
-
-        self._messenger.submit(tell)
-
-    def _built_in(self, run: Run, act: Act, action: Remember | Again) -> None:
-        """The core's own actions: `remember` is done by the step itself, `again` is a timer here."""
-        act.started_ns = act.ended_ns = time.monotonic_ns()
-        act.outcome, act.over = Outcome.APPLIED, True
-        act.postcondition = (
-            "a timer is set" if isinstance(action, Again) else "the next decision starts from this value"
-        )
-        if isinstance(action, Again):
-            if len(self._timers) >= TIMERS_MAX:
-                act.outcome, act.detail = Outcome.FAILED, {"error": f"more than {TIMERS_MAX} timers"}
-                act.postcondition = ""
-                return
-            number = getattr(run.event, "service", Service(0)).number
-            due_ns = act.started_ns + action.after
-            heapq.heappush(self._timers, _TimerDue(due_ns, action.tag, run.runbook.name, run.subject, number))
-
-    def _fire(self, timer: _TimerDue) -> None:
-        restarts = self.state.guard.history.count(("restart", timer.service), timer.due_ns)
-        event = Timer(timer.due_ns, timer.tag, Service(timer.service), restarts)
-        now_ns = time.monotonic_ns()
-        self._advance(Happened(event, timer.subject, now_ns, only=timer.runbook), "timer", now_ns)
-
-    @staticmethod
-    def _world(session: Session) -> World:
-        cgroups = session.topology.cgroups
-        return World(session.services, session.sensors, session.channels, time.monotonic_ns(), cgroups)
-
-    def _apply(self, run: Run, act: Act, action: Action) -> None:
-        """Do it, and keep what became of it. What the system refuses is an outcome, not an exception."""
-        act.started_ns = time.monotonic_ns()
-        self.journal.require()
-        try:
-            done = _performed(act, action, self._world(run.session))
-        except (PointcallError, OSError) as error:
-            detail = error.as_dict() if isinstance(error, PointcallError) else {"message": str(error)}
-            done = Done(Outcome.FAILED, act.target, {"error": detail})
-        act.ended_ns = time.monotonic_ns()
-        act.outcome, act.target, act.detail = done.outcome, done.target, done.detail
-        act.undo, act.postcondition = done.undo, done.postcondition
-
-    def _durable(self, run: Run, act: Act, action: Action) -> None:
-        """On the pool: the intent is on disk before anything is done."""
-        try:
-            refusal = self._called_off(run)
-            if refusal is None:
-                act.intent = self._recorder.record(_intent(act, run.epoch.names), run.id)
-                act.intent_ns = time.monotonic_ns()
-                with self._begin:  # once more: writing takes its time, and somebody may have said stop meanwhile
-                    refusal = self._too_late(run)
-                    act.started_ns = time.monotonic_ns()
-            if refusal is None:
-                self._apply(run, act, action)
-            else:
-                self._refuse(run, act, action, refusal)
-        except BaseException as error:
-            self._post(lambda error=error: self._fail(error))  # type: ignore[misc]
-            return
-        self._post(lambda: self._ended(run, act))
-
-    def _called_off(self, run: Run) -> guard.Refusal | None:
-        """What this executor was told meanwhile, so that an action of this run does not begin."""
-        if run.generation != self._generation or self.failure is not None:
-            return guard.Refusal("guard.disarmed", "armed", "disarmed before it began", "arm a manifest")
-        if self._held_back:
-            return guard.Refusal("guard.paused", "not paused", f"paused: {self._held_back}", "pointcall resume")
-        return None
-
-    def _too_late(self, run: Run) -> guard.Refusal | None:
-        """What forbids that an action of this run begins now, though the guard has let it through."""
-        if halted(self.state_dir) is not None:  # looked at last: the switch works without this executor
-            return guard.Refusal(
-                "guard.disarmed", "armed", "halted before it began", "pointcall halt --clear, then arm"
-            )
-        return self._called_off(run)
-
-    def _fail(self, error: BaseException) -> None:
-        raise error
-
-    def _ended(self, run: Run, act: Act) -> None:
-        """On the loop thread: free the target, let the runbook go on, finish the run when all its actions ended."""
-        assert act.action is not None
-        assert act.outcome is not None
-        now_ns = time.monotonic_ns()
-        if isinstance(act.action, Escalate) and act.outcome in (Outcome.APPLIED, Outcome.FAILED):
-            why = "the runbook decided it" + ("" if act.outcome is Outcome.APPLIED else ", and could not tell")
-            self._called(run, (act.action.channel.number,), act.action.code, why)
-        elif act.call.action not in WITHOUT_INTENT:
-            back = act.detail.get("rolled_back") == "yes"
-            held = guard.settled(self.state.guard, act.action, act.outcome, now_ns, rolled_back=back)
-            self.state = self.state._replace(guard=held)
-            if act.outcome not in (Outcome.APPLIED, Outcome.REFUSED):
-                self._escalate(run, act)
-        act.over = True
-        self._advance(Ended(run.id, run.runbook, run.subject, act.action, act.outcome, now_ns), "action", now_ns)
-        self._maybe_finish(run)
-
-    def _maybe_finish(self, run: Run) -> None:
-        if run.finished and not run.closing:
-            run.closing = True
-            self._runs.pop(run.id, None)
-            self._writer.submit(self._finish, run)
-
-    def _finish(self, run: Run) -> None:
-        """Beside the loop: what is not yet recorded of the run, then its receipt."""
-        try:
-            for act in run.acts:
-                if act.action is None:
-                    continue
-                if act.intent is None and act.outcome in (Outcome.REFUSED, Outcome.MONITORED):
-                    continue
-                if act.intent is None and act.call.action in KERNEL_LEASES:
-                    act.intent = self._recorder.record(_intent(act, run.epoch.names), run.id)
-                self._recorder.submit(_outcome(act), run.id)
-            run.receipt_index = self._recorder.receipt(run.receipt())
-        except BaseException as error:
-            self._post(lambda error=error: self._fail(error))  # type: ignore[misc]
-            return
-        finally:
-            self._land()
-        self.on_receipt(run)
+            self._loop.fail(error)
 
     # ---- the end ---------------------------------------------------------------------------------------------------
 
@@ -1399,20 +752,17 @@ class Executor:
         with contextlib.suppress(PointcallError):
             self.drills.close()
         self._closed = True
-        if (telling := self._session or self._stopped) is not None:
+        if (telling := self._runs.session or self._stopped) is not None:
             telling.channels.hurry()  # a channel that nobody answers must not hold up the end
-        self._outdate()
+        self._brake.outdate()
         with self._arming, contextlib.suppress(PointcallError):
-            self._call(lambda: self._disarm(reason, leave=self.config.pin))
-            with self._idle:
-                self._idle.wait_for(lambda: self._flying == 0 or self.failure is not None, CLOSE_SECONDS)
+            self._loop.call(lambda: self._disarm(reason, leave=self.config.pin))
+            self._runs.in_flight.ended_within(CLOSE_SECONDS)
         self._pool.shutdown(wait=True)
-        self._stopping = True
-        os.eventfd_write(self._wake, 1)
-        self._thread.join()  # before the messenger: it gives it work
+        self._loop.stop()  # before the messenger: it gives it work
         self._writer.shutdown(wait=True)  # of an action that took longer than anything may, too
-        self._messenger.shutdown(wait=True, cancel_futures=True)
-        session = self._session or self._stopped
+        self._messenger.close()
+        session = self._runs.session or self._stopped
         if stop_services and session is not None:
             session.services.stop_all()
         self._node.shutdown()
@@ -1420,77 +770,6 @@ class Executor:
             try:
                 self._recorder.close(reason)
             except PointcallError as error:
-                self.failure = error
+                self._loop.failure = error
         self.journal.close()
-        for waiting in (self._epoll, self._woken):
-            waiting.close()
-        os.close(self._wake)
-
-
-def _warm(runner: wasm.Runner, info: ModuleInfo) -> None:
-    """Decide once about nothing, so that the first real decision is as fast as the others. A module has no effects."""
-    for handler in info.handlers.values():
-        with contextlib.suppress(Trap):
-            runner.decide(handler.event, (0,) * handler.arity)
-
-
-def _forced(sensors: Sensors) -> list[tuple[Address, int, int]]:
-    """(address, port, until when) of every circuit that is forced open now."""
-    found = ((c.destination.address, c.destination.port, c.word) for c in sensors.states())
-    return [(address, port, word.time_us * 1000) for address, port, word in found if word.state is CircuitWord.FORCED]
-
-
-def _isolated(session: Session) -> dict[int, int]:
-    """Service number -> until when it is isolated, of those that are declared."""
-    owners, found = session.topology.cgroups, session.sensors.isolations()
-    return {owners[cgroup_id]: until_ns for cgroup_id, until_ns in found.items() if cgroup_id in owners}
-
-
-def _times(acted: Iterable[tuple[str, str, datetime]], now: datetime, now_ns: int) -> list[tuple[str, str, int]]:
-    """(action, target, when by CLOCK_MONOTONIC): what the log says in wall-clock time, none of it later than now."""
-    ages = ((action, target, int((now - at).total_seconds() * 1e9)) for action, target, at in acted)
-    return [(action, target, now_ns - max(0, age_ns)) for action, target, age_ns in ages]
-
-
-def _performed(act: Act, action: Action, world: World) -> Done:
-    """Do it and look whether it holds; where it does not, take it back."""
-    verb = REGISTRY[act.call.action]
-    done = verb.perform(action, world)
-    act.applied_ns = time.monotonic_ns()
-    found = verb.amiss(action, world) if done.outcome is Outcome.APPLIED and verb.amiss is not None else ""
-    if not found:
-        return done
-    detail = {**done.detail, "amiss": found, "rolled_back": _rolled_back(verb, action, world)}
-    return replace(done, outcome=Outcome.UNCONFIRMED, detail=detail, undo=None)
-
-
-def _rolled_back(verb: Verb, action: Action, world: World) -> str:
-    if verb.undo is None:
-        return "it cannot be taken back"
-    try:
-        verb.undo(action, world)
-    except (PointcallError, OSError) as error:
-        return f"failed: {error}"
-    return "yes"
-
-
-def _refusal(check: str, what: str, want: str, got: str, hint: str) -> entry.Refusal:
-    """An entry's texts are bounded; what was wanted or found may be long."""
-    return entry.Refusal(check=check, what=what[:1000], want=want[:1000], got=got[:1000], hint=hint[:1000])
-
-
-def _intent(act: Act, names: Mapping[int, str], grant: str = "") -> entry.Intent:
-    args = arguments(act, names)
-    return entry.Intent(action=act.call.action, target=act.target, args=args, grant=grant or grant_of(act))
-
-
-def _outcome(act: Act) -> entry.OutcomeBody:
-    assert act.outcome is not None
-    return entry.OutcomeBody(
-        action=act.call.action,
-        target=act.target,
-        outcome=act.outcome.name.lower(),  # type: ignore[arg-type]
-        detail=dict(act.detail),
-        postcondition=act.postcondition,
-        undo=act.undo,
-    )
+        self._loop.close()

@@ -79,6 +79,11 @@ def disarmed(reason: str, *, stays: bool) -> entry.Config:
     return entry.Config(what="disarmed", detail=detail | ({"stays": "yes"} if stays else {}))
 
 
+def refused(check: str, what: str, want: str, got: str, hint: str) -> entry.Refusal:
+    """The entry of a refusal. An entry's texts are bounded; what was wanted or found may be long."""
+    return entry.Refusal(check=check, what=what[:1000], want=want[:1000], got=got[:1000], hint=hint[:1000])
+
+
 def ended(gone: Mapping[str, Sequence[str]], mode: str) -> entry.Config:
     """The entry that what an earlier executor left in force is so no more: kind -> how many, and which."""
     detail = {what: f"{len(targets)}: {', '.join(targets)}"[:MAX_TEXT] for what, targets in gone.items()}

@@ -1,6 +1,6 @@
 """A run in progress: one event through to its receipt. Collects times and outcomes; makes the receipt at the end.
 
-Not here: what happens (core/step.py), who does it (daemon.py), how it is stored (journal.py).
+Not here: what happens (core/step.py), who does it (runs.py), how it is stored (journal.py).
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Act:
 
 @dataclass(slots=True)
 class Run:
-    """One run. Filled in by the daemon as it goes; times are CLOCK_MONOTONIC ns.
+    """One run. Filled in by runs.py as it goes; times are CLOCK_MONOTONIC ns.
 
     It belongs to the session and the epoch in which it was decided, and to a generation: what was decided before a
     disarming is not begun after it.

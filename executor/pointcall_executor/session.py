@@ -1,6 +1,6 @@
 """A session: one admitted manifest as running things, and where its services are. Replaced whole, never patched.
 
-Not here: how one session takes over from another (daemon.py).
+Not here: how one comes to be (sessions.py), how it takes over from another (daemon.py).
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -73,6 +73,13 @@ class Session:
     def channel_numbers(self) -> tuple[int, ...]:
         """Every declared channel."""
         return tuple(channel(c.name).number for c in self.admitted.manifest.channels)
+
+    def judged_at(self, now: datetime, now_ns: int) -> datetime:
+        """When it is judged again: now, but no earlier than what has passed since it was admitted.
+
+        A clock that is set back revives nothing that has expired, and undoes nothing that was admitted.
+        """
+        return max(now, self.admitted_at + timedelta(microseconds=(now_ns - self.admitted_ns) // 1000))
 
     def moved(self, number: int, cgroup_id: int) -> None:
         """A service got a new cgroup (0: lost its old one). Called before anything runs in it, from any thread."""

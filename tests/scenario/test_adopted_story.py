@@ -66,8 +66,8 @@ def start(lab: Lab, tmp_path: Path) -> Iterator[Callable[[int], Any]]:
 
 
 def running(executor: Executor) -> int:
-    assert executor._session is not None
-    return executor._session.services.pids()["svc"]
+    assert executor.session is not None
+    return executor.session.services.pids()["svc"]
 
 
 def executes(pid: int) -> bool:

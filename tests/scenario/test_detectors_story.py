@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pointcall_attest.receipt import Receipt
 from pointcall_attest.replay import replay_all
-from pointcall_executor import daemon
+from pointcall_executor import watch
 from pointcall_executor.arming import ArmingError
 from pointcall_executor.backend import ExecutorBackend
 from pointcall_executor.config import Config
@@ -310,7 +310,7 @@ def test_a_novel_system_call_and_failing_ones(tell: Tell) -> None:
 
 def test_a_restart_learns_nothing_again(tell: Tell, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed, not stopped: nothing is written at the end. A known call stays known, a novel one is reported at once."""
-    monkeypatch.setattr(daemon, "RECHECK_NS", 100_000_000)
+    monkeypatch.setattr(watch, "RECHECK_NS", 100_000_000)
     params = {"learn_ms": 2000, "error_min": 1000}
     with tell({"name": "syscalls", "params": params}) as story:
         session = story.executor.session
@@ -379,7 +379,7 @@ def test_a_sensor_that_makes_no_sense_is_refused(tell: Tell, sensor: dict[str, A
 
 def test_a_program_swapped_behind_our_back_disarms(tell: Tell, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody with the rights replaces a gate by one that lets everything pass: the next look notices."""
-    monkeypatch.setattr(daemon, "RECHECK_NS", 200_000_000)
+    monkeypatch.setattr(watch, "RECHECK_NS", 200_000_000)
     with tell({"name": "breaker", "params": {"threshold": 2, "cooldown_us": 10**8}}) as story:
         assert story.executor.session is not None
         breaker = story.executor.session.sensors.breaker  # type: ignore[attr-defined]

@@ -23,6 +23,8 @@ from pointcall_executor.kernel.bpf import prog_exists
 from pointcall_executor.pins import Pins
 from pointcall_executor.recorded import RecordedNode
 from pointcall_executor.serving import _line
+from pointcall_executor.sessions import Sessions
+from pointcall_executor.watch import Amiss
 from tests.lab import Lab, now
 from tests.scenario.test_loop_story import spec
 from tests.scenario.test_real_story import bpffs, pointcall, program_ids, put, real_kernel, running
@@ -78,9 +80,9 @@ def test_why_it_is_not_ready_is_said_without_a_word_of_a_persons(node: Node) -> 
         assert (backend.status().state, backend.status().reason) == ("disarmed", "halted: anna says stop")
         clear(state)
         assert backend.unready() == "nothing is armed"
-        executor.failure = JournalError("no room for anna")
+        executor._loop.failure = JournalError("no room for anna")
         assert backend.unready() == "failed"
-        executor.failure = None
+        executor._loop.failure = None
 
 
 def test_a_persons_word_outlives_the_executor_and_a_person_ends_it(node: Node) -> None:
@@ -110,7 +112,7 @@ def test_what_the_executor_does_by_itself_does_not_stay(node: Node) -> None:
     with node.life() as first:
         assert disarmings(first) == [{"reason": "stopped"}]
         node.arm(first, by_itself=True)
-        first._call(lambda: first._disarm_by_itself("kernel.changed", "as armed", "otherwise", ""))
+        first._loop.call(lambda: first._disarm_by_itself(Amiss("kernel.changed", "as armed", "otherwise", "")))
         assert ExecutorBackend(first).status().reason == ""
         node.arm(first, by_itself=True)
     with node.life() as last:
@@ -131,7 +133,7 @@ def test_a_manifest_that_is_refused_ends_nothing(node: Node) -> None:
     with node.life() as first:
         first.disarm("enough")
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(Executor, "_start_services", _fail)
+            patched.setattr(Sessions, "start_services", _fail)
             with pytest.raises(ArmingError):
                 node.arm(first)
         assert node.refused(first) == "arm.by-hand"
@@ -145,14 +147,14 @@ def _fail(*_: Any) -> None:
 
 def test_a_persons_word_wins_while_it_arms_by_itself(node: Node) -> None:
     with node.life() as executor:
-        real = Executor._start_services
+        real = Sessions.start_services
 
         def meanwhile(self: Any, *how: Any) -> None:
-            self.disarm("not this one")
+            executor.disarm("not this one")
             real(self, *how)
 
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(Executor, "_start_services", meanwhile)
+            patched.setattr(Sessions, "start_services", meanwhile)
             with pytest.raises(ArmingError):
                 node.arm(executor, by_itself=True)
         assert executor.admitted is None

@@ -26,7 +26,7 @@ from pointcall_attest.receipt import Receipt
 from pointcall_attest.replay import replay_all
 from pointcall_attest.run_id import run_id
 from pointcall_attest.trust import Roots
-from pointcall_executor import daemon, recorder, session
+from pointcall_executor import daemon, in_flight, recorder, running_epoch, runs, session, watch
 from pointcall_executor.arming import ArmingError
 from pointcall_executor.config import ConfigError
 from pointcall_executor.core.event import CircuitEvent, Destination, Kind, ProcessEvent
@@ -375,13 +375,14 @@ def test_a_clock_that_is_set_back_undoes_nothing_that_was_admitted_and_revives_n
 
     watched.arm()
     begun = datetime.now(UTC)
-    monkeypatch.setattr(daemon, "datetime", Clock)
+    for module in (daemon, running_epoch, watch):
+        monkeypatch.setattr(module, "datetime", Clock)
     shift[0] = timedelta(hours=-2)
     executor = watched.executor
     executor.roll_epoch()
     assert executor.admitted is not None
-    assert executor._judged_at() >= begun
     assert executor.session is not None
+    assert executor.session.judged_at(Clock.now(UTC), time.monotonic_ns()) >= begun
     lasts = executor.admitted.manifest.predicate.expires - executor.session.admitted_at
     executor.session.admitted_ns -= int(lasts.total_seconds() * 1e9)  # so much time has passed, whatever the clock says
     deadline = time.monotonic() + 5
@@ -442,7 +443,7 @@ def test_an_armed_manifest_that_expires_is_disarmed(watched: Watched) -> None:
 def test_what_the_kernel_kept_others_from_is_in_the_log_and_nothing_is_disarmed(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(daemon, "RECHECK_NS", 50_000_000)
+    monkeypatch.setattr(watch, "RECHECK_NS", 50_000_000)
     told = iter((0, 3))
     monkeypatch.setattr(RecordedSensors, "denied", lambda _: next(told, 0))
     watched.arm()
@@ -499,17 +500,17 @@ def test_another_trust_policy_that_cannot_be_applied_now_is_tried_again_soon(
             def nothing(*_: Any) -> Any:
                 raise PlatformError("the quote service is away")
 
-            away.setattr(type(executor._platform), "evidence", nothing)
+            away.setattr(type(executor._epoch._platform), "evidence", nothing)
         else:
             error = ArmingError
             away.setattr(daemon, "QUIET_SECONDS", 0.05)
-            away.setattr(executor, "_flying", 1)
+            away.setattr(executor._runs.in_flight, "count", 1)
         with pytest.raises(error):
             executor.reload(executor.config)
         assert (executor.keys.id, executor.admitted is not None) == (before, True)
-        assert executor._epoch_due_ns <= time.monotonic_ns() + daemon.RENEW_AGAIN_NS
+        assert executor._epoch.due_ns <= time.monotonic_ns() + daemon.RENEW_AGAIN_NS
         assert watched.refusals() == ["tee.renewal"]
-    executor._epoch_due_ns = 1
+    executor._epoch.due_ns = 1
     eventually(lambda: executor.keys.id != before)
     assert watched.happen(opened()).run.epoch == executor.keys.id
     proven, trust = proof(watched)
@@ -521,12 +522,12 @@ def test_what_is_armed_is_not_on_old_evidence_where_no_epoch_can_follow(
 ) -> None:
     watched.arm()
     monkeypatch.setattr(daemon, "QUIET_SECONDS", 0.05)
-    monkeypatch.setattr(watched.executor, "_flying", 1)
-    watched.executor.epoch_opened_ns -= 3 * 15 * 60_000_000_000
-    watched.executor._epoch_due_ns = 1
+    monkeypatch.setattr(watched.executor._runs.in_flight, "count", 1)
+    watched.executor._epoch.opened_ns -= 3 * 15 * 60_000_000_000
+    watched.executor._epoch.due_ns = 1
     eventually(lambda: watched.executor.admitted is None)
     eventually(lambda: watched.refusals() == ["tee.renewal", "tee.stale"])
-    monkeypatch.setattr(watched.executor, "_flying", 0)
+    monkeypatch.setattr(watched.executor._runs.in_flight, "count", 0)
 
 
 class Slow:
@@ -667,14 +668,14 @@ def test_records_that_only_the_old_session_saw_reach_the_new_one(
     watched.arm()
     old = watched.node.current_sensors
     assert old is not None
-    hold = watched.executor._hold
+    hold = watched.executor._loop.hold
 
     def held(value: bool) -> None:
         hold(value)
         if value:
             old.happen(replace(opened(), at_ns=1))
 
-    monkeypatch.setattr(watched.executor, "_hold", held)
+    monkeypatch.setattr(watched.executor._loop, "hold", held)
     watched.arm(sequence=3)
     assert watched.next_receipt().trigger.at_ns == 1
 
@@ -822,19 +823,19 @@ def test_a_platform_without_evidence_is_asked_again_and_old_evidence_disarms(
         raise PlatformError("the quote service is away")
 
     def until(check: str) -> None:
-        executor._epoch_due_ns = 1
+        executor._epoch.due_ns = 1
         deadline = time.monotonic() + 10
         while check not in watched.refusals():
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
-    monkeypatch.setattr(type(executor._platform), "evidence", nothing)
+    monkeypatch.setattr(type(executor._epoch._platform), "evidence", nothing)
     until("tee.renewal")
     assert executor.failure is None
     assert executor.admitted is not None
-    executor.epoch_opened_ns -= 3 * 15 * 60_000_000_000
+    executor._epoch.opened_ns -= 3 * 15 * 60_000_000_000
     until("tee.stale")
-    assert executor.admitted is None
+    eventually(lambda: executor.admitted is None)  # said first, done next
     assert executor.failure is None
 
 
@@ -842,8 +843,8 @@ def test_only_so_many_runs_are_in_flight_and_the_rest_waits_in_the_ring(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Deciding is faster than writing down: without an end, a storm would fill the memory with what is not written."""
-    monkeypatch.setattr(daemon, "RUNS_MAX", 8)
-    monkeypatch.setattr(daemon, "BATCH", 4)
+    monkeypatch.setattr(in_flight, "RUNS_MAX", 8)
+    monkeypatch.setattr(runs, "BATCH", 4)
     watched.arm()
     executor, sensors = watched.executor, watched.node.current_sensors
     assert sensors is not None
@@ -856,17 +857,17 @@ def test_only_so_many_runs_are_in_flight_and_the_rest_waits_in_the_ring(
     monkeypatch.setattr(executor._recorder, "receipt", late)
     for _ in range(100):
         sensors.happen(opened())
-    eventually(lambda: executor._flying >= 8)
+    eventually(lambda: executor._runs.in_flight.count >= 8)
     beats = executor.beats
     eventually(lambda: executor.beats > beats + 1)  # the loop turns: it waits for no receipt
-    assert 8 <= executor._flying < 8 + 4
-    assert len(sensors._records) == 100 - executor._flying
+    assert 8 <= executor._runs.in_flight.count < 8 + 4
+    assert len(sensors._records) == 100 - executor._runs.in_flight.count
     executor.pause("look first", 60)  # a person is heard meanwhile
     go.set()
     for _ in range(100):
         watched.next_receipt()
     assert executor.journal.count("receipt") == 100
-    assert executor._flying == 0
+    assert executor._runs.in_flight.count == 0
 
 
 def test_a_slow_action_holds_up_no_receipt_of_another_run(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import pytest
 from pointcall_attest.approval import ApprovalBody, approval_statement
 from pointcall_attest.errors import VerifyError
 from pointcall_attest.receipt import Receipt
-from pointcall_executor import daemon, halt, recorder, retention, waiting
+from pointcall_executor import daemon, halt, messenger, recorder, retention, waiting
 from pointcall_executor.api.services import DAY_S
 from pointcall_executor.arming import ArmingError
 from pointcall_executor.channels import ChannelError, DeclaredChannels
@@ -584,7 +584,7 @@ def test_a_channel_that_hangs_does_not_pile_up_calls(watched: Watched, monkeypat
         release.wait(10)
         return "ops"
 
-    monkeypatch.setattr(daemon, "MESSAGES_MAX", 2)
+    monkeypatch.setattr(messenger, "MESSAGES_MAX", 2)
     monkeypatch.setattr(waiting, "TELL_AGAIN_NS", 1_000_000)
     watched.arm(broad(watched.lab))
     watched.happen(failures(9))
@@ -603,7 +603,7 @@ def test_a_notification_beyond_the_limit_fails_and_its_receipt_says_so(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release = threading.Event()
-    monkeypatch.setattr(daemon, "MESSAGES_MAX", 2)
+    monkeypatch.setattr(messenger, "MESSAGES_MAX", 2)
     monkeypatch.setattr(DeclaredChannels, "waits", lambda *_: True)
     monkeypatch.setattr(DeclaredChannels, "send", lambda *_: str(release.wait(20)))
     lab = watched.lab
@@ -639,7 +639,7 @@ def test_a_person_who_could_not_be_called_is_called_later(
 
     with monkeypatch.context() as patched:
         patched.setattr(DeclaredChannels, "waits", lambda *_: True)
-        patched.setattr(*((daemon, "MESSAGES_MAX", 0) if beyond else (DeclaredChannels, "send", down)))
+        patched.setattr(*((messenger, "MESSAGES_MAX", 0) if beyond else (DeclaredChannels, "send", down)))
         receipt = watched.happen(failures(9))
     assert (receipt.actions[0].action, receipt.actions[0].outcome) == ("escalate", "failed")
     assert [(e.run, e.code) for e in watched.executor.escalations()] == [(receipt.run.id, 9)]
@@ -653,7 +653,7 @@ def test_a_call_about_a_failed_action_that_finds_no_room_is_made_later(
     monkeypatch.setattr(RecordedServices, "healthy", lambda *_: "it is not ready")
     watched.arm()
     with monkeypatch.context() as patched:
-        patched.setattr(daemon, "MESSAGES_MAX", 0)
+        patched.setattr(messenger, "MESSAGES_MAX", 0)
         receipt = watched.happen(opened())
         time.sleep(1)  # several turns that find it due and no room
         assert watched.node.said == []
@@ -750,10 +750,11 @@ def test_however_many_wait_one_message_calls_about_each_code(watched: Watched, m
         watched.happen(failures(n))
     eventually(lambda: len(watched.node.said) == 4)
     executor = watched.executor
-    soon = time.monotonic_ns() + 10**15
-    executor._call(lambda: executor._call_again(soon))
+    soon, session = time.monotonic_ns() + 10**15, executor.session
+    assert session is not None
+    executor._loop.call(lambda: executor._messenger.call_again(session, soon))
     eventually(lambda: len(watched.node.said) == 6)
-    executor._call(lambda: executor._call_again(soon))  # nobody is due again
+    executor._loop.call(lambda: executor._messenger.call_again(session, soon))  # nobody is due again
     time.sleep(0.3)
     assert sorted(watched.node.said[4:]) == [f"notify channel=ops level=critical code={n}" for n in (8, 9)]
     assert all(e.due_ns > soon for e in executor.escalations())
@@ -793,9 +794,10 @@ def test_disarming_takes_out_what_an_earlier_executor_left_pinned(
 def test_a_call_that_is_due_while_the_executor_ends_does_not_make_it_fail(watched: Watched) -> None:
     watched.arm(broad(watched.lab))
     watched.happen(failures(9))
-    executor = watched.executor
-    executor._messenger.shutdown()
-    executor._call(lambda: executor._call_again(time.monotonic_ns() + 10**15))
+    executor, session = watched.executor, watched.executor.session
+    assert session is not None
+    executor._messenger.close()
+    executor._loop.call(lambda: executor._messenger.call_again(session, time.monotonic_ns() + 10**15))
     assert executor.failure is None
 
 

@@ -1,7 +1,8 @@
 """One simulated machine: everything from one seed, with the real executor on it.
 
-What is real: daemon.py, run.py, recorder.py, session.py, arming.py, actions/, the whole core, the interpreter, the
-compiled library. What is simulated: time, threads, disk and journal, kernel, services, clients, admission, keys.
+What is real: daemon.py and the modules it ties together, run.py, recorder.py, session.py, arming.py, actions/, the
+whole core, the interpreter, the compiled library. What is simulated: time, threads, disk and journal, kernel, services,
+clients, admission, keys.
 `installed` puts the simulated parts where the executor's modules look for them, and takes them away again.
 """
 
@@ -22,7 +23,22 @@ from pointcall_attest import entry
 from pointcall_attest.errors import RefusedError, VerifyError
 from pointcall_attest.receipt import Receipt
 from pointcall_attest.verdict import Check, Verdict
-from pointcall_executor import daemon, recorder, run, session
+from pointcall_executor import (
+    acting,
+    brake,
+    daemon,
+    in_flight,
+    left,
+    loop,
+    messenger,
+    recorder,
+    run,
+    running_epoch,
+    runs,
+    session,
+    sessions,
+    watch,
+)
 from pointcall_executor.config import Config
 from pointcall_executor.core import breaker
 from pointcall_executor.core.event import Destination, Kind
@@ -47,7 +63,21 @@ OPERATIONS = {  # what operators do, and how often
     "arm": 6, "older": 2, "disarm": 2, "pause": 3, "resume": 4, "trip": 4, "release": 4, "reload": 1, "roll": 2,
     "checkpoint": 1, "stop": 1, "halt": 2, "clear": 1, "approve": 8, "acknowledge": 3,
 }  # fmt: skip
-DOORS: list[ModuleType] = [daemon, recorder, run, session]  # modules that must not see the real clock or threads
+# where a name that is replaced may live
+SHELL: list[ModuleType] = [
+    acting,
+    brake,
+    daemon,
+    in_flight,
+    left,
+    loop,
+    messenger,
+    running_epoch,
+    runs,
+    sessions,
+    watch,
+]
+DOORS: list[ModuleType] = [*SHELL, recorder, run, session]  # they must not see the real clock or threads
 
 
 @dataclass(slots=True)
@@ -826,13 +856,13 @@ def _observed_performed(machine: Machine, real: Callable[..., Any]) -> Callable[
 
 
 def _observed_apply(machine: Machine, real: Callable[..., Any]) -> Callable[..., Any]:
-    def apply(self: Any, run: Any, act: Any, action: Any) -> Any:
+    def apply(journal: Any, run: Any, act: Any, action: Any) -> Any:
         task = machine.scheduler.current
         assert task is not None
         mode = machine.mode_of(machine.spec_of(run.epoch.manifest).manifest.runbook(run.runbook.name))
         task.local["run"] = (run.id, act.index, mode)
         try:
-            return real(self, run, act, action)
+            return real(journal, run, act, action)
         finally:
             task.local.pop("run", None)
 
@@ -947,28 +977,34 @@ def installed(machine: Machine) -> Iterator[None]:
         for name, stand_in in simulated.items()
         if isinstance(vars(module).get(name), ModuleType)
     ]
-    clock = SimpleNamespace(now=lambda _zone: machine.wall, fromisoformat=datetime.fromisoformat)
+    shell: dict[str, Any] = {
+        "datetime": SimpleNamespace(now=lambda _zone: machine.wall, fromisoformat=datetime.fromisoformat),
+        "forget_code": lambda: None,  # of this process: it would be read anew for each simulated one
+        "Future": lambda: threads.Future(scheduler),
+        "ThreadPoolExecutor": lambda size, **how: threads.Pool(scheduler, size, **how),
+        "Journal": SimpleNamespace(open=open_journal),
+        "BOOT_ID": Path("/nonexistent/boot_id"),
+        "load_trust": lambda _folder: trust,
+        "check_manifest": _check_manifest(machine),
+        "admit": lambda candidate, _verdict: candidate,
+        "attest": attest,
+        "opening": opening,
+        "wasm": _Runners(machine),
+        "halted": lambda _folder: machine.halt,
+        "read_notices": lambda _folder: (),
+        "verify_notices": lambda *_, **__: (),
+        "verify_approval": _verify_approval(machine),
+        "probes": SimpleNamespace(pending=lambda _folder: [], taken=lambda _folder: None),
+        "performed": _observed_performed(machine, acting.performed),
+        "apply": _observed_apply(machine, acting.apply),
+        "step": _observed_step(machine, runs.step),
+    }
+    for name, stand_in in shell.items():
+        places = [module for module in SHELL if name in vars(module)]
+        assert places, f"no module of the shell knows {name}"
+        changes += [(module, name, stand_in) for module in places]
     changes += [
-        *((module, "datetime", clock) for module in (daemon, recorder)),
-        (daemon, "forget_code", lambda: None),  # of this process: it would be read anew for each simulated one
-        (daemon, "Future", lambda: threads.Future(scheduler)),
-        (daemon, "ThreadPoolExecutor", lambda size, **how: threads.Pool(scheduler, size, **how)),
-        (daemon, "Journal", SimpleNamespace(open=open_journal)),
-        (daemon, "BOOT_ID", Path("/nonexistent/boot_id")),
-        (daemon, "load_trust", lambda _folder: trust),
-        (daemon, "check_manifest", _check_manifest(machine)),
-        (daemon, "admit", lambda candidate, _verdict: candidate),
-        (daemon, "attest", attest),
-        (daemon, "opening", opening),
-        (daemon, "wasm", _Runners(machine)),
-        (daemon, "halted", lambda _folder: machine.halt),
-        (daemon, "read_notices", lambda _folder: ()),
-        (daemon, "verify_notices", lambda *_, **__: ()),
-        (daemon, "verify_approval", _verify_approval(machine)),
-        (daemon, "probes", SimpleNamespace(pending=lambda _folder: [], taken=lambda _folder: None)),
-        (daemon, "_performed", _observed_performed(machine, daemon._performed)),
-        (daemon, "step", _observed_step(machine, daemon.step)),
-        (daemon.Executor, "_apply", _observed_apply(machine, daemon.Executor._apply)),
+        (recorder, "datetime", shell["datetime"]),
         (recorder, "entry", _Entry()),
         (recorder, "Checkpoint", SimpleNamespace(parse=lambda note: note)),
         (run, "Receipt", SimulatedReceipt),

@@ -6,17 +6,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from datetime import UTC
 from typing import Any
 
 import pytest
 
 from pointcall_attest import entry
-from pointcall_executor import daemon, run
+from pointcall_executor import acting, daemon, run, sessions
 from pointcall_executor.actions.world import Done, Verb, World
+from pointcall_executor.brake import Brake
 from pointcall_executor.core import guard, step
 from pointcall_executor.core.guard import Refusal
 from pointcall_executor.daemon import Executor
+from pointcall_executor.messenger import Messenger
 from pointcall_executor.recorder import Left, Recorder
+from pointcall_executor.runs import Runs
+from pointcall_executor.watch import Watch
 from pointcall_runbook.vocabulary import Outcome, capability
 from tests.sim.auditor import INVARIANTS, BrokenError
 from tests.sim.disk import Journal
@@ -41,7 +46,7 @@ def without(*rules: str) -> Callable[[Patch], None]:
 
 
 def never_monitor(patch: Patch) -> None:
-    real = daemon.armed_of
+    real = sessions.armed_of
 
     def armed_of(*about: Any) -> step.Armed:
         armed = real(*about)
@@ -49,7 +54,7 @@ def never_monitor(patch: Patch) -> None:
             armed, runbooks=tuple(dataclasses.replace(b, mode="enforce") for b in armed.runbooks)
         )
 
-    patch.setattr(daemon, "armed_of", armed_of)
+    patch.setattr(sessions, "armed_of", armed_of)
 
 
 def refuse_on_a_node_that_only_watches(patch: Patch) -> None:
@@ -67,11 +72,11 @@ def refuse_on_a_node_that_only_watches(patch: Patch) -> None:
 
 def act_before_the_intent(patch: Patch) -> None:
     def durable(self: Any, run: Any, act: Any, action: Any) -> None:
-        self._apply(run, act, action)
-        act.intent = self._recorder.record(daemon._intent(act, run.epoch.names), run.id)
-        self._post(lambda: self._ended(run, act))
+        acting.apply(self._journal, run, act, action)
+        act.intent = self._recorder.record(acting.intent(act, run.epoch.names), run.id)
+        self._loop.post(lambda: self._ended(run, act))
 
-    patch.setattr(Executor, "_durable", durable)
+    patch.setattr(Runs, "_durable", durable)
 
 
 def never_reconcile(patch: Patch) -> None:
@@ -107,19 +112,19 @@ def drop_outcomes(patch: Patch) -> None:
 
 
 def no_receipt_of_refused_runs(patch: Patch) -> None:
-    real = Executor._maybe_finish
+    real = Runs._maybe_finish
 
     def maybe_finish(self: Any, run: run.Run) -> None:
         if run.acts and all(act.outcome is Outcome.REFUSED for act in run.acts):
-            return self._land()
+            return self.in_flight.land()
         return real(self, run)
 
-    patch.setattr(Executor, "_maybe_finish", maybe_finish)
+    patch.setattr(Runs, "_maybe_finish", maybe_finish)
 
 
 def disarm_only_in_words(patch: Patch) -> None:
     def disarm(self: Any, reason: str) -> None:
-        self._call(lambda: self._recorder.record(entry.Config(what="disarmed", detail={"reason": reason})))
+        self._loop.call(lambda: self._recorder.record(entry.Config(what="disarmed", detail={"reason": reason})))
 
     patch.setattr(Executor, "disarm", disarm)
 
@@ -140,14 +145,14 @@ def pause_only_in_words(patch: Patch) -> None:
 
 
 def ask_again_after_a_trap(patch: Patch) -> None:
-    real = Executor._quarantine
+    real = Runs._quarantine
 
     def quarantine(self: Any, *how: Any) -> None:
         armed = self.state.armed
         real(self, *how)
         self.state = self.state._replace(armed=armed)
 
-    patch.setattr(Executor, "_quarantine", quarantine)
+    patch.setattr(Runs, "_quarantine", quarantine)
 
 
 def tell_too_early(patch: Patch) -> None:
@@ -166,16 +171,17 @@ def tell_too_early(patch: Patch) -> None:
 
 def change_epochs_at_any_time(patch: Patch) -> None:
     def renew(self: Any, reason: str) -> None:
-        session = self._session
+        session = self._runs.session
         if session is not None:
-            admitted, attested = self._admit(session.bundle, self.trust, self._judged_at())
-            self._call(lambda: self._continue(session, admitted, attested, reason))
+            at = session.judged_at(daemon.datetime.now(UTC), daemon.time.monotonic_ns())
+            admitted, attested = self._sessions.admit(session.bundle, self.trust, at)
+            self._loop.call(lambda: self._continue(session, admitted, attested, reason))
 
     patch.setattr(Executor, "_renew", renew)
 
 
 def count_no_loss(patch: Patch) -> None:
-    patch.setattr(Executor, "_count_lost", lambda *_: None)
+    patch.setattr(Watch, "count_lost", lambda *_: None)
 
 
 def count_loss_twice(patch: Patch) -> None:
@@ -193,9 +199,9 @@ def take_the_old_one_off_first(patch: Patch) -> None:
     real = Executor._switch
 
     def switch(self: Any, session: Any, *rest: Any, **more: Any) -> None:
-        if self._session is not None:
-            self._drop(self._session.sensors)
-            self._session.sensors.fds = tuple
+        if self._runs.session is not None:
+            self._drop(self._runs.session.sensors)
+            self._runs.session.sensors.fds = tuple
         real(self, session, *rest, **more)
 
     patch.setattr(Executor, "_switch", switch)
@@ -214,7 +220,7 @@ def hold_for_a_day(patch: Patch) -> None:
         world.circuits.force(action.address, action.port, world.now_ns + 24 * 3600 * 10**9)
         return Done(Outcome.APPLIED, f"{action.address}:{action.port}", undo="close_circuit")
 
-    patch.setattr(daemon, "REGISTRY", dict(daemon.REGISTRY) | {"open_circuit": Verb(perform)})
+    patch.setattr(acting, "REGISTRY", dict(acting.REGISTRY) | {"open_circuit": Verb(perform)})
 
 
 def forget_who_is_busy(patch: Patch) -> None:
@@ -223,14 +229,14 @@ def forget_who_is_busy(patch: Patch) -> None:
 
 def act_when_withheld(patch: Patch) -> None:
     """A shell that performs what the core withheld."""
-    real = Executor._effect
+    real = Runs._effect
 
     def effect(self: Any, told: step.Effect, sensor: str, received_ns: int) -> None:
         if isinstance(told, step.Withhold):
             told = step.Perform(told.run, told.index, told.action)
         real(self, told, sensor, received_ns)
 
-    patch.setattr(Executor, "_effect", effect)
+    patch.setattr(Runs, "_effect", effect)
 
 
 def flap_only_once(patch: Patch) -> None:
@@ -249,14 +255,14 @@ def flap_only_once(patch: Patch) -> None:
 
 
 def never_look_at_the_halt(patch: Patch) -> None:
-    real = Executor._too_late
+    real = Brake.too_late
 
-    def too_late(self: Executor, of: run.Run) -> Refusal | None:
+    def too_late(self: Brake, of: run.Run) -> Refusal | None:
         refusal = real(self, of)
         return None if refusal is not None and refusal.got.startswith("halted") else refusal
 
     patch.setattr(Executor, "_check_armed", lambda *_: None)
-    patch.setattr(Executor, "_too_late", too_late)
+    patch.setattr(Brake, "too_late", too_late)
 
 
 def forget_pauses(patch: Patch) -> None:
@@ -296,10 +302,10 @@ def hold_nothing(patch: Patch) -> None:
 
 def tell_on_the_loop(patch: Patch) -> None:
     def send(self: Any, run: Any, act: Any, action: Any) -> None:
-        self._apply(run, act, action)
+        acting.apply(self._journal, run, act, action)
         self._ended(run, act)
 
-    patch.setattr(Executor, "_send", send)
+    patch.setattr(Runs, "_send", send)
 
 
 MUTATIONS: dict[str, tuple[str, Callable[[Patch], None]]] = {
@@ -332,8 +338,8 @@ MUTATIONS: dict[str, tuple[str, Callable[[Patch], None]]] = {
     "a pause ends with the executor": ("paused", forget_pauses),
     "never looks whether it is halted": ("halted", never_look_at_the_halt),
     "no approval": ("approved", without("_approval")),
-    "calls nobody": ("called", lambda patch: patch.setattr(Executor, "_escalate", lambda *_: None)),
-    "calls only once": ("called", lambda patch: patch.setattr(Executor, "_call_again", lambda *_: None)),
+    "calls nobody": ("called", lambda patch: patch.setattr(Messenger, "escalate", lambda *_: None)),
+    "calls only once": ("called", lambda patch: patch.setattr(Messenger, "call_again", lambda *_: None)),
     "calls end with the executor": ("called", forget_who_was_called),
     "holds what was rolled back": ("rollback", hold_what_was_rolled_back),
     "tells slow channels on the loop": ("loop", tell_on_the_loop),

@@ -18,6 +18,7 @@ from pointcall_executor.core import guard
 from pointcall_executor.core.event import CircuitEvent, Destination, Kind, encode
 from pointcall_executor.core.guard import GuardState, Request, Rules
 from pointcall_executor.kernel.errors import KernelError
+from pointcall_executor.watch import Watch
 from pointcall_runbook.errors import PointcallError
 from pointcall_runbook.vocabulary import Address, Recreate, Service
 from tests.sim import runbooks, services
@@ -199,20 +200,21 @@ def test_what_was_lost_just_before_a_disarming_is_counted() -> None:
 
 
 def test_what_is_lost_while_a_sensor_is_taken_off_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    story, real = Story(), daemon.Executor._count_lost
+    story, real = Story(), Watch.count_lost
     lost: list[int] = []
 
-    def count(self: daemon.Executor, sensors: Any) -> None:
+    def count(self: Watch, sensors: Any) -> None:
         real(self, sensors)
         if lost:
-            story.die(10)(self)  # just after the last look, if anybody still sees it
+            assert story.machine.executor is not None
+            story.die(10)(story.machine.executor)  # just after the last look, if anybody still sees it
 
     def disarm(executor: daemon.Executor) -> None:
         lost.append(10)
         executor.disarm("enough")
         lost.clear()
 
-    monkeypatch.setattr(daemon.Executor, "_count_lost", count)
+    monkeypatch.setattr(Watch, "count_lost", count)
     story.play(story.sleep(SECOND), disarm, story.sleep(SECOND), story.close)
 
 

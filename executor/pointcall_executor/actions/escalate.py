@@ -1,6 +1,7 @@
 """escalate: call a person. Like `notify` at the loudest level, and told again until somebody acknowledges it.
 
-Not here: telling again, and the acknowledgement (daemon.py), which any operator can give: `pointcall acknowledge RUN`.
+Not here: telling again, and the acknowledgement (messenger.py), which any operator can give:
+`pointcall acknowledge RUN`.
 """
 
 from __future__ import annotations

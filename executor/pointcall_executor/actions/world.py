@@ -1,4 +1,4 @@
-"""What an action may touch, and what it gives back. The daemon provides the real thing, tests a small fake."""
+"""What an action may touch, and what it gives back. The session provides the real thing, tests a small fake."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@
     Decided(run, calls) -> Perform* | Withhold* | Refuse*       the guard spoke about each call
     Ended(run, action, outcome) -> Decide*                      its target is free; ActionDone may continue the runbook
 
-No clock: `now_ns` (CLOCK_MONOTONIC) comes in with each input. No I/O: the shell (daemon.py) performs and reports back.
+No clock: `now_ns` (CLOCK_MONOTONIC) comes in with each input. No I/O: the shell (runs.py) performs and reports back.
 """
 
 from __future__ import annotations

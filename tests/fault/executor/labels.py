@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from pointcall_attest import entry
-from pointcall_executor import daemon
+from pointcall_executor import acting
 from pointcall_executor.daemon import Executor
 from pointcall_executor.journal import Journal
 from pointcall_executor.kernel.breaker import BreakerSensor
 from pointcall_executor.recorded import RecordedSensors, RecordedServices
 from pointcall_executor.recorder import Recorder
+from pointcall_executor.runs import Runs
 from pointcall_executor.sensors import KernelSensors
 from pointcall_executor.services.declared import DeclaredServices
 from pointcall_executor.wasm import Runner
@@ -72,7 +73,7 @@ def install(cut: Cut) -> None:
         cut.around(Recorder, name, f"log-{name}")
     cut.around(Journal, "raise_sequence", "sequence")
     cut.around(Journal, "_commit", "commit")
-    cut.around(Executor, "_record", "event")
+    cut.around(Runs, "record", "event")
     cut.around(Executor, "_switch", "switch")
     cut.around(Executor, "_disarm", "disarm")
     cut.around(Runner, "decide", "decide")
@@ -85,7 +86,7 @@ def install(cut: Cut) -> None:
             cut.around(services, name, f"service-{name}")
     _told(cut, BreakerSensor, "force", "circuit-force")
     _told(cut, RecordedSensors, "force", "circuit-force")
-    daemon.REGISTRY = _watched(cut, daemon.REGISTRY)  # type: ignore[misc]
+    acting.REGISTRY = _watched(cut, acting.REGISTRY)  # type: ignore[misc]
 
 
 def _told(cut: Cut, owner: Any, name: str, what: str) -> None:

@@ -33,7 +33,7 @@ from typing import Any
 
 import psycopg
 
-from pointcall_executor import daemon, recorder, serving
+from pointcall_executor import daemon, recorder, running_epoch, runs, serving, watch
 from pointcall_executor.beginning import begin
 from pointcall_executor.daemon import Executor
 from pointcall_executor.journal import JournalReader
@@ -82,7 +82,7 @@ def child(state: Path, config: Path, counters: Path) -> int:
 
     serving.Executor = Counted  # type: ignore[misc]
     clock = Clock(counters.with_name("clock"))
-    daemon.datetime = recorder.datetime = clock  # type: ignore[assignment,misc]
+    daemon.datetime = recorder.datetime = running_epoch.datetime = runs.datetime = watch.datetime = clock  # type: ignore[assignment,misc]
     begun = begin(state, config)
     with begun.ending:
         return serving.Serving(begun, state, config, state / "manifest-1").run()

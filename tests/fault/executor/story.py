@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pointcall_attest.admission import check_manifest
-from pointcall_executor import daemon
+from pointcall_executor import sessions
 from pointcall_executor.config import Config
 from pointcall_executor.core import guard
 from pointcall_executor.core.event import CircuitEvent, Destination, Kind
@@ -168,7 +168,7 @@ def obey(order: dict[str, Any]) -> int:
     install(cut)
     if order["kernel"]:
         Cgroup.create(f"{order['group']}/clients").add(0)  # its connects go through the breaker's gate
-    daemon.check_manifest = functools.partial(check_manifest, in_process=True)  # what it imports is here already
+    sessions.check_manifest = functools.partial(check_manifest, in_process=True)  # what it imports is here already
     {"live": live, "restart": restart}[order["act"]](order, cut)
     (Path(order["state"]) / "labels.json").write_text(json.dumps(cut.seen))
     return 0
