@@ -71,6 +71,7 @@ SWITCH_SECONDS: Final = 0.0002  # how long a thread that signs or writes may kee
 ACTION_THREADS: Final = 4  # actions on different targets at once; more would only hide a storm
 WRITER_THREADS: Final = 2  # receipts, checkpoints
 RENEW_AGAIN_NS: Final = 30_000_000_000  # after a platform that gave no evidence
+PATIENCE_SECONDS: Final = 5.0  # how long somebody waits who asks for a change while another one is under way
 QUIET_SECONDS: Final = 120.0  # how long arming waits for the runs in flight
 CLOSE_SECONDS: Final = 1500.0  # how long closing does: longer than any grace and readiness together
 APPROVAL_NS: Final = 60_000_000_000  # what a person approved is decided again at once, and over after that
@@ -145,12 +146,23 @@ class Executor:
     # ---- epochs ----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _changing(self) -> Iterator[None]:
-        """One change of what is armed at a time, and none once the executor closes."""
-        with self._arming:
+    def _changing(self, patience_s: float = -1) -> Iterator[None]:
+        """One change of what is armed at a time, and none once the executor closes.
+
+        ArmingError `arm.busy` where the one before it is not over within `patience_s` (-1: however long it takes): who
+        asks over the API must not keep a thread waiting that somebody else needs to say stop.
+        """
+        if not self._arming.acquire(timeout=patience_s):
+            raise ArmingError(
+                "another change is not over yet", id="arm.busy", want="one change of what is armed at a time",
+                got=f"one that takes longer than {patience_s:g} s", hint="ask again when it is done: pointcall events",
+            )  # fmt: skip
+        try:
             if self._closed:
                 raise StoppedError("the executor is closing")
             yield
+        finally:
+            self._arming.release()
 
     def roll_epoch(self) -> None:
         """A new key and fresh evidence now; the armed manifest is judged again under the trust of now.
@@ -223,10 +235,12 @@ class Executor:
     def arm(self, bundle: Bundle, *, by_itself: bool = False) -> Admitted:
         """Verify, attest, admit and arm. A refusal leaves everything as it was and is an entry of the log.
 
-        `by_itself`: no person asks for it now, so not where a person has disarmed (ArmingError `arm.by-hand`).
-        RefusedError carries every check; ArmingError, ServiceError and KernelError say what this node cannot do.
+        `by_itself`: no person asks for it now, so not where a person has disarmed (ArmingError `arm.by-hand`). Where
+        one asks, ArmingError `arm.busy` while something else is being armed, which says nothing about the manifest and
+        is no entry. RefusedError carries every check; ArmingError, ServiceError and KernelError say what this node
+        cannot do.
         """
-        with self._changing():
+        with self._changing(-1 if by_itself else PATIENCE_SECONDS):
             try:
                 return self._arm(bundle, by_itself=by_itself)
             except RefusedError as refusal:
@@ -437,7 +451,7 @@ class Executor:
         try:
             yield
         except PointcallError as refusal:
-            if self.failure is None:
+            if self.failure is None and not self._closed:
                 self._recorder.record(refused(refusal.id, what, refusal.want, refusal.got, refusal.hint))
             raise
 
@@ -478,7 +492,7 @@ class Executor:
         """Let the runbook decide again about the event of the approved run, and let this one call through, once.
 
         VerifyError and MalformedError as of `verify_approval`; StoppedError where nothing is armed or asked for;
-        ArmingError `executor.halted`. Where another rule holds the call back, the approval is over.
+        ArmingError `executor.halted`, `arm.busy`. Where another rule holds the call back, the approval is over.
         """
         with self.refusing("approval"):
             return self._approve(bundle)
@@ -496,7 +510,7 @@ class Executor:
             manifest_signers=frozenset(session.admitted.signed.signers),
             at=datetime.now(UTC),
         )
-        with self._changing():  # no run begins while another manifest or epoch takes over
+        with self._changing(PATIENCE_SECONDS):  # no run begins while another manifest or epoch takes over
             self._brake.require_not_halted()
             self.journal.put_blob(bundle)
             self._loop.call(lambda: self._approved(session, approval))

@@ -59,7 +59,7 @@ class Loop:
     def post(self, command: Callable[[], None]) -> None:
         """Run this on the loop thread soon, unless the executor failed meanwhile."""
         self._commands.put(lambda: command() if self.failure is None else None)
-        os.eventfd_write(self._wake, 1)
+        self.wake()
 
     def fail(self, error: BaseException) -> None:
         """What went wrong on another thread ends the loop."""
@@ -86,7 +86,7 @@ class Loop:
                 done.set_result(None)
 
         self._commands.put(run)
-        os.eventfd_write(self._wake, 1)
+        self.wake()
         while True:
             with contextlib.suppress(TimeoutError):
                 done.result(timeout=1)
@@ -95,20 +95,23 @@ class Loop:
                 self._drain_commands()
 
     def wake(self) -> None:
-        """Look again whether there is room."""
-        os.eventfd_write(self._wake, 1)
+        """Look again whether there is room, or what there is to do. Nothing once the loop is closed: the number of its
+        descriptor may be another's then."""
+        if (wake := self._wake) >= 0:
+            os.eventfd_write(wake, 1)
 
     def stop(self) -> None:
         """End the thread, after the commands that are waiting; those given from now on run in `call` itself."""
         self._stopping = True
-        os.eventfd_write(self._wake, 1)
+        self.wake()
         self._thread.join()
 
     def close(self) -> None:
         """Give back the descriptors of a loop that has stopped."""
         for waiting in (self._epoll, self._woken):
             waiting.close()
-        os.close(self._wake)
+        wake, self._wake = self._wake, -1
+        os.close(wake)
 
     # ---- on the loop thread ----------------------------------------------------------------------------------------
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import queue
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
@@ -761,6 +762,44 @@ def test_arming_waits_for_runs_in_flight_but_not_for_ever(watched: Watched, monk
     assert watched.executor.admitted is before
     slow.go.set()
     assert watched.next_receipt().actions[0].outcome == "applied"
+
+
+def test_who_asks_for_a_change_while_another_takes_long_is_told_so_and_stopping_does_not_wait(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched.arm()
+    before = watched.executor.admitted
+    monkeypatch.setattr(daemon, "PATIENCE_SECONDS", 0.05)
+    slow = Slow(watched, monkeypatch)  # a run in flight, for which the next manifest waits
+    with ThreadPoolExecutor(1) as operator:
+        first = operator.submit(watched.arm, sequence=3)
+        while not watched.executor._arming.locked():
+            time.sleep(0.001)
+        with pytest.raises(ArmingError) as refusal:
+            watched.arm(sequence=5)
+        assert (refusal.value.id, refusal.value.want) == ("arm.busy", "one change of what is armed at a time")
+        watched.executor.pause("look first", 60)
+        assert watched.executor.state.guard.paused == "look first"
+        slow.go.set()
+        first.result(timeout=20)
+    assert watched.executor.admitted is not before
+
+
+def test_a_late_command_reaches_no_descriptor_of_somebody_else(watched: Watched) -> None:
+    loop = watched.executor._loop
+    number = loop._wake
+    watched.executor.close()
+    other = os.eventfd(0, os.EFD_NONBLOCK)
+    os.dup2(other, number)
+    try:
+        loop.post(lambda: None)
+        loop.wake()
+        with pytest.raises(BlockingIOError):
+            os.eventfd_read(number)
+    finally:
+        os.close(number)
+        if other != number:
+            os.close(other)
 
 
 def test_what_the_system_refuses_while_arming_is_a_refusal(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,8 +63,9 @@ class Lock:
         self._depth = 0
         self._waiters: collections.deque[Task] = collections.deque()
 
-    def acquire(self, blocking: bool = True) -> bool:
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         scheduler, own = self._scheduler, self._scheduler.current
+        deadline = None if timeout < 0 else scheduler.now + int(timeout * 1e9)
         scheduler.preempt()
         if self._owner is own and own is not None:
             assert self._again, "a lock is taken twice by one thread"
@@ -74,8 +75,12 @@ class Lock:
             if not blocking:
                 return False
             assert own is not None
+            left = None if deadline is None else deadline - scheduler.now
+            if left is not None and left <= 0:
+                return False
             self._waiters.append(own)
-            scheduler.wait()
+            if not scheduler.wait(left):
+                self._waiters.remove(own)
         self._owner, self._depth = own, 1
         return True
 
