@@ -57,6 +57,11 @@ class Brake:
             hint = "pointcall halt --clear"
             raise ArmingError("the node is halted", id="executor.halted", got=held.reason, hint=hint)
 
+    def require(self, generation: int) -> None:
+        """ArmingError `arm.interrupted` where it was disarmed since this generation."""
+        if self.generation != generation:
+            raise ArmingError("it was disarmed meanwhile", id="arm.interrupted", hint="arm again if that is meant")
+
     def require_not_paused(self) -> None:
         """ArmingError `executor.paused` while somebody has paused the executor."""
         if self.paused:

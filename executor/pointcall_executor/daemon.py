@@ -72,7 +72,9 @@ ACTION_THREADS: Final = 4  # actions on different targets at once; more would on
 WRITER_THREADS: Final = 2  # receipts, checkpoints
 RENEW_AGAIN_NS: Final = 30_000_000_000  # after a platform that gave no evidence
 PATIENCE_SECONDS: Final = 5.0  # how long somebody waits who asks for a change while another one is under way
-QUIET_SECONDS: Final = 120.0  # how long arming waits for the runs in flight
+QUIET_SECONDS: Final = 120.0  # how long arming waits for the runs in flight, while no decision begins
+RENEW_SECONDS: Final = 5.0  # how long an epoch's end waits for them, as long as it may be tried again
+UNANSWERED: Final = "manifest.child"  # the check of a verifier that ended without an answer
 CLOSE_SECONDS: Final = 1500.0  # how long closing does: longer than any grace and readiness together
 APPROVAL_NS: Final = 60_000_000_000  # what a person approved is decided again at once, and over after that
 NO_REASON: Final = "no reason given"
@@ -172,11 +174,12 @@ class Executor:
         with self._changing():
             self._renew("asked for")
 
-    def _renew(self, reason: str) -> None:
+    def _renew(self, reason: str, patience_s: float | None = None) -> None:
+        """`patience_s`: how long decisions are held for the runs in flight to end, QUIET_SECONDS where not given."""
         session = self._runs.session
         if session is None:
             attested, trust = self._epoch.attest(None, self.trust, datetime.now(UTC)), self.trust
-            with self._quiet():
+            with self._quiet(patience_s):
                 self._loop.call(lambda: self._epoch.open(attested, trust, None, (), reason))
             return
         try:
@@ -184,11 +187,15 @@ class Executor:
                 session.bundle, self.trust, session.judged_at(datetime.now(UTC), time.monotonic_ns())
             )
         except RefusedError as refusal:
+            if {check.id for check in refusal.verdict.failed} == {UNANSWERED}:  # that says nothing about the manifest
+                raise ArmingError(
+                    "the signatures cannot be verified now", id="arm.environment", got=refusal.got
+                ) from None
             self._record_refusal(refusal)
             self._brake.outdate()
             self._loop.call(lambda: self._disarm("the armed manifest is not admitted any more"))
             raise
-        with self._quiet():
+        with self._quiet(patience_s):
             self._loop.call(lambda: self._continue(session, admitted, attested, reason))
 
     def _continue(self, session: Session, admitted: Admitted, attested: Attested, reason: str) -> None:
@@ -197,6 +204,7 @@ class Executor:
             return
         self._epoch.open(attested, self.trust, admitted, session.bundle.signatures, reason)
         session.admitted, session.trust = admitted, self.trust
+        self._sessions.judged()
 
     def _renew_in_background(self) -> None:
         """At the end of an epoch's life, from the loop: the pool does it, and the loop goes on."""
@@ -208,7 +216,8 @@ class Executor:
         def renew() -> None:
             try:
                 with contextlib.suppress(RefusedError, StoppedError), self._changing():
-                    self._renew("lifetime")
+                    last = time.monotonic_ns() > self.evidence_until_ns - int(2 * QUIET_SECONDS * 1e9)
+                    self._renew("lifetime", QUIET_SECONDS if last else RENEW_SECONDS)
             except (PlatformError, ArmingError, OSError) as error:
                 self._loop.post(lambda error=error: self._no_evidence(error))  # type: ignore[misc]
             except BaseException as error:
@@ -224,7 +233,7 @@ class Executor:
         now_ns = time.monotonic_ns()
         self._epoch.due_ns = now_ns + RENEW_AGAIN_NS
         want, hint = "fresh evidence for a new epoch", "see what the platform offers: pointcall attest probe"
-        if isinstance(error, ArmingError):
+        if isinstance(error, ArmingError) and error.id == "arm.busy":
             want, hint = "a moment without a run in flight", "see which action does not end: pointcall status"
         self._recorder.record(refused("tee.renewal", "the next epoch", want, str(error), hint))
         if self._runs.session is not None and now_ns > self.evidence_until_ns:
@@ -268,7 +277,7 @@ class Executor:
         with contextlib.ExitStack() as undo:
             session = self._sessions.make(admitted, bundle, trust, self.config.mode, at, at_ns, undo)
             with self._quiet(), contextlib.ExitStack() as put_back:  # nobody decides while services are put back
-                self._sessions.start_services(session, self._runs.session or self._stopped, put_back)
+                self._sessions.start_services(session, self._runs.session or self._stopped, generation, put_back)
                 self._loop.call(lambda: self._switch(session, attested, generation, by_itself=by_itself))
                 put_back.pop_all()
             undo.pop_all()
@@ -285,8 +294,7 @@ class Executor:
 
     def _switch(self, session: Session, attested: Attested, generation: int, *, by_itself: bool) -> None:
         """On the loop thread, with no run in flight: first what can fail, then the assignment."""
-        if self._brake.generation != generation:
-            raise ArmingError("it was disarmed meanwhile", id="arm.interrupted", hint="arm again if that is meant")
+        self._brake.require(generation)
         self._brake.require_not_halted()
         self._brake.require_not_disarmed(by_itself=by_itself)
         manifest, old = session.admitted.manifest, self._runs.session
@@ -317,6 +325,7 @@ class Executor:
         )
         self._acted = None
         self._runs.session, self._stopped = session, None
+        self._sessions.judged()
         self._watch.begin()
         self._watch.count_lost(session.sensors)  # from here on these count: before others take over from them in turn
         self._waiting.forget_asked()
@@ -379,10 +388,10 @@ class Executor:
 
     def _thaw_all(self, session: Session) -> None:
         """Nobody who is not armed holds a service still."""
-        for action, *target in self._runs.state.guard.leases:
-            if action == capability(Freeze):
-                with contextlib.suppress(PointcallError, OSError):
-                    session.services.thaw(int(target[1]))
+        leases = self._runs.state.guard.leases
+        frozen = [int(target[1]) for action, *target in leases if action == capability(Freeze)]
+        if frozen:
+            self._runs.thaw(session, frozen)
 
     def _disarm_by_itself(self, amiss: Amiss) -> None:
         """On the loop thread: what is armed may not be any more."""
@@ -414,21 +423,25 @@ class Executor:
         """Take over settings that can change while running, and read the trust and notices folders again.
 
         Another trust policy or notice means a new epoch, and judging the armed manifest again: RefusedError if it is
-        disarmed by that. ConfigError `config.restart` where a setting needs a new process; OSError or MalformedError
-        for the trust folder. Then everything stays as it was. PlatformError where there is no evidence now, ArmingError
-        `arm.busy` where the runs in flight do not end: the new trust holds from the next epoch on, tried again soon.
+        disarmed by that. ConfigError `config.restart` where a setting needs a new process, `config.trust` where the
+        trust folder cannot be read, MalformedError where it is wrong: then everything stays as it was. PlatformError or
+        OSError where there is no evidence now, ArmingError `arm.busy` where the runs in flight do not end: the new
+        trust holds from the next epoch on, tried again soon.
         """
         changed = [name for name in RESTART if getattr(config, name) != getattr(self.config, name)]
         if changed:
             raise ConfigError("a setting needs a restart", id="config.restart", got=", ".join(changed))
-        trust = load_trust(self.state_dir / "trust")
+        try:
+            trust = load_trust(self.state_dir / "trust")
+        except OSError as error:
+            raise ConfigError("the trust folder cannot be read", id="config.trust", got=str(error)) from error
         with self._changing():
             self.config, before, self.trust = config, self.trust, trust
             self._recorder.record(entry.Config(what="settings", detail={"policy": trust.policy.sha256}))
-            if trust != before or self._sessions.other_notices:
+            if trust != before or (self._runs.session is not None and self._sessions.other_notices):
                 try:
                     self._renew("the trust changed")
-                except (PlatformError, ArmingError) as error:
+                except (PlatformError, ArmingError, OSError) as error:
                     self._loop.call(lambda error=error: self._no_evidence(error))  # type: ignore[misc]
                     raise
 
@@ -470,6 +483,26 @@ class Executor:
             act.outcome, act.detail = done.outcome, {**done.detail, "reason": reason}
         finally:
             self._recorder.record(acting.outcome(act))
+        if done.outcome is not Outcome.APPLIED:
+            raise StoppedError(
+                "it was done, but does not hold", id="circuit.unconfirmed", want=done.postcondition or "that it holds",
+                got=str(done.detail.get("amiss", done.outcome.name.lower())), hint="see the log: pointcall events",
+            )  # fmt: skip
+
+    @contextlib.contextmanager
+    def beginning(self, session: Session) -> Iterator[None]:
+        """Around what a drill does at once: nobody hears that everything has stopped while it begins.
+
+        StoppedError or ArmingError where somebody has said stop meanwhile.
+        """
+        with self._brake.lock:
+            if self._runs.session is not session:
+                raise StoppedError(
+                    "what allowed it is not armed any more", id="executor.disarmed", hint="pointcall arm"
+                )
+            self._brake.require_not_halted()
+            self._brake.require_not_paused()
+            yield
 
     def slow_file(self, path: Path, delay_s: float, seconds: float) -> SlowFile:
         """For a drill. KernelError `kernel.drill.file`, ServiceError."""
@@ -702,11 +735,11 @@ class Executor:
         return self._runs.pause(TICK_SECONDS)
 
     @contextlib.contextmanager
-    def _quiet(self) -> Iterator[None]:
+    def _quiet(self, patience_s: float | None = None) -> Iterator[None]:
         """No decision begins, and none is in flight. ArmingError `arm.busy` if the runs in flight do not end."""
         self._loop.call(lambda: self._loop.hold(True))
         try:
-            if not self._runs.in_flight.ended_within(QUIET_SECONDS):
+            if not self._runs.in_flight.ended_within(QUIET_SECONDS if patience_s is None else patience_s):
                 raise ArmingError("runs in flight do not end", id="arm.busy", got=f"{self._runs.in_flight.count} runs")
             yield
         finally:
@@ -744,6 +777,9 @@ class Executor:
         """Whether what is armed may still be."""
         session = self._runs.session
         amiss = self._watch.amiss(session, now_ns) if session is not None else None
+        if session is not None and amiss is None and now_ns > self.evidence_until_ns + RENEW_AGAIN_NS:
+            hint = "see what the platform offers: pointcall attest probe"  # it does not even say no
+            amiss = Amiss("tee.stale", "evidence of this epoch or the last", "older", hint)
         if amiss is not None:
             self._disarm_by_itself(amiss)
 

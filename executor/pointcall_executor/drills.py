@@ -152,7 +152,8 @@ class Drills:
             path, delay_s = Path(request.slow_file), request.slow_ms / 1000
             running.slow = self.executor.slow_file(path, delay_s, request.seconds)
         if request.kill:
-            by_id(_cgroup(session, request.service)).kill()
+            with self.executor.beginning(session):
+                by_id(_cgroup(session, request.service)).kill()
             running.killed = 1
 
     def _report(self, running: _Running, observed: Observed, slowed: Slowed, why: str) -> DrillReport:

@@ -120,8 +120,9 @@ class Loop:
         self._epoll.register(fd, select.EPOLLIN)
 
     def unwatch(self, fd: int) -> None:
-        """No longer wait for it."""
-        self._epoll.unregister(fd)
+        """No longer wait for it. Twice does no harm."""
+        with contextlib.suppress(FileNotFoundError):
+            self._epoll.unregister(fd)
 
     def hold(self, held: bool) -> None:
         """Whether descriptors wait, whatever is ready. Commands do not."""
@@ -135,10 +136,11 @@ class Loop:
         try:
             while not self._stopping:
                 self._turn()
+            self._drain_commands()
         except BaseException as error:  # the one broad except: whatever it was, nothing may act any more
             self.failure = error
             self._failed(error)
-        self._drain_commands()
+            self._drain_commands()
 
     def _turn(self) -> None:
         waits = self.waits()

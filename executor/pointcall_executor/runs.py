@@ -6,9 +6,11 @@ needs a durable intent runs on the pool, receipts are written beside both. Not h
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -44,11 +46,13 @@ from pointcall_executor.session import Session
 from pointcall_executor.timers import TimerDue, Timers
 from pointcall_executor.waiting import Waiting
 from pointcall_runbook.decision import Trap
+from pointcall_runbook.errors import PointcallError
 from pointcall_runbook.vocabulary import (
     MAX_ACTIONS,
     Action,
     Again,
     Escalate,
+    Freeze,
     Outcome,
     Remember,
     Service,
@@ -84,6 +88,17 @@ class Runs:
         if due_ns is None or self._loop.waits():
             return seconds
         return max(0.0, min(seconds, (due_ns - time.monotonic_ns()) / 1e9))
+
+    @staticmethod
+    def thaw(session: Session, numbers: Sequence[int]) -> None:
+        """Let these services go on, beside the loop: who recreates one keeps it locked for as long as that takes."""
+
+        def thawed() -> None:
+            for number in numbers:
+                with contextlib.suppress(PointcallError, OSError):
+                    session.services.thaw(number)
+
+        threading.Thread(target=thawed, name="thaw", daemon=True).start()
 
     def fire(self, now_ns: int) -> None:
         """The timers that are due."""
@@ -286,6 +301,8 @@ class Runs:
             why = "the runbook decided it" + ("" if act.outcome is Outcome.APPLIED else ", and could not tell")
             self._messenger.called(run, (act.action.channel.number,), act.action.code, why)
         elif act.call.action not in WITHOUT_INTENT:
+            if isinstance(act.action, Freeze) and run.generation != self._brake.generation:
+                self.thaw(run.session, [act.action.service.number])  # disarmed while it was under way
             back = act.detail.get("rolled_back") == "yes"
             held = guard.settled(self.state.guard, act.action, act.outcome, now_ns, rolled_back=back)
             self.state = self.state._replace(guard=held)

@@ -11,13 +11,14 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Final, Self
 
 from pointcall_executor.pulse import Pulse
 
 VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 MAX_STATUS_CHARS: Final = 200
+EXTEND_SECONDS: Final = 60
 
 
 class ServiceManager:
@@ -60,9 +61,26 @@ class ServiceManager:
         """One line for `systemctl status`."""
         self._send(_status(text))
 
-    def extend(self, seconds: int) -> None:
+    def extend(self, seconds: float) -> None:
         """Ask for more time, while starting or stopping."""
-        self._send(f"EXTEND_TIMEOUT_USEC={seconds * 1_000_000}")
+        self._send(f"EXTEND_TIMEOUT_USEC={round(seconds * 1_000_000)}")
+
+    @contextlib.contextmanager
+    def taking_longer(self) -> Iterator[None]:
+        """Around what may take longer than the manager allows for a start: services that become ready one by one."""
+        over = threading.Event()
+
+        def ask() -> None:
+            while not over.wait(EXTEND_SECONDS / 3):
+                self.extend(EXTEND_SECONDS)
+
+        asking = threading.Thread(target=ask, name="extend", daemon=True)
+        if self._socket is not None:
+            asking.start()
+        try:
+            yield
+        finally:
+            over.set()
 
     def watch(self, pulse: Pulse) -> None:
         """Feed the watchdog three times in its time, each time only if the loop turned meanwhile."""

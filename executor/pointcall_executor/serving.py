@@ -70,7 +70,8 @@ class Serving:
             if config.api:
                 self._server = serve(backend, self._state / "run", groups=begun.groups, mtls=begun.mtls)
                 ending.callback(self._server.stop)
-            self._arm(executor)
+            with self._manager.taking_longer():
+                self._arm(executor)
             shipping = Shipping(executor.journal, executor.recorder, lambda: executor.config, say)
             shipping.start()
             backend.shipped = shipping.gauges
@@ -135,19 +136,21 @@ class Serving:
     def _again(self, executor: Executor) -> None:
         """SIGHUP: settings that can change while running, the trust folder, and the manifest folder."""
         try:
-            executor.reload(load(self._config_path))
-        except RefusedError as refusal:
-            say("the armed manifest is not admitted any more", check=refusal.id, got=repr(refusal.got))
-        except (PlatformError, ArmingError) as error:
-            say(
-                "read again; the armed manifest is judged by it soon", error=error.id, got=repr(error.got or str(error))
-            )
+            config = load(self._config_path)
+        except OSError as error:
+            say("settings cannot be read, the old ones stay", error=repr(str(error)))
             return
         except PointcallError as refusal:
             say("settings refused, the old ones stay", error=refusal.id, got=repr(refusal.got))
             return
-        except OSError as error:
-            say("settings cannot be read, the old ones stay", error=repr(str(error)))
+        try:
+            executor.reload(config)
+        except RefusedError as refusal:
+            say("the armed manifest is not admitted any more", check=refusal.id, got=repr(refusal.got))
+        except (PlatformError, ArmingError, OSError) as error:
+            say("read again; the armed manifest is judged by it soon", error=repr(str(error)))
+        except PointcallError as refusal:
+            say("settings refused, the old ones stay", error=refusal.id, got=repr(refusal.got))
             return
         else:
             say("read again")

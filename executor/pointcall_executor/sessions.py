@@ -40,17 +40,22 @@ class Sessions:
     def __init__(self, state_dir: Path, node: Node, recorder: Recorder, epoch: RunningEpoch, brake: Brake) -> None:
         self._folder, self._node, self._recorder = state_dir / FOLDER, node, recorder
         self._epoch, self._brake = epoch, brake
-        self._notices: tuple[bytes, ...] = ()  # those of the last admission
+        self._read: tuple[bytes, ...] = ()  # notices of the last judgement
+        self._notices: tuple[bytes, ...] = ()  # those under which what is armed was judged
 
     @property
     def other_notices(self) -> bool:
-        """Whether the node has other notices now than the last admission saw."""
+        """Whether the node has other notices now than those under which what is armed was judged."""
         return read_notices(self._folder) != self._notices
+
+    def judged(self) -> None:
+        """What was admitted last is what is armed from now on."""
+        self._notices = self._read
 
     def admit(self, bundle: Bundle, trust: Trust, at: datetime) -> tuple[Admitted, Attested]:
         """Verify, attest, appraise. RefusedError carries every check; PlatformError or OSError without evidence."""
         root, journal = trust.trusted_root, self._recorder.journal
-        self._notices = read_notices(self._folder)
+        self._read = read_notices(self._folder)
         candidate = check_manifest(
             bundle.signatures,
             bundle.files,
@@ -60,7 +65,7 @@ class Sessions:
             highest_sequence=journal.highest_sequence(ARMED),
             highest_digest=journal.sequence_digest(ARMED),
             executor_version=VERSION,
-            notices=verify_notices(self._notices, trusted_root=root, policy=trust.policy, at=at),
+            notices=verify_notices(self._read, trusted_root=root, policy=trust.policy, at=at),
         )
         attested = self._epoch.attest(candidate, trust, at)
         return admit(candidate, attested.verdict), attested
@@ -86,8 +91,13 @@ class Sessions:
         topology = topology_of(admitted.manifest)
         return Session(bundle, trust, admitted, at, at_ns, armed, runners, sensors, attached_ns, channels, topology)
 
-    def start_services(self, session: Session, before: Session | None, put_back: contextlib.ExitStack) -> None:
-        """Start what the manifest declares and what does not run yet, each start recorded like an action."""
+    def start_services(
+        self, session: Session, before: Session | None, generation: int, put_back: contextlib.ExitStack
+    ) -> None:
+        """Start what the manifest declares and what does not run yet, each start recorded like an action.
+
+        ArmingError `executor.halted` or `arm.interrupted` where somebody has said stop since arming began.
+        """
         session.services = self._node.services(session.admitted, before.services if before else None, session.moved)
         put_back.callback(lambda: self._record_services("services put back", session.services.undo()))
         missing = list(session.services.adopt())
@@ -96,7 +106,8 @@ class Sessions:
                 want, hint = "what is declared, proven", "it is not what was admitted: find out who started it"
                 self._recorder.record(refused("service.adoption", name, want, got, hint))
         for number in missing:
-            self._brake.require_not_halted()  # somebody may have said stop since arming began
+            self._brake.require_not_halted()
+            self._brake.require(generation)
             action = Recreate(Service(number))
             act = Act(0, Call.of(action), action, target=session.services.name(number))
             self._recorder.record(acting.intent(act, names_of(session.admitted.manifest), grant="manifest"))

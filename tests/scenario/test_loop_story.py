@@ -27,7 +27,8 @@ from pointcall_attest.receipt import Receipt
 from pointcall_attest.replay import replay_all
 from pointcall_attest.run_id import run_id
 from pointcall_attest.trust import Roots
-from pointcall_executor import daemon, in_flight, recorder, running_epoch, runs, session, watch
+from pointcall_attest.verdict import Check, Verdict
+from pointcall_executor import daemon, in_flight, recorder, running_epoch, runs, session, sessions, watch
 from pointcall_executor.arming import ArmingError
 from pointcall_executor.config import ConfigError
 from pointcall_executor.core.event import CircuitEvent, Destination, Kind, ProcessEvent
@@ -524,11 +525,84 @@ def test_what_is_armed_is_not_on_old_evidence_where_no_epoch_can_follow(
     watched.arm()
     monkeypatch.setattr(daemon, "QUIET_SECONDS", 0.05)
     monkeypatch.setattr(watched.executor._runs.in_flight, "count", 1)
-    watched.executor._epoch.opened_ns -= 3 * 15 * 60_000_000_000
+    watched.executor._epoch.opened_ns = time.monotonic_ns() - (2 * 15 * 60 + 1) * 1_000_000_000
     watched.executor._epoch.due_ns = 1
+    try:
+        eventually(lambda: watched.executor.admitted is None)
+        eventually(lambda: watched.refusals() == ["tee.renewal", "tee.stale"])
+    finally:
+        monkeypatch.setattr(watched.executor._runs.in_flight, "count", 0)
+
+
+def test_a_platform_that_does_not_even_say_no_does_not_keep_anything_armed(watched: Watched) -> None:
+    watched.arm()
+    watched.executor._renewing = True  # somebody asks the platform and hears nothing
+    watched.executor._epoch.opened_ns = time.monotonic_ns() - (2 * 15 * 60 + 31) * 1_000_000_000
     eventually(lambda: watched.executor.admitted is None)
-    eventually(lambda: watched.refusals() == ["tee.renewal", "tee.stale"])
-    monkeypatch.setattr(watched.executor._runs.in_flight, "count", 0)
+    eventually(lambda: watched.refusals() == ["tee.stale"])
+
+
+def test_what_a_person_trips_and_does_not_hold_is_no_success(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched.arm()
+    monkeypatch.setattr(RecordedSensors, "forced_until", lambda *_: 0)
+    with pytest.raises(StoppedError) as refusal:
+        watched.executor.trip(HERE.address, PORT, 1_000_000_000, "looks bad")
+    assert refusal.value.id == "circuit.unconfirmed"
+    assert watched.executor.journal.entries("outcome")[-1].body["outcome"] == "unconfirmed"
+    assert watched.refusals() == ["circuit.unconfirmed"]
+
+
+def test_the_end_of_an_epoch_does_not_hold_decisions_for_a_slow_action(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched.arm()
+    monkeypatch.setattr(daemon, "RENEW_SECONDS", 0.05)
+    slow = Slow(watched, monkeypatch)
+    watched.executor._epoch.due_ns = 1
+    eventually(lambda: watched.refusals() == ["tee.renewal"])
+    assert not watched.executor._loop._held
+    assert watched.executor._epoch.due_ns > time.monotonic_ns()  # soon again
+    slow.go.set()
+    assert watched.next_receipt().actions[0].outcome == "applied"
+    key = watched.executor.keys.id
+    watched.executor._epoch.due_ns = 1
+    eventually(lambda: watched.executor.keys.id != key)
+    assert watched.executor.admitted is not None
+
+
+def test_a_verifier_that_gives_no_answer_says_nothing_about_the_manifest(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched.arm()
+    real = sessions.check_manifest
+
+    def unanswered(*args: Any, **kwargs: Any) -> Any:
+        raise RefusedError(Verdict((Check("manifest.child", "fail"),)))
+
+    monkeypatch.setattr(sessions, "check_manifest", unanswered)
+    watched.executor._epoch.due_ns = 1
+    eventually(lambda: watched.refusals() == ["tee.renewal"])
+    assert watched.executor.admitted is not None
+    monkeypatch.setattr(sessions, "check_manifest", real)
+    key = watched.executor.keys.id
+    watched.executor._epoch.due_ns = 1
+    eventually(lambda: watched.executor.keys.id != key)
+
+
+def test_services_are_not_started_once_somebody_has_disarmed(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+
+    def start(self: RecordedServices, number: int) -> Started:
+        started.append(number)
+        watched.executor.disarm("no")
+        return Started(1, 1, 0, 0, 0, 0, "")
+
+    monkeypatch.setattr(RecordedServices, "adopt", lambda _self: (1, 2, 3))
+    monkeypatch.setattr(RecordedServices, "name", lambda _self, number: f"svc-{number}")
+    monkeypatch.setattr(RecordedServices, "start", start)
+    with pytest.raises(ArmingError) as refusal:
+        watched.arm()
+    assert (refusal.value.id, started) == ("arm.interrupted", [1])
 
 
 class Slow:

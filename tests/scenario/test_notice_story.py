@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -79,6 +80,37 @@ def test_a_revocation_disarms_what_is_armed(noticed: Noticed) -> None:
     assert noticed.refused(lambda: noticed.arm(one)) == ["manifest.revoked"]
     noticed.reload()
     assert noticed.armed == 0
+
+
+def test_who_arms_something_else_in_vain_does_not_hide_a_revocation(noticed: Noticed) -> None:
+    one = built(noticed, 3)
+    noticed.arm(one)
+    noticed.revoke(Manifest.parse(one.statement).sha256)
+    assert noticed.refused(lambda: noticed.arm(built(noticed, 1))) == ["manifest.sequence"]
+    assert noticed.armed == 3
+    assert noticed.refused(noticed.reload) == ["manifest.revoked"]
+    assert noticed.armed == 0
+
+
+def test_trust_that_changes_while_the_platform_is_silent_is_judged_by_soon(
+    noticed: Noticed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = built(noticed)
+    noticed.arm(one)
+    noticed.revoke(Manifest.parse(one.statement).sha256)
+
+    def scarce(*_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(noticed.executor._sessions, "admit", scarce)
+    with pytest.raises(OSError, match="Too many"):
+        noticed.reload()
+    assert noticed.watched.refusals() == ["tee.renewal"]
+    assert noticed.armed == 1
+    assert noticed.executor._epoch.due_ns < time.monotonic_ns() + 31_000_000_000  # not an epoch later
+    monkeypatch.undo()
+    noticed.executor._epoch.due_ns = 1
+    eventually(lambda: noticed.armed == 0)
 
 
 def test_a_revocation_is_found_when_an_epoch_is_renewed(noticed: Noticed) -> None:

@@ -911,4 +911,50 @@ def test_what_is_frozen_is_thawed_when_nothing_is_armed_any_more(
     watched.arm(broad(watched.lab))
     assert watched.happen(failures(4)).actions[0].action == "freeze"
     watched.executor.disarm("enough")
-    assert thawed == [service("api").number]
+    eventually(lambda: thawed == [service("api").number])
+
+
+def test_disarming_does_not_wait_for_a_service_that_somebody_recreates(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free, thawed = threading.Event(), []
+
+    def locked(_self: RecordedServices, number: int) -> None:
+        assert free.wait(20)
+        thawed.append(number)
+
+    monkeypatch.setattr(RecordedServices, "thaw", locked)
+    watched.arm(broad(watched.lab))
+    assert watched.happen(failures(4)).actions[0].action == "freeze"
+    watched.executor.disarm("enough")
+    (said,) = [e for e in watched.executor.journal.entries("config") if e.body["what"] == "disarmed"]
+    assert said.body["detail"]["stays"] == "yes"
+    beats = watched.executor.beats
+    eventually(lambda: watched.executor.beats > beats)
+    assert thawed == []
+    free.set()
+    eventually(lambda: thawed == [service("api").number])
+
+
+def test_a_freeze_that_is_under_way_while_it_is_disarmed_does_not_stay(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, go = threading.Event(), threading.Event()
+    real = RecordedServices.freeze
+
+    def slow(self: RecordedServices, number: int, until_ns: int) -> None:
+        began.set()
+        assert go.wait(20)
+        real(self, number, until_ns)
+
+    monkeypatch.setattr(RecordedServices, "freeze", slow)
+    watched.arm(broad(watched.lab))
+    services = watched.node.current_services
+    assert services is not None
+    assert watched.node.current_sensors is not None
+    watched.node.current_sensors.happen(failures(4))
+    assert began.wait(10)
+    watched.executor.disarm("enough")
+    go.set()
+    eventually(lambda: services.asked[-1:] == [("thaw", "api")])
+    assert services.frozen_until == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pointcall_executor import service_manager
 from pointcall_executor.pulse import Pulse
 from pointcall_executor.service_manager import MAX_STATUS_CHARS, ServiceManager
 
@@ -45,6 +47,24 @@ def test_each_word_is_one_datagram(manager: socket.socket) -> None:
     told.stopping()
     assert heard(manager) == "STOPPING=1"
     told.close()
+    told.close()
+
+
+def test_a_start_that_takes_long_asks_for_more_time_until_it_is_over(
+    manager: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_manager, "EXTEND_SECONDS", 0.03)
+    told = ours(manager)
+    with told.taking_longer():
+        assert [heard(manager), heard(manager)] == ["EXTEND_TIMEOUT_USEC=30000"] * 2
+    time.sleep(0.05)
+    manager.settimeout(0.1)
+    with contextlib.suppress(TimeoutError):
+        while True:  # one may have been on its way
+            heard(manager)
+    time.sleep(0.05)
+    with pytest.raises(TimeoutError):
+        heard(manager)
     told.close()
 
 
