@@ -139,8 +139,14 @@ class DeclaredServices:
         return one.cgroup_id
 
     def destroy(self, number: int, grace_ns: int) -> int:
+        one = self._one(number)
         self._on_moved(number, 0)
-        return self._one(number).destroy(grace_ns)
+        try:
+            return one.destroy(grace_ns)
+        except ServiceError:
+            if one.running:  # what lives on is still watched
+                self._on_moved(number, one.cgroup_id)
+            raise
 
     def start(self, number: int) -> Started:
         one = self._one(number)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,16 @@ from pointcall_executor.services.managed import NOTHING_LEFT
 from pointcall_executor.services.process import Process
 from pointcall_executor.services.record import RunRecord, born, disproved
 from pointcall_executor.services.spawning import Spawner
-from tests.unit.services.world import LISTEN, free_port, needs_cgroups, process, remove_spawners, wait_for
+from tests.unit.services.world import (
+    LISTEN,
+    declared,
+    free_port,
+    needs_cgroups,
+    process,
+    remove_spawners,
+    sha256,
+    wait_for,
+)
 
 PARENT = f"pointcall-adopt-{os.getpid()}"
 # An executor reduced to its services: starts one, freezes it if asked to, tells the pids, waits to be killed.
@@ -53,6 +63,33 @@ spawner = Spawner(parent)
 privileges.drop("", [], [])
 one = Process(ServiceDeclaration.parse(Path(declaration).read_bytes()), parent, Path(folder), spawner)
 print(repr(one.adopt()), one.pid, flush=True)
+spawner.close()
+"""
+# As it is after `user` was set: what was root's is handed over, and the executor is that account.
+OTHER = """
+import os, sys
+from pathlib import Path
+from pointcall_attest.declaration import ServiceDeclaration
+from pointcall_executor import privileges
+from pointcall_executor.handover import delegate
+from pointcall_executor.services.chores import CHORES
+from pointcall_executor.services.groups import instances
+from pointcall_executor.services.process import Process
+from pointcall_executor.services.record import born
+from pointcall_executor.services.spawning import Spawner
+parent, folder, declaration, account = sys.argv[1:]
+delegate(parent, account)
+os.chown(folder, privileges.pwd.getpwnam(account).pw_uid, -1)
+spawner = Spawner(parent)
+privileges.drop(account, [], [])
+declared = ServiceDeclaration.parse(Path(declaration).read_bytes())
+one = Process(declared, parent, Path(folder).parent, spawner)
+wrong, old = one.adopt(), one.pid
+left = len(instances(parent, "svc"))
+new = one.start().pid
+print(repr(wrong), old, born(old), new != old, left, flush=True)
+one.release(); one.destroy(0); CHORES.finish()
+print(len(instances(parent, "svc")), flush=True)
 spawner.close()
 """
 TALK = """
@@ -147,6 +184,24 @@ def test_an_executor_without_privileges_adopts_what_runs_with_all_of_them(stage:
         assert executor.stdout.readline().split() == ["''", str(pid)]
     wait_for(lambda: log.stat().st_size > before)
     assert stage.next(declaration).adopt() == ""
+
+
+def test_what_root_started_can_be_ended_by_the_account_that_the_executor_became(stage: Stage) -> None:
+    program = Path("/bin/sleep").resolve()
+    with tempfile.TemporaryDirectory(prefix="pointcall-", dir="/tmp") as name:  # that every account can enter
+        folder, path = Path(name) / "svc", Path(name) / "declared.json"
+        Path(name).chmod(0o755)
+        body = {"argv": [str(program), "600"], "files": [{"path": str(program), "sha256": sha256(program)}]}
+        declaration = declared("process", "svc", body | {"directory": "/"})
+        path.write_text(json.dumps({"format": "pointcall-service/v1", "name": "svc", "kind": "process",
+                                    "process": declaration.process.model_dump(mode="json")}))  # fmt: skip
+        stage.made.append(Process(ServiceDeclaration.parse(path.read_bytes()), PARENT, Path(name), stage.spawner))
+        pid = stage.made[0].start().pid
+        Cgroup.create(f"{PARENT}/svc.7")  # an instance that waited for its turn
+        command = [sys.executable, "-c", OTHER, PARENT, str(folder), str(path), "nobody"]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        said = subprocess.run(command, capture_output=True, env=environment, text=True, check=False, timeout=60)
+        assert said.stdout.split() == ["''", str(pid), "0", "True", "1", "0"], said.stderr
 
 
 def test_a_freeze_ends_with_the_executor_that_asked_for_it(stage: Stage) -> None:

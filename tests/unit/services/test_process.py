@@ -143,6 +143,26 @@ def test_destroy_leaves_no_process_and_no_cgroup_and_may_be_called_twice(
     process.destroy(0)
 
 
+def test_a_service_that_cannot_be_ended_is_not_forgotten_and_no_second_one_is_started(
+    make: Callable[..., Process], port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_self: ServiceGroups) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "cgroup.kill")
+
+    process = serving(make, port)
+    first = process.start()
+    with monkeypatch.context() as patch:
+        patch.setattr(ServiceGroups, "destroy", refused)
+        for attempt in (lambda: process.destroy(0), process.start, process.start):
+            with pytest.raises(ServiceError) as refusal:
+                attempt()
+            assert refusal.value.id == "service.destroy"
+            assert (process.running, process.pid, process.cgroup_id) == (True, first.pid, first.cgroup_id)
+    assert process.start().pid != first.pid
+    with pytest.raises(ProcessLookupError):
+        os.kill(first.pid, 0)
+
+
 def test_a_polite_service_ends_by_its_stop_signal_within_the_grace(make: Callable[..., Process], port: int) -> None:
     process = serving(make, port)
     process.start()
@@ -307,6 +327,20 @@ def test_without_the_controller_an_account_is_held_and_a_service_of_roots_is_not
         process.start()
     assert (refusal.value.id, refusal.value.want) == ("service.limit", "the pids controller of cgroups")
     assert not process.running
+
+
+@pytest.mark.parametrize("number", [errno.EBUSY, errno.EINVAL])
+def test_a_limit_that_fails_otherwise_is_no_reason_to_count_the_account_instead(
+    make: Callable[..., Process], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def limit_tasks(_self: ServiceGroups, _limit: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(ServiceGroups, "limit_tasks", limit_tasks)
+    with pytest.raises(ServiceError) as refusal:
+        make("", user="nobody", limits={"processes": 8}).start()
+    assert (refusal.value.id, os.strerror(number) in refusal.value.got) == ("service.spawn", True)
+    assert swept() == []
 
 
 def test_nobody_listens_on_a_free_port_and_any_address_counts_as_every_address(port: int) -> None:
