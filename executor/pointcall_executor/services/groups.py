@@ -177,14 +177,16 @@ def _empty(group: Cgroup) -> None:
 
 def instances(parent: str, name: str) -> set[str]:
     """What an earlier executor left of a service: paths of folders `<name>.<n>` below `parent`, in any tree."""
-    return {str(f.relative_to(root)) for root in trees() for f in _folders(root / parent) if _service(f.name) == name}
+    return {
+        str(f.relative_to(root)) for root in trees() for f in _folders(root / parent) if instance_of(f.name) == name
+    }
 
 
 def _folders(parent: Path) -> list[Path]:
-    return [folder for folder in parent.glob("*.*") if _service(folder.name) and folder.is_dir()]
+    return [folder for folder in parent.glob("*.*") if instance_of(folder.name) and folder.is_dir()]
 
 
-def _service(name: str) -> str:
+def instance_of(name: str) -> str:
     """Whose instance a folder of this name is; empty: nobody's."""
     service, _, number = name.rpartition(".")
     return service if number.isdecimal() else ""

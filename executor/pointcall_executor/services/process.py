@@ -28,6 +28,7 @@ from pointcall_attest.declaration import Process as Declared
 from pointcall_attest.declaration import ServiceDeclaration
 from pointcall_executor.services import record as records
 from pointcall_executor.services.chores import CHORES
+from pointcall_executor.services.elsewhere import end_elsewhere
 from pointcall_executor.services.files import opened_verified
 from pointcall_executor.services.groups import ServiceGroups, destroy_leftovers, instances
 from pointcall_executor.services.managed import (
@@ -280,12 +281,15 @@ class Process:
 
     def adopt(self) -> str:
         """Take over the instance that an earlier executor started; empty if that is done. Every other instance, and
-        one of which it cannot be proven what it is, is destroyed."""
+        one of which it cannot be proven what it is, is destroyed. ServiceError `service.elsewhere`."""
         with self._lock:
             if self.pidfd >= 0:
                 return ""
+            before = end_elsewhere(self.folder, self.name, self._parent)
             left = instances(self._parent, self.name)
             wrong = self._adopt() if left else NOTHING_LEFT
+            if before:
+                wrong = f"it ran in {before}"
             keep = self._groups.relative if self._groups is not None else ""
             destroy_leftovers(self._parent, self.name, keep=keep)
             return wrong

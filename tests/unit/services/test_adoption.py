@@ -18,8 +18,9 @@ import pytest
 from pointcall_attest.declaration import ServiceDeclaration
 from pointcall_executor.kernel.cgroup import Cgroup, find_root
 from pointcall_executor.services import record as records
+from pointcall_executor.services.chores import CHORES
 from pointcall_executor.services.groups import remove_empty
-from pointcall_executor.services.managed import NOTHING_LEFT
+from pointcall_executor.services.managed import NOTHING_LEFT, ServiceError
 from pointcall_executor.services.process import Process
 from pointcall_executor.services.record import RunRecord, born, disproved
 from pointcall_executor.services.spawning import Spawner
@@ -223,6 +224,73 @@ def test_a_restart_thaws_what_a_dead_spawner_left_frozen(stage: Stage) -> None:
     assert one.adopt() == ""
     assert one.pid == pid
     assert "frozen 0" in (folder / "cgroup.events").read_text()
+
+
+def elsewhere(stage: Stage, declaration: ServiceDeclaration) -> Process:
+    """For an executor whose setting `cgroup` is another one."""
+    stage.made.append(Process(declaration, f"{PARENT}-other", stage.folder / "state", stage.spawner))
+    return stage.made[-1]
+
+
+def test_what_runs_below_another_cgroup_than_the_settings_name_ends_before_the_next_one_starts(stage: Stage) -> None:
+    declaration, pid, _ = killed(stage)
+    old = records.read(stage.folder / "state/svc")
+    one = elsewhere(stage, declaration)
+    assert old is not None
+    assert one.adopt() == f"it ran in {old.cgroup}"
+    wait_for(lambda: not born(pid))
+    assert records.read(stage.folder / "state/svc") is None
+    assert one.start().pid != pid
+    assert one.healthy() == ""
+    one.destroy(0)
+    assert CHORES.finish()
+    assert not (find_root() / old.cgroup).exists()
+    remove_empty(f"{PARENT}-other")
+
+
+def test_what_lives_in_a_place_that_proves_nothing_is_left_alone_and_no_second_one_starts(stage: Stage) -> None:
+    declaration, pid, _ = killed(stage)
+    with Path(f"/proc/{pid}/cgroup").open() as rows:
+        before = next(row[4:].strip() for row in rows if row.startswith("0::/"))
+    moved = Cgroup.create(f"{PARENT}-moved")
+    try:
+        moved.add(pid)
+        for one in (stage.next(declaration), elsewhere(stage, declaration)):
+            with pytest.raises(ServiceError) as refusal:
+                one.adopt()
+            assert (refusal.value.id, f"/{PARENT}-moved" in refusal.value.got) == ("service.elsewhere", True)
+            assert born(pid)
+    finally:
+        Cgroup(find_root() / before).add(pid)
+        moved.remove()
+    assert stage.made[0].adopt() == ""
+
+
+def test_a_record_that_names_a_strangers_process_ends_nothing(stage: Stage) -> None:
+    declaration, pid, _ = killed(stage)
+    good = records.read(stage.folder / "state/svc")
+    assert good is not None
+    with subprocess.Popen(["/bin/sleep", "600"]) as stranger:
+        forged = {"pid": stranger.pid, "born": born(stranger.pid)}
+        for cgroup in (good.cgroup, "/", f"{PARENT}/../svc.1"):
+            records.write(stage.folder / "state/svc", RunRecord(**good.model_dump() | forged | {"cgroup": cgroup}))
+            with pytest.raises(ServiceError, match="another cgroup"):
+                elsewhere(stage, declaration).adopt()
+            assert stranger.poll() is None
+        stranger.kill()
+        stranger.wait()
+    assert born(pid)
+    records.write(stage.folder / "state/svc", good)
+
+
+@pytest.mark.parametrize("gone", [{"boot": "another"}, {"born": 1}, {"pid": 2**22 + 1}])
+def test_a_record_of_what_has_ended_stops_no_start(stage: Stage, gone: dict[str, Any]) -> None:
+    declaration, _, _ = killed(stage)
+    good = records.read(stage.folder / "state/svc")
+    assert good is not None
+    records.write(stage.folder / "state/svc", RunRecord(**good.model_dump() | gone))
+    assert elsewhere(stage, declaration).adopt() == NOTHING_LEFT
+    stage.next(declaration).adopt()
 
 
 def test_what_is_frozen_and_not_declared_any_more_ends(stage: Stage) -> None:
