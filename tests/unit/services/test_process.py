@@ -31,7 +31,7 @@ from pointcall_executor.services import process as processes
 from pointcall_executor.services import spawning
 from pointcall_executor.services.chores import CHORES
 from pointcall_executor.services.files import opened_verified
-from pointcall_executor.services.groups import ServiceGroups, limit_place, remove_empty
+from pointcall_executor.services.groups import LIMITED, ServiceGroups, limit_place, remove_empty, v1_mount
 from pointcall_executor.services.listening import listening
 from pointcall_executor.services.managed import ServiceError
 from pointcall_executor.services.output import MAX_OUTPUT_BYTES
@@ -308,6 +308,27 @@ def test_the_limit_of_processes_counts_no_others_of_the_account(make: Callable[.
         for other in others:
             other.kill()
             other.wait()
+
+
+def v1_groups(pid: int) -> dict[str, str]:
+    """The v1 cgroups of a process that hold what can be limited, by controller."""
+    rows = [row.split(":", 2) for row in Path(f"/proc/{pid}/cgroup").read_text().splitlines()]
+    return {name: path for _, names, path in rows for name in names.split(",") if name in LIMITED}
+
+
+def test_on_a_hybrid_host_a_service_leaves_the_executors_groups_only_for_what_it_limits(
+    make: Callable[..., Process], spawner: Spawner
+) -> None:
+    if not all(map(v1_mount, LIMITED)):
+        pytest.skip("memory and pids are no controllers of cgroup v1 here")
+    limits: list[dict[str, int]] = [{}, {"memory_bytes": 64 << 20}, {"memory_bytes": 64 << 20, "processes": 8}]
+    executors, left = v1_groups(spawner.pid), []
+    for limit in limits:
+        process = make("import time; time.sleep(60)", limits=limit)
+        own = v1_groups(process.start().pid)
+        left.append({name for name in LIMITED if own[name] != executors[name]})
+        process.destroy(0)
+    assert left == [set(), {"memory"}, {"memory", "pids"}]
 
 
 def no_pids(patch: pytest.MonkeyPatch) -> None:
