@@ -16,7 +16,7 @@ from typing import Final
 
 from pointcall_executor.kernel.cgroup import Cgroup, find_root, own
 from pointcall_executor.privileges import PrivilegeError
-from pointcall_executor.services.groups import LIMITED, remove_empty
+from pointcall_executor.services.groups import LIMITED, give_instances, remove_empty
 
 READ: Final = ("trust", "manifest", "notices")  # folders that it reads and must not write
 OURS: Final = ("services", "proposals", "run")  # folders
@@ -85,12 +85,14 @@ def _not_ours(path: Path, got: str) -> PrivilegeError:
 
 
 def delegate(folder: str, user: str) -> None:
-    """A control group that `user` may divide and fill, as Documentation/admin-guide/cgroup-v2.rst says."""
+    """A control group that `user` may divide and fill, as Documentation/admin-guide/cgroup-v2.rst says; with what an
+    executor that was somebody else left running in it."""
     account = _account(user)
     group = Cgroup.create(folder)
     _enable_limits(group.path)
     for name in ("", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"):
         os.chown(group.path / name, account.pw_uid, account.pw_gid)
+    give_instances(folder, account.pw_uid, account.pw_gid)
 
 
 @contextlib.contextmanager

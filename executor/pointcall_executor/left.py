@@ -31,7 +31,9 @@ def times(acted: Iterable[tuple[str, str, datetime]], now: datetime, now_ns: int
 def forced(sensors: Sensors) -> list[tuple[Address, int, int]]:
     """(address, port, until when) of every circuit that is forced open now."""
     found = ((c.destination.address, c.destination.port, c.word) for c in sensors.states())
-    return [(address, port, word.time_us * 1000) for address, port, word in found if word.state is State.FORCED]
+    held = ((address, port, word.time_us * 1000) for address, port, word in found if word.state is State.FORCED)
+    now_ns = time.monotonic_ns()  # a lease that is over is in the word until somebody connects
+    return [(address, port, until_ns) for address, port, until_ns in held if until_ns > now_ns]
 
 
 def isolated(session: Session) -> dict[int, int]:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from pointcall_attest.manifest import Circuit, Listen, Sensor
+from pointcall_executor import left
 from pointcall_executor.core.breaker import State
 from pointcall_executor.core.event import Kind, decode
 from pointcall_executor.core.guard import Rules
@@ -450,6 +451,24 @@ def test_a_circuit_goes_over_to_another_breaker_under_the_policy_of_the_new_one(
     with listen(PORT):
         assert connect(PORT) == OK
     assert [c.watch_only for c in second.states()] == [True]
+
+
+def test_a_lease_that_was_over_when_its_executor_died_is_not_said_to_refuse(life: Life) -> None:
+    first = life.sensors("breaker")
+    first.keep()
+    until_ns = soon(1)
+    first.force(HERE, PORT, until_ns)
+    assert [to[1:] for to in left.forced(first)] == [(PORT, until_ns // 1000 * 1000)]
+    next_life(life, first)
+    assert life.pins.in_force() == {"circuits": [f"tcp://{HERE}:{PORT}"]}
+    time.sleep(max(0, until_ns - time.monotonic_ns()) / 1e9 + 0.001)
+    assert life.pins.in_force() == {}
+    second = life.sensors("breaker")
+    second.keep()
+    assert [c.state for c in second.states()] == [State.FORCED]  # nobody has connected since
+    assert left.forced(second) == []
+    with listen(PORT):
+        assert connect(PORT) == OK
 
 
 def test_what_is_pinned_lets_pass_before_anything_is_armed(life: Life, group: Cgroup) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pointcall_executor.core.breaker import COUNT_MAX, PROBES_MAX, TIME_MASK, Params, State, Word
+from pointcall_executor.core.breaker import COUNT_MAX, PROBES_MAX, TIME_MASK, Params, State, Word, age_us
 from pointcall_executor.core.event import Destination
 from pointcall_executor.kernel import bpf
 from pointcall_executor.kernel.blob import Blob
@@ -111,6 +111,12 @@ class CircuitState:
     @property
     def state(self) -> State:
         return self.word.state
+
+    def refuses(self, now_ns: int) -> bool:
+        """Whether a connect at this time may be refused. A lease that is over is in the word until the next connect."""
+        if self.state is State.FORCED and not age_us(self.word.time_us, now_ns // 1000):
+            return False
+        return self.state is not State.CLOSED and not self.watch_only
 
 
 class BreakerSensor(Sensor):
@@ -275,7 +281,8 @@ def pinned_refusing(folder: Path) -> list[Destination]:
         states = [_state(_destination(key), raw) for key, raw in circuits.items()]
     finally:
         os.close(fd)
-    return [s.destination for s in states if s.state is not State.CLOSED and not s.watch_only]
+    now_ns = time.monotonic_ns()
+    return [s.destination for s in states if s.refuses(now_ns)]
 
 
 def let_pass(folder: Path) -> bool:

@@ -5,6 +5,7 @@ Not here: how a service of one kind is started or frozen (process.py and its nei
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from pointcall_attest.admission import Admitted
 from pointcall_attest.declaration import ServiceDeclaration
+from pointcall_executor.services.elsewhere import end_elsewhere
 from pointcall_executor.services.groups import destroy_leftovers
 from pointcall_executor.services.managed import NOTHING_LEFT, Managed, ServiceError, Started, cannot, not_running
 from pointcall_executor.services.process import Process
@@ -139,8 +141,14 @@ class DeclaredServices:
         return one.cgroup_id
 
     def destroy(self, number: int, grace_ns: int) -> int:
+        one = self._one(number)
         self._on_moved(number, 0)
-        return self._one(number).destroy(grace_ns)
+        try:
+            return one.destroy(grace_ns)
+        except ServiceError:
+            if one.running:  # what lives on is still watched
+                self._on_moved(number, one.cgroup_id)
+            raise
 
     def start(self, number: int) -> Started:
         one = self._one(number)
@@ -215,6 +223,8 @@ class DeclaredServices:
         declared = {one.name for one in self._by_number.values()}
         for folder in self._kinds.folder.iterdir() if self._kinds.folder.is_dir() else ():
             if folder.name not in declared:
+                with contextlib.suppress(ServiceError):  # whatever it is, nothing is started beside it
+                    end_elsewhere(folder, folder.name, self._kinds.parent)
                 destroy_leftovers(self._kinds.parent, folder.name)
 
     def stop_all(self) -> None:

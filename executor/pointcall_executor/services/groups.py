@@ -8,6 +8,7 @@ which takes the kernel up to 20 ms, need not be waited for.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import time
@@ -134,6 +135,8 @@ class ServiceGroups:
             v1.mkdir(parents=True, exist_ok=True)
             return v1
         root = find_root()
+        if controller not in (root / "cgroup.controllers").read_text().split():
+            raise FileNotFoundError(errno.ENOENT, f"no controller {controller} in cgroups")
         for parent in reversed(self._main.path.relative_to(root).parents):
             control = root / parent / "cgroup.subtree_control"
             if controller not in control.read_text().split():
@@ -175,20 +178,51 @@ def _empty(group: Cgroup) -> None:
 def instances(parent: str, name: str) -> set[str]:
     """What an earlier executor left of a service: paths of folders `<name>.<n>` below `parent`, in any tree."""
     return {
-        str(folder.relative_to(root))
-        for root in trees()
-        for folder in (root / parent).glob(f"{name}.*")
-        if folder.name.removeprefix(f"{name}.").isdecimal() and folder.is_dir()
+        str(f.relative_to(root)) for root in trees() for f in _folders(root / parent) if instance_of(f.name) == name
     }
 
 
+def _folders(parent: Path) -> list[Path]:
+    return [folder for folder in parent.glob("*.*") if instance_of(folder.name) and folder.is_dir()]
+
+
+def instance_of(name: str) -> str:
+    """Whose instance a folder of this name is; empty: nobody's."""
+    service, _, number = name.rpartition(".")
+    return service if number.isdecimal() else ""
+
+
+def give_instances(parent: str, uid: int, gid: int) -> None:
+    """Let an account end what another executor started below `parent`; for root. Empty v1 folders go: the account may
+    not remove them. In those that live on nothing has to be written: the v2 folder ends the same processes."""
+    main, *others = trees()
+    for folder in _folders(main / parent):
+        for path, _, files in os.walk(folder):
+            for name in ("", *files) if path == str(folder) else ("",):
+                with contextlib.suppress(FileNotFoundError):  # it ends meanwhile
+                    os.chown(Path(path, name), uid, gid, follow_symlinks=False)
+    for folder in (folder for root in others for folder in _folders(root / parent)):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
 def destroy_leftovers(parent: str, name: str, *, keep: str = "") -> None:
-    """Kill and remove every instance but `keep`. Frozen tasks can be killed."""
+    """Kill and remove every instance but `keep`. Frozen tasks can be killed. OSError where something lives on; an empty
+    folder of somebody else's stays."""
     for relative in instances(parent, name) - {keep}:
         for root in trees():
             if (root / relative).is_dir():
-                Cgroup(root / relative).kill()
-                _remove(root / relative)
+                _kill(Cgroup(root / relative))
+                with contextlib.suppress(PermissionError):
+                    _remove(root / relative)
+
+
+def _kill(group: Cgroup) -> None:
+    """Kill what lives, and wait in v2; of a v1 folder only its tasks can be asked, one by one."""
+    if (group.path / "cgroup.events").exists():
+        _empty(group)
+    else:
+        group.kill()
 
 
 def remove_empty(relative: str) -> None:
@@ -219,6 +253,8 @@ def _remove(folder: Path) -> None:
             folder.rmdir()
         except FileNotFoundError:
             continue
+        except PermissionError:
+            raise
         except OSError:
             if time.monotonic() > deadline:
                 raise

@@ -12,6 +12,7 @@ that moment is root on this node, which the threat model trusts only as far as t
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import grp
 import os
@@ -27,6 +28,7 @@ from pointcall_attest.declaration import Process as Declared
 from pointcall_attest.declaration import ServiceDeclaration
 from pointcall_executor.services import record as records
 from pointcall_executor.services.chores import CHORES
+from pointcall_executor.services.elsewhere import end_elsewhere
 from pointcall_executor.services.files import opened_verified
 from pointcall_executor.services.groups import ServiceGroups, destroy_leftovers, instances
 from pointcall_executor.services.managed import (
@@ -44,6 +46,8 @@ from pointcall_executor.services.spawning import Spawner, Unborn, readable
 
 FORGET_AFTER_SECONDS: Final = 0.5  # until then the record names a process that nobody can adopt
 PREPARE_AFTER_SECONDS: Final = 0.3  # after a start, when whoever waited for it has gone on
+# No cgroup has the controller, or we may not write there. Anything else is a failure, not another way to limit.
+_NO_CONTROLLER: Final = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 @dataclass(slots=True)
@@ -179,6 +183,8 @@ class Process:
         try:
             groups.limit_tasks(limit)
         except OSError as error:
+            if error.errno not in _NO_CONTROLLER:
+                raise
             if self._uid() != 0:
                 return limit
             raise ServiceError(
@@ -275,12 +281,15 @@ class Process:
 
     def adopt(self) -> str:
         """Take over the instance that an earlier executor started; empty if that is done. Every other instance, and
-        one of which it cannot be proven what it is, is destroyed."""
+        one of which it cannot be proven what it is, is destroyed. ServiceError `service.elsewhere`."""
         with self._lock:
             if self.pidfd >= 0:
                 return ""
+            before = end_elsewhere(self.folder, self.name, self._parent)
             left = instances(self._parent, self.name)
             wrong = self._adopt() if left else NOTHING_LEFT
+            if before:
+                wrong = f"it ran in {before}"
             keep = self._groups.relative if self._groups is not None else ""
             destroy_leftovers(self._parent, self.name, keep=keep)
             return wrong
@@ -363,20 +372,32 @@ class Process:
     # ---- destroy ---------------------------------------------------------------------------------------------------
 
     def destroy(self, grace_ns: int) -> int:
-        """Stop the service: nothing of it lives afterwards; ns that it took. Nothing there is no error."""
+        """Stop the service: nothing of it lives afterwards; ns that it took. Nothing there is no error. ServiceError
+        `service.destroy` where it lives on, and then it is still this one."""
         with self._lock:
             begin = time.monotonic_ns()
             if self._leased and self.running:
                 self.thaw()  # a frozen task cannot hear that it should stop
             if self.pidfd >= 0:
                 self._stop(grace_ns)
+            self._kill()  # only what is gone is forgotten: a start would find nothing to end, and be the second one
+            if self.pidfd >= 0:
                 pidfd, self.pidfd, self.pid = self.pidfd, -1, 0
                 os.close(pidfd)
                 CHORES.later(FORGET_AFTER_SECONDS, functools.partial(records.forget, self.folder, self.cgroup_id))
-            if self._groups is not None:
-                groups, self._groups, self.cgroup_id = self._groups, None, 0
-                groups.destroy()
+            self._groups, self.cgroup_id = None, 0
             return time.monotonic_ns() - begin
+
+    def _kill(self) -> None:
+        if self._groups is None:
+            return
+        try:
+            self._groups.destroy()
+        except OSError as error:
+            raise ServiceError(
+                f"{self.name} cannot be ended", id="service.destroy", want="an empty cgroup", got=str(error),
+                hint="look at who owns its cgroup, or end it as root; until then no other is started",
+            ) from error  # fmt: skip
 
     def _stop(self, grace_ns: int) -> None:
         if grace_ns <= 0 or self._groups is None or not self.running:

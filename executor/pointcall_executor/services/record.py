@@ -1,8 +1,9 @@
 """What an executor writes down of a service that it started, so that the next executor can prove that it is the same.
 
-Trust: not trusted. Who can write here can stop the node from adopting a service, or name another process; a process is
-adopted only if the kernel says that it was born when the record says, that it is in a cgroup of that service with that
-id, and that its program has the digest that is declared now.
+Trust: not trusted. Who can write here can stop the node from adopting or starting a service, or name another process,
+which ends only where its cgroup is called as the service's (elsewhere.py). A process is adopted only if the kernel says
+that it was born when the record says, that it is in a cgroup of that service with that id, and that its program has the
+digest that is declared now.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +18,22 @@ import pytest
 from pointcall_attest.declaration import ServiceDeclaration
 from pointcall_executor.kernel.cgroup import Cgroup, find_root
 from pointcall_executor.services import record as records
+from pointcall_executor.services.chores import CHORES
 from pointcall_executor.services.groups import remove_empty
-from pointcall_executor.services.managed import NOTHING_LEFT
+from pointcall_executor.services.managed import NOTHING_LEFT, ServiceError
 from pointcall_executor.services.process import Process
 from pointcall_executor.services.record import RunRecord, born, disproved
 from pointcall_executor.services.spawning import Spawner
-from tests.unit.services.world import LISTEN, free_port, needs_cgroups, process, remove_spawners, wait_for
+from tests.unit.services.world import (
+    LISTEN,
+    declared,
+    free_port,
+    needs_cgroups,
+    process,
+    remove_spawners,
+    sha256,
+    wait_for,
+)
 
 PARENT = f"pointcall-adopt-{os.getpid()}"
 # An executor reduced to its services: starts one, freezes it if asked to, tells the pids, waits to be killed.
@@ -53,6 +64,33 @@ spawner = Spawner(parent)
 privileges.drop("", [], [])
 one = Process(ServiceDeclaration.parse(Path(declaration).read_bytes()), parent, Path(folder), spawner)
 print(repr(one.adopt()), one.pid, flush=True)
+spawner.close()
+"""
+# As it is after `user` was set: what was root's is handed over, and the executor is that account.
+OTHER = """
+import os, sys
+from pathlib import Path
+from pointcall_attest.declaration import ServiceDeclaration
+from pointcall_executor import privileges
+from pointcall_executor.handover import delegate
+from pointcall_executor.services.chores import CHORES
+from pointcall_executor.services.groups import instances
+from pointcall_executor.services.process import Process
+from pointcall_executor.services.record import born
+from pointcall_executor.services.spawning import Spawner
+parent, folder, declaration, account = sys.argv[1:]
+delegate(parent, account)
+os.chown(folder, privileges.pwd.getpwnam(account).pw_uid, -1)
+spawner = Spawner(parent)
+privileges.drop(account, [], [])
+declared = ServiceDeclaration.parse(Path(declaration).read_bytes())
+one = Process(declared, parent, Path(folder).parent, spawner)
+wrong, old = one.adopt(), one.pid
+left = len(instances(parent, "svc"))
+new = one.start().pid
+print(repr(wrong), old, born(old), new != old, left, flush=True)
+one.release(); one.destroy(0); CHORES.finish()
+print(len(instances(parent, "svc")), flush=True)
 spawner.close()
 """
 TALK = """
@@ -149,6 +187,24 @@ def test_an_executor_without_privileges_adopts_what_runs_with_all_of_them(stage:
     assert stage.next(declaration).adopt() == ""
 
 
+def test_what_root_started_can_be_ended_by_the_account_that_the_executor_became(stage: Stage) -> None:
+    program = Path("/bin/sleep").resolve()
+    with tempfile.TemporaryDirectory(prefix="pointcall-", dir="/tmp") as name:  # that every account can enter
+        folder, path = Path(name) / "svc", Path(name) / "declared.json"
+        Path(name).chmod(0o755)
+        body = {"argv": [str(program), "600"], "files": [{"path": str(program), "sha256": sha256(program)}]}
+        declaration = declared("process", "svc", body | {"directory": "/"})
+        path.write_text(json.dumps({"format": "pointcall-service/v1", "name": "svc", "kind": "process",
+                                    "process": declaration.process.model_dump(mode="json")}))  # fmt: skip
+        stage.made.append(Process(ServiceDeclaration.parse(path.read_bytes()), PARENT, Path(name), stage.spawner))
+        pid = stage.made[0].start().pid
+        Cgroup.create(f"{PARENT}/svc.7")  # an instance that waited for its turn
+        command = [sys.executable, "-c", OTHER, PARENT, str(folder), str(path), "nobody"]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        said = subprocess.run(command, capture_output=True, env=environment, text=True, check=False, timeout=60)
+        assert said.stdout.split() == ["''", str(pid), "0", "True", "1", "0"], said.stderr
+
+
 def test_a_freeze_ends_with_the_executor_that_asked_for_it(stage: Stage) -> None:
     declaration, pid, _ = killed(stage, frozen="frozen")
     folder = find_root() / records.read(stage.folder / "state/svc").cgroup  # type: ignore[union-attr]
@@ -168,6 +224,73 @@ def test_a_restart_thaws_what_a_dead_spawner_left_frozen(stage: Stage) -> None:
     assert one.adopt() == ""
     assert one.pid == pid
     assert "frozen 0" in (folder / "cgroup.events").read_text()
+
+
+def elsewhere(stage: Stage, declaration: ServiceDeclaration) -> Process:
+    """For an executor whose setting `cgroup` is another one."""
+    stage.made.append(Process(declaration, f"{PARENT}-other", stage.folder / "state", stage.spawner))
+    return stage.made[-1]
+
+
+def test_what_runs_below_another_cgroup_than_the_settings_name_ends_before_the_next_one_starts(stage: Stage) -> None:
+    declaration, pid, _ = killed(stage)
+    old = records.read(stage.folder / "state/svc")
+    one = elsewhere(stage, declaration)
+    assert old is not None
+    assert one.adopt() == f"it ran in {old.cgroup}"
+    wait_for(lambda: not born(pid))
+    assert records.read(stage.folder / "state/svc") is None
+    assert one.start().pid != pid
+    assert one.healthy() == ""
+    one.destroy(0)
+    assert CHORES.finish()
+    assert not (find_root() / old.cgroup).exists()
+    remove_empty(f"{PARENT}-other")
+
+
+def test_what_lives_in_a_place_that_proves_nothing_is_left_alone_and_no_second_one_starts(stage: Stage) -> None:
+    declaration, pid, _ = killed(stage)
+    with Path(f"/proc/{pid}/cgroup").open() as rows:
+        before = next(row[4:].strip() for row in rows if row.startswith("0::/"))
+    moved = Cgroup.create(f"{PARENT}-moved")
+    try:
+        moved.add(pid)
+        for one in (stage.next(declaration), elsewhere(stage, declaration)):
+            with pytest.raises(ServiceError) as refusal:
+                one.adopt()
+            assert (refusal.value.id, f"/{PARENT}-moved" in refusal.value.got) == ("service.elsewhere", True)
+            assert born(pid)
+    finally:
+        Cgroup(find_root() / before).add(pid)
+        moved.remove()
+    assert stage.made[0].adopt() == ""
+
+
+def test_a_record_that_names_a_strangers_process_ends_nothing(stage: Stage) -> None:
+    declaration, pid, _ = killed(stage)
+    good = records.read(stage.folder / "state/svc")
+    assert good is not None
+    with subprocess.Popen(["/bin/sleep", "600"]) as stranger:
+        forged = {"pid": stranger.pid, "born": born(stranger.pid)}
+        for cgroup in (good.cgroup, "/", f"{PARENT}/../svc.1"):
+            records.write(stage.folder / "state/svc", RunRecord(**good.model_dump() | forged | {"cgroup": cgroup}))
+            with pytest.raises(ServiceError, match="another cgroup"):
+                elsewhere(stage, declaration).adopt()
+            assert stranger.poll() is None
+        stranger.kill()
+        stranger.wait()
+    assert born(pid)
+    records.write(stage.folder / "state/svc", good)
+
+
+@pytest.mark.parametrize("gone", [{"boot": "another"}, {"born": 1}, {"pid": 2**22 + 1}])
+def test_a_record_of_what_has_ended_stops_no_start(stage: Stage, gone: dict[str, Any]) -> None:
+    declaration, _, _ = killed(stage)
+    good = records.read(stage.folder / "state/svc")
+    assert good is not None
+    records.write(stage.folder / "state/svc", RunRecord(**good.model_dump() | gone))
+    assert elsewhere(stage, declaration).adopt() == NOTHING_LEFT
+    stage.next(declaration).adopt()
 
 
 def test_what_is_frozen_and_not_declared_any_more_ends(stage: Stage) -> None:

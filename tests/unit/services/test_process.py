@@ -31,7 +31,7 @@ from pointcall_executor.services import process as processes
 from pointcall_executor.services import spawning
 from pointcall_executor.services.chores import CHORES
 from pointcall_executor.services.files import opened_verified
-from pointcall_executor.services.groups import ServiceGroups, limit_place, remove_empty
+from pointcall_executor.services.groups import LIMITED, ServiceGroups, limit_place, remove_empty, v1_mount
 from pointcall_executor.services.listening import listening
 from pointcall_executor.services.managed import ServiceError
 from pointcall_executor.services.output import MAX_OUTPUT_BYTES
@@ -141,6 +141,26 @@ def test_destroy_leaves_no_process_and_no_cgroup_and_may_be_called_twice(
     assert swept() == []
     assert not listening(LOOPBACK, port)
     process.destroy(0)
+
+
+def test_a_service_that_cannot_be_ended_is_not_forgotten_and_no_second_one_is_started(
+    make: Callable[..., Process], port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_self: ServiceGroups) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "cgroup.kill")
+
+    process = serving(make, port)
+    first = process.start()
+    with monkeypatch.context() as patch:
+        patch.setattr(ServiceGroups, "destroy", refused)
+        for attempt in (lambda: process.destroy(0), process.start, process.start):
+            with pytest.raises(ServiceError) as refusal:
+                attempt()
+            assert refusal.value.id == "service.destroy"
+            assert (process.running, process.pid, process.cgroup_id) == (True, first.pid, first.cgroup_id)
+    assert process.start().pid != first.pid
+    with pytest.raises(ProcessLookupError):
+        os.kill(first.pid, 0)
 
 
 def test_a_polite_service_ends_by_its_stop_signal_within_the_grace(make: Callable[..., Process], port: int) -> None:
@@ -290,6 +310,27 @@ def test_the_limit_of_processes_counts_no_others_of_the_account(make: Callable[.
             other.wait()
 
 
+def v1_groups(pid: int) -> dict[str, str]:
+    """The v1 cgroups of a process that hold what can be limited, by controller."""
+    rows = [row.split(":", 2) for row in Path(f"/proc/{pid}/cgroup").read_text().splitlines()]
+    return {name: path for _, names, path in rows for name in names.split(",") if name in LIMITED}
+
+
+def test_on_a_hybrid_host_a_service_leaves_the_executors_groups_only_for_what_it_limits(
+    make: Callable[..., Process], spawner: Spawner
+) -> None:
+    if not all(map(v1_mount, LIMITED)):
+        pytest.skip("memory and pids are no controllers of cgroup v1 here")
+    limits: list[dict[str, int]] = [{}, {"memory_bytes": 64 << 20}, {"memory_bytes": 64 << 20, "processes": 8}]
+    executors, left = v1_groups(spawner.pid), []
+    for limit in limits:
+        process = make("import time; time.sleep(60)", limits=limit)
+        own = v1_groups(process.start().pid)
+        left.append({name for name in LIMITED if own[name] != executors[name]})
+        process.destroy(0)
+    assert left == [set(), {"memory"}, {"memory", "pids"}]
+
+
 def no_pids(patch: pytest.MonkeyPatch) -> None:
     def limit_tasks(_self: ServiceGroups, _limit: int) -> None:
         raise OSError(errno.ENOENT, "no such controller")
@@ -307,6 +348,20 @@ def test_without_the_controller_an_account_is_held_and_a_service_of_roots_is_not
         process.start()
     assert (refusal.value.id, refusal.value.want) == ("service.limit", "the pids controller of cgroups")
     assert not process.running
+
+
+@pytest.mark.parametrize("number", [errno.EBUSY, errno.EINVAL])
+def test_a_limit_that_fails_otherwise_is_no_reason_to_count_the_account_instead(
+    make: Callable[..., Process], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def limit_tasks(_self: ServiceGroups, _limit: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(ServiceGroups, "limit_tasks", limit_tasks)
+    with pytest.raises(ServiceError) as refusal:
+        make("", user="nobody", limits={"processes": 8}).start()
+    assert (refusal.value.id, os.strerror(number) in refusal.value.got) == ("service.spawn", True)
+    assert swept() == []
 
 
 def test_nobody_listens_on_a_free_port_and_any_address_counts_as_every_address(port: int) -> None:

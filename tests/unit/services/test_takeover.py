@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ from pointcall_attest.declaration import ServiceDeclaration
 from pointcall_executor.kernel.cgroup import find_root
 from pointcall_executor.services.chores import CHORES
 from pointcall_executor.services.declared import DeclaredServices, Kinds
-from pointcall_executor.services.groups import remove_empty
+from pointcall_executor.services.groups import ServiceGroups, remove_empty
 from pointcall_executor.services.managed import ServiceError
 from pointcall_executor.services.record import FILE
 from pointcall_executor.services.spawning import Spawner
@@ -135,6 +136,23 @@ def test_what_replaces_another_keeps_its_own_record(stage: Stage, ended: bool) -
     third = stage.services(None, b=SLEEP + " # other")
     assert third.adopt() == []
     assert third.pids() == second.pids()
+
+
+def test_what_cannot_be_ended_is_still_watched(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = stage.started(b=SLEEP)
+    first.commit()
+    stage.moves.clear()
+
+    def refused(_self: ServiceGroups) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ServiceGroups, "destroy", refused)
+        with pytest.raises(ServiceError, match="cannot be ended"):
+            first.destroy(B, 0)
+    assert stage.moves == [(B, False), (B, True)]
+    first.destroy(B, 0)
+    assert stage.moves[2:] == [(B, False)]
 
 
 def test_what_is_put_back_keeps_its_own_record(stage: Stage) -> None:
