@@ -10,7 +10,7 @@ import collections
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -50,6 +50,19 @@ class Left:
     escalations: dict[str, int] = field(default_factory=dict)  # run -> code, of those that nobody acknowledged
     acted: list[tuple[str, str, datetime]] = field(default_factory=list)  # (action, target, when), oldest first
     failed: set[int] = field(default_factory=set)  # places in `acted` of what was not done as it should have been
+
+    def passed_over(self, refused: Collection[int]) -> None:
+        """What was not begun leaves its target as the one before it left it, as core/guard.py `settled` has it; that it
+        was let through counts.
+
+        The log cannot tell of one that was called off before its intent was written: that counted only while it ran.
+        Nor does it say when the machine started: what failed before that and was refused after it is failed still.
+        """
+        before: dict[tuple[str, str], int] = {}
+        for place, (action, target, _) in enumerate(self.acted):
+            if place in refused and before.get((action, target)) not in self.failed:
+                self.failed.discard(place)
+            before[(action, target)] = place
 
     def note(self, item: entry.Entry) -> None:
         """One `config` entry, in the order of the log. What it means holds also where its text was erased."""
@@ -234,6 +247,7 @@ class Recorder:
         recent = self._recent()
         opened: dict[tuple[str | None, str, str], int] = {}
         places: dict[tuple[str | None, str, str], int] = {}  # in `left.acted`
+        refused: set[int] = set()  # places of what was let through and then not begun
         left = Left()
         for item in sorted(recent, key=lambda each: each.index):
             if item.kind in ("intent", "outcome"):
@@ -246,10 +260,13 @@ class Recorder:
                     places[key] = len(left.acted)
                     left.failed.add(places[key])  # until an outcome says otherwise
                     left.acted.append((str(item.body["action"]), str(item.body["target"]), item.at))
-                elif item.kind == "outcome" and item.body["outcome"] in ("applied", "refused"):
+                elif item.kind == "outcome" and item.body["outcome"] == "applied":
                     left.failed.discard(places.get(key, -1))
+                elif item.kind == "outcome" and item.body["outcome"] == "refused" and key in places:
+                    refused.add(places[key])
             else:
                 left.note(item)
+        left.passed_over(refused)
         configs = [item.index for item in recent if item.kind == "config"]
         if left.settled is None and len(configs) >= RECONCILED_MAX:
             left.disarmed = self._disarmed(below=configs[0]).disarmed
