@@ -171,6 +171,10 @@ class Journal(JournalReader):
         row = _row(leaf, opening, outlined)
         return self._queue(lambda: self._insert(*row))
 
+    def flush(self) -> None:
+        """Return once everything that was queued before is durable, so that it can be read."""
+        self._do(lambda: None)
+
     def put_blob(self, data: bytes) -> str:
         """Keep content durably; its name is its SHA-256 (hex). The same content is kept once."""
         assert len(data) <= MAX_BLOB_BYTES, f"{len(data)} bytes are no evidence, manifest or module"

@@ -164,14 +164,22 @@ class Recorder:
         JournalError `journal.prune` beyond the last checkpoint or back, `journal.readers` as for `erase`.
         """
         body = entry.Prune(minimum=minimum, reason=reason, retention_days=retention_days)
-        left = self._disarmed()
-        if left.disarmed is not None and left.settled is not None and left.settled < minimum:  # it is said once more
-            self.record(disarmed(left.disarmed, stays=True))
+        going = self._disarmed_below(minimum)  # reading far back may take a while: only what is rare is looked at twice
         with self._lock:
+            if going is not None:
+                self.journal.flush()  # who has armed meanwhile may have written that, and not yet durably
+                going = self._disarmed_below(minimum)
+            if going is not None:
+                self.record(disarmed(going, stays=True))
             leaf, opening, _ = self._signed(body)
             index = self.journal.prune(leaf, opening)
         self.journal.forget()
         return index
+
+    def _disarmed_below(self, minimum: int) -> str | None:
+        """Why a person has disarmed, where that holds still and only an entry below an index says it."""
+        left = self._disarmed()
+        return left.disarmed if left.settled is not None and left.settled < minimum else None
 
     def _signed(self, body: entry.Body, run: str | None = None) -> tuple[bytes, Opening | None, entry.Outline]:
         """The leaf of an entry with what is personal sealed, its opening, and what it is. The caller holds the lock."""
