@@ -145,17 +145,19 @@ class Recorder:
             waiting = self.journal.enqueue(self.keys.sign(payload), opening, ("receipt", receipt.run.id))
         return int(self.journal.settle(waiting))
 
-    def erase(self, entries: Sequence[entry.Entry], reason: str, *, below: int = 0) -> int:
+    def erase(self, entries: Sequence[entry.Entry], reason: str, *, below: int = 0, forget: bool = True) -> int:
         """Delete the clear texts of these entries and of all below an index, and say so; the index of the entry.
 
-        At most `entry.MAX_ERASED` at once. JournalError `journal.readers` where old pages are still read.
+        At most `entry.MAX_ERASED` at once. JournalError `journal.readers` where old pages are still read. Not `forget`:
+        the caller calls `journal.forget` next.
         """
         named = [e for e in entries if e.opening is not None and e.index >= below]
         body = entry.Erase(commitments=tuple(str(e.commitment) for e in named), reason=reason, below=below)
         with self._lock:
             leaf, opening, _ = self._signed(body)
             index = self.journal.erase(leaf, opening, indices=[e.index for e in named])
-        self.journal.forget()
+        if forget:
+            self.journal.forget()
         return index
 
     def prune(self, minimum: int, reason: str, retention_days: int) -> int:
