@@ -171,6 +171,10 @@ class Journal(JournalReader):
         row = _row(leaf, opening, outlined)
         return self._queue(lambda: self._insert(*row))
 
+    def flush(self) -> None:
+        """Return once everything that was queued before is durable, so that it can be read."""
+        self._do(lambda: None)
+
     def put_blob(self, data: bytes) -> str:
         """Keep content durably; its name is its SHA-256 (hex). The same content is kept once."""
         assert len(data) <= MAX_BLOB_BYTES, f"{len(data)} bytes are no evidence, manifest or module"
@@ -230,12 +234,14 @@ class Journal(JournalReader):
         index: int = self._do(lambda: self._prune(body.minimum, _row(leaf, opening)))
         return index
 
-    def forget(self) -> None:
+    def forget(self, *, wait_s: float | None = None) -> None:
         """Overwrite what was deleted: move everything out of the write-ahead log and empty it.
 
-        JournalError `journal.readers` where a reader holds the old pages for too long: call it again.
+        JournalError `journal.readers` where a reader holds the old pages for longer than `wait_s` (`FORGET_S` unless
+        told, 0: one try): call it again.
         """
-        end = time.monotonic() + FORGET_S
+        wait_s = FORGET_S if wait_s is None else wait_s
+        end = time.monotonic() + wait_s
         while True:
             with self._writing:
                 try:
@@ -248,12 +254,12 @@ class Journal(JournalReader):
                     raise _storage(error) from error
             if not busy:
                 return
-            if time.monotonic() > end:
+            if time.monotonic() >= end:
                 raise JournalError(
                     "deleted, but a reader still holds the old pages",
                     id="journal.readers",
                     want="no reader for a moment",
-                    got=f"one for {FORGET_S:.0f} s",
+                    got=f"one for {wait_s:g} s",
                     hint="end the process that reads the journal, then ask again: nothing is lost by that",
                 )
             time.sleep(FORGET_STEP_MS / 1000)

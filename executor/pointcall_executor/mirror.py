@@ -9,7 +9,11 @@ mirror tables: trusted by their readers only as far as they check the log again.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Sequence
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -43,6 +47,13 @@ _BOUNDS: Final = {
     # The same for the server's side: what a node that is gone has begun must not keep the next one waiting.
     "options": "-c statement_timeout=300000 -c idle_in_transaction_session_timeout=180000 -c tcp_user_timeout=180000"
     " -c tcp_keepalives_idle=60 -c tcp_keepalives_interval=20 -c tcp_keepalives_count=6",
+}  # fmt: skip
+
+BRIEF_S: Final = 10  # for a question that somebody waits for: to connect, and once more for the answer
+_BRIEF: Final = {
+    "connect_timeout": f"{BRIEF_S}", "tcp_user_timeout": f"{BRIEF_S * 1000}",
+    "options": f"-c statement_timeout={BRIEF_S * 1000} -c tcp_user_timeout={BRIEF_S * 1000}"
+    f" -c idle_in_transaction_session_timeout={BRIEF_S * 1000}",
 }  # fmt: skip
 
 _LEAST_ENTRY_BYTES: Final = 128
@@ -254,6 +265,36 @@ def connect(address: str) -> psycopg.Connection[Any]:
     MirrorError `mirror.driver` without psycopg, `mirror.address` for what is no connection string; psycopg.Error where
     the database cannot be reached.
     """
+    db = _opened(address, _BOUNDS)
+    try:
+        _make_tables(db)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+@contextlib.contextmanager
+def briefly(address: str) -> Iterator[Mirror]:
+    """A mirror for one short question. Errors as `connect`; over after twice `BRIEF_S` also where the link or the
+    server says nothing at all."""
+    with _opened(address, _BRIEF) as db, socket.socket(fileno=os.dup(db.fileno())) as line:
+        cut = threading.Timer(BRIEF_S, _cut, (line,))  # the driver waits for an answer without end
+        cut.daemon = True
+        cut.start()
+        try:
+            _make_tables(db)
+            yield Mirror(db)
+        finally:
+            cut.cancel()
+
+
+def _cut(line: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        line.shutdown(socket.SHUT_RDWR)
+
+
+def _opened(address: str, bounds: Mapping[str, str]) -> psycopg.Connection[Any]:
     try:
         import psycopg
         from psycopg import conninfo
@@ -266,18 +307,16 @@ def connect(address: str) -> psycopg.Connection[Any]:
             hint="install the extra `fleet`",
         ) from error
     try:
-        words = conninfo.make_conninfo(address, **_BOUNDS)
+        words = conninfo.make_conninfo(address, **bounds)
     except psycopg.ProgrammingError:
         raise MirrorError("that is no connection string of PostgreSQL", id="mirror.address") from None
-    db = psycopg.connect(words, autocommit=True)
-    try:
-        there = db.execute("select to_regclass('log'), to_regclass('entry'), to_regclass('epoch')").fetchone()
-        if there is None or None in there:
-            Mirror(db).create()
-    except BaseException:
-        db.close()
-        raise
-    return db
+    return psycopg.connect(words, autocommit=True)
+
+
+def _make_tables(db: psycopg.Connection[Any]) -> None:
+    there = db.execute("select to_regclass('log'), to_regclass('entry'), to_regclass('epoch')").fetchone()
+    if there is None or None in there:
+        Mirror(db).create()
 
 
 def ship(reader: JournalReader, mirror: Mirror, pace: Pace | None = None) -> Held:

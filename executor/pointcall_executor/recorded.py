@@ -100,6 +100,9 @@ class RecordedSensors:
     def forced_until(self, address: Address, port: int) -> int:
         return self._forced.get((address, port), 0)
 
+    def still_forced(self, address: Address, port: int) -> bool:
+        return self.forced_until(address, port) > time.monotonic_ns()
+
     def probe_service(self, number: int) -> int:
         mine = [d for d, n in self.destinations.items() if n == number]
         self.commands += [("probe", str(d)) for d in mine]

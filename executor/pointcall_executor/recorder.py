@@ -10,7 +10,7 @@ import collections
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -50,6 +50,19 @@ class Left:
     escalations: dict[str, int] = field(default_factory=dict)  # run -> code, of those that nobody acknowledged
     acted: list[tuple[str, str, datetime]] = field(default_factory=list)  # (action, target, when), oldest first
     failed: set[int] = field(default_factory=set)  # places in `acted` of what was not done as it should have been
+
+    def passed_over(self, refused: Collection[int]) -> None:
+        """What was not begun leaves its target as the one before it left it, as core/guard.py `settled` has it; that it
+        was let through counts.
+
+        The log cannot tell of one that was called off before its intent was written: that counted only while it ran.
+        Nor does it say when the machine started: what failed before that and was refused after it is failed still.
+        """
+        before: dict[tuple[str, str], int] = {}
+        for place, (action, target, _) in enumerate(self.acted):
+            if place in refused and before.get((action, target)) not in self.failed:
+                self.failed.discard(place)
+            before[(action, target)] = place
 
     def note(self, item: entry.Entry) -> None:
         """One `config` entry, in the order of the log. What it means holds also where its text was erased."""
@@ -132,17 +145,19 @@ class Recorder:
             waiting = self.journal.enqueue(self.keys.sign(payload), opening, ("receipt", receipt.run.id))
         return int(self.journal.settle(waiting))
 
-    def erase(self, entries: Sequence[entry.Entry], reason: str, *, below: int = 0) -> int:
+    def erase(self, entries: Sequence[entry.Entry], reason: str, *, below: int = 0, forget: bool = True) -> int:
         """Delete the clear texts of these entries and of all below an index, and say so; the index of the entry.
 
-        At most `entry.MAX_ERASED` at once. JournalError `journal.readers` where old pages are still read.
+        At most `entry.MAX_ERASED` at once. JournalError `journal.readers` where old pages are still read. Not `forget`:
+        the caller calls `journal.forget` next.
         """
         named = [e for e in entries if e.opening is not None and e.index >= below]
         body = entry.Erase(commitments=tuple(str(e.commitment) for e in named), reason=reason, below=below)
         with self._lock:
             leaf, opening, _ = self._signed(body)
             index = self.journal.erase(leaf, opening, indices=[e.index for e in named])
-        self.journal.forget()
+        if forget:
+            self.journal.forget()
         return index
 
     def prune(self, minimum: int, reason: str, retention_days: int) -> int:
@@ -151,14 +166,22 @@ class Recorder:
         JournalError `journal.prune` beyond the last checkpoint or back, `journal.readers` as for `erase`.
         """
         body = entry.Prune(minimum=minimum, reason=reason, retention_days=retention_days)
-        left = self._disarmed()
-        if left.disarmed is not None and left.settled is not None and left.settled < minimum:  # it is said once more
-            self.record(disarmed(left.disarmed, stays=True))
+        going = self._disarmed_below(minimum)  # reading far back may take a while: only what is rare is looked at twice
         with self._lock:
+            if going is not None:
+                self.journal.flush()  # who has armed meanwhile may have written that, and not yet durably
+                going = self._disarmed_below(minimum)
+            if going is not None:
+                self.record(disarmed(going, stays=True))
             leaf, opening, _ = self._signed(body)
             index = self.journal.prune(leaf, opening)
         self.journal.forget()
         return index
+
+    def _disarmed_below(self, minimum: int) -> str | None:
+        """Why a person has disarmed, where that holds still and only an entry below an index says it."""
+        left = self._disarmed()
+        return left.disarmed if left.settled is not None and left.settled < minimum else None
 
     def _signed(self, body: entry.Body, run: str | None = None) -> tuple[bytes, Opening | None, entry.Outline]:
         """The leaf of an entry with what is personal sealed, its opening, and what it is. The caller holds the lock."""
@@ -234,6 +257,7 @@ class Recorder:
         recent = self._recent()
         opened: dict[tuple[str | None, str, str], int] = {}
         places: dict[tuple[str | None, str, str], int] = {}  # in `left.acted`
+        refused: set[int] = set()  # places of what was let through and then not begun
         left = Left()
         for item in sorted(recent, key=lambda each: each.index):
             if item.kind in ("intent", "outcome"):
@@ -246,10 +270,13 @@ class Recorder:
                     places[key] = len(left.acted)
                     left.failed.add(places[key])  # until an outcome says otherwise
                     left.acted.append((str(item.body["action"]), str(item.body["target"]), item.at))
-                elif item.kind == "outcome" and item.body["outcome"] in ("applied", "refused"):
+                elif item.kind == "outcome" and item.body["outcome"] == "applied":
                     left.failed.discard(places.get(key, -1))
+                elif item.kind == "outcome" and item.body["outcome"] == "refused" and key in places:
+                    refused.add(places[key])
             else:
                 left.note(item)
+        left.passed_over(refused)
         configs = [item.index for item in recent if item.kind == "config"]
         if left.settled is None and len(configs) >= RECONCILED_MAX:
             left.disarmed = self._disarmed(below=configs[0]).disarmed

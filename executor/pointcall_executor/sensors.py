@@ -18,7 +18,7 @@ from typing import Final
 from pointcall_attest import manifest as manifests
 from pointcall_attest.admission import Admitted
 from pointcall_executor.arming import destinations_of, node_wide, policies_of
-from pointcall_executor.core.breaker import State
+from pointcall_executor.core.breaker import State, Word
 from pointcall_executor.core.event import Destination, KernelEvent, Kind, PressureEvent, encode
 from pointcall_executor.core.guard import Rules
 from pointcall_executor.core.stuck import Known, Seen, look
@@ -301,13 +301,11 @@ class KernelSensors:
 
     def force(self, address: Address, port: int, until_ns: int) -> None:
         breaker, there = self._armed(address, port)
-        for destination in there:
-            breaker.force(destination, until_ns)
+        _all_or_none(breaker, there, lambda destination: breaker.force(destination, until_ns))
 
     def close_circuit(self, address: Address, port: int) -> None:
         breaker, there = self._armed(address, port)
-        for destination in there:
-            breaker.close_circuit(destination)
+        _all_or_none(breaker, there, breaker.close_circuit)
 
     def forced_until(self, address: Address, port: int) -> int:
         """Until when every circuit there is forced open; 0: nobody holds them open, or no circuit is armed there."""
@@ -316,6 +314,14 @@ class KernelSensors:
             return 0
         words = [self.breaker.circuit(destination).word for destination in there]
         return min(word.time_us * 1000 if word.state is State.FORCED else 0 for word in words)
+
+    def still_forced(self, address: Address, port: int) -> bool:
+        """Whether somebody holds any circuit there open, and its time is not over."""
+        if self.breaker is None:
+            return False
+        words = [self.breaker.circuit(destination).word for destination in self._there(address, port)]
+        now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        return any(word.state is State.FORCED and word.time_us > now_us for word in words)
 
     def allow(self, cgroup_ids: Collection[int]) -> None:
         """Never refuse what tasks of these cgroups connect to, nor take it for the half-open probe; of no others."""
@@ -488,6 +494,18 @@ class KernelSensors:
         """Everything out of the kernel, pins too. Twice without harm."""
         self.stop(leave=False)
         self.leave()
+
+
+def _all_or_none(breaker: BreakerSensor, there: Sequence[Destination], command: Callable[[Destination], Word]) -> None:
+    """Where one of them cannot be commanded, those before it are as they were."""
+    before: dict[Destination, Word] = {}
+    try:
+        for destination in there:
+            before[destination] = command(destination)
+    except BaseException:
+        for destination, word in before.items():
+            breaker.put_back(destination, word)
+        raise
 
 
 def _undeclared(sensor: str, action: str) -> KernelError:

@@ -25,7 +25,7 @@ from pointcall_attest import entry
 from pointcall_attest.log.checkpoint import Checkpoint
 from pointcall_attest.log.witness import WitnessPolicy
 from pointcall_executor.config import Config
-from pointcall_executor.journal import Journal
+from pointcall_executor.journal import FORGET_S, FORGET_STEP_MS, Journal
 from pointcall_executor.journal_reader import JournalError, JournalReader
 from pointcall_executor.recorder import Recorder
 from pointcall_executor.retention import first_within
@@ -97,8 +97,10 @@ class Shipping:
             thread.start()
 
     def stop(self) -> None:
-        """At most `END_S`: a request that a bad link holds up is left alone, and nothing comes of it. May be called
-        twice."""
+        """At most `END_S`, or until what is just being written to the log is durable: one entry, with what it erases.
+
+        A request that a bad link holds up is left alone, and nothing comes of it. May be called twice.
+        """
         self._stopping.set()
         end_s = time.monotonic() + END_S
         for thread in self._threads:
@@ -266,10 +268,11 @@ class Shipping:
         try:
             with self._writes():
                 if first < below:
-                    self._recorder.erase((), f"older than {days} days", below=below)
-                    self._say("clear texts erased", below=below)
-                elif self._unforgotten:
-                    self._journal.forget()
+                    self._recorder.erase((), f"older than {days} days", below=below, forget=False)
+            if first < below or self._unforgotten:
+                self._forget()
+            if first < below:
+                self._say("clear texts erased", below=below)
         except JournalError as held:
             if held.id != "journal.readers":
                 raise
@@ -278,6 +281,20 @@ class Shipping:
             self._unforgotten = True
         else:
             self._unforgotten = False
+
+    def _forget(self) -> None:
+        """As `Journal.forget`, try by try: the end of the executor waits for one at most."""
+        end_s = time.monotonic() + FORGET_S
+        while True:
+            last = self._stopping.is_set() or time.monotonic() > end_s
+            try:
+                with self._writes():
+                    self._journal.forget(wait_s=0)
+                return
+            except JournalError as held:
+                if last or held.id != "journal.readers":
+                    raise
+            self._stopping.wait(FORGET_STEP_MS / 1000)
 
 
 class _Ended(Exception):

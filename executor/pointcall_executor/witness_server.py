@@ -6,21 +6,25 @@ Not here: the rules (pointcall_attest.log.witness). Spec: C2SP tlog-witness, doc
 
 from __future__ import annotations
 
+import contextlib
 import http.server
+import socket
 import sqlite3
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pointcall_attest.log import checkpoint as checkpoints
 from pointcall_attest.log.checkpoint import LOG, Verifier, WitnessKey
 from pointcall_attest.log.witness import MAX_REQUEST_BYTES, Request, Seen, WitnessRefusal, judge
-from pointcall_executor.mirror import Mirror, connect
+from pointcall_executor.mirror import briefly
 
 Keys = Callable[[str], Sequence[Verifier]]  # origin -> the keys of that log, none if it is unknown
 TIMEOUT_S: Final = 30.0  # for one request of a slow client
+WHOLE_S: Final = 60.0  # for one request with its answer
+AT_ONCE: Final = 32  # requests; one more is told nothing, and its node asks again
 
 
 class Witness:
@@ -45,10 +49,11 @@ class Witness:
         """A cosignature line. WitnessRefusal otherwise. What is signed is durable before the line exists."""
         request = Request.parse(raw)
         origin = request.checkpoint.origin
+        keys = self._keys(origin)  # they may be far away: nobody waits for them but who asks
         with self._lock:
             self._db.execute("begin immediate")  # looking and remembering are one step
             try:
-                new = judge(request, self._seen(origin), self._keys(origin))
+                new = judge(request, self._seen(origin), keys)
                 sql = "insert into seen values (?, ?, ?) on conflict(origin) do update set size = ?, root = ?"
                 self._db.execute(sql, (origin, new.size, new.root, new.size, new.root))
             except BaseException:
@@ -84,14 +89,17 @@ def keys_of_mirror(address: str) -> Keys:
     """
 
     def keys(origin: str) -> Sequence[Verifier]:
-        with connect(address) as db:
-            return Mirror(db).verifiers(origin)
+        with briefly(address) as mirror:
+            return mirror.verifiers(origin)
 
     return keys
 
 
 def serve(witness: Witness, address: tuple[str, int], now_s: Callable[[], int]) -> http.server.ThreadingHTTPServer:
-    """A server on this address, not yet running: call `serve_forever()`. Put TLS in front of it."""
+    """A server on this address, not yet running: call `serve_forever()`. Put TLS in front of it.
+
+    At most `AT_ONCE` requests at a time, each over a connection of its own.
+    """
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -102,6 +110,7 @@ def serve(witness: Witness, address: tuple[str, int], now_s: Callable[[], int]) 
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
+            self.send_header("Connection", "close")  # one that is kept would keep its place
             self.end_headers()
             self.wfile.write(body)
 
@@ -125,4 +134,38 @@ def serve(witness: Witness, address: tuple[str, int], now_s: Callable[[], int]) 
         def log_message(self, format: str, *args: object) -> None:
             """The journal is the log; requests are not printed."""
 
-    return http.server.ThreadingHTTPServer(address, Handler)
+    return _Server(address, Handler)
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    request_queue_size = AT_ONCE
+
+    def __init__(self, *args: Any) -> None:
+        self._places = threading.BoundedSemaphore(AT_ONCE)
+        super().__init__(*args)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """In a thread of its own, where one is free; else the connection is closed at once."""
+        if not self._places.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._places.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        cut = threading.Timer(WHOLE_S, _cut, (request,))
+        cut.daemon = True
+        cut.start()
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            cut.cancel()
+            self._places.release()
+
+
+def _cut(request: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        request.shutdown(socket.SHUT_RDWR)

@@ -24,7 +24,7 @@ from pointcall_executor.core.guard import Rules
 from pointcall_executor.kernel import isolation
 from pointcall_executor.kernel.breaker import BreakerSensor
 from pointcall_executor.kernel.cgroup import Cgroup, find_root
-from pointcall_executor.kernel.errors import KernelError
+from pointcall_executor.kernel.errors import CircuitError, KernelError
 from pointcall_executor.kernel.isolation import pinned_isolations
 from pointcall_executor.kernel.sensor import COUNTERS
 from pointcall_executor.pins import Pins
@@ -509,7 +509,70 @@ def test_who_trips_a_port_trips_it_for_tcp_and_for_udp(life: Life, protocols: tu
         assert sensors.forced_until(HERE, PORT) == until_ns
         breaker_of(sensors).close_circuit(next(c.destination for c in sensors.states() if c.destination.protocol == 6))
         assert sensors.forced_until(HERE, PORT) == 0  # not all of it is held
+        assert sensors.still_forced(HERE, PORT)  # but some
         sensors.force(HERE, PORT, until_ns)
         sensors.close_circuit(HERE, PORT)
         assert (connect(PORT), udp(PORT)) == (OK, OK)
         assert sensors.forced_until(HERE, PORT) == 0
+        assert not sensors.still_forced(HERE, PORT)
+
+
+def held(sensors: KernelSensors) -> dict[int, object]:
+    """The word of each circuit, by its protocol."""
+    return {each.destination.protocol: each.word for each in sensors.states()}
+
+
+def busy(patch: pytest.MonkeyPatch, sensors: KernelSensors) -> None:
+    """The second command loses against the other CPUs."""
+    breaker, count = breaker_of(sensors), itertools.count()
+    real = breaker._command
+
+    def command(*args: Any) -> Any:
+        if next(count):
+            raise CircuitError("it could not be commanded", id="kernel.circuit.busy")
+        return real(*args)
+
+    patch.setattr(breaker, "_command", command)
+
+
+@pytest.mark.parametrize("before", ["closed", "counted", "open", "forced"])
+@pytest.mark.parametrize("protocols", [("tcp", "udp"), ("udp", "tcp")])
+def test_a_command_that_cannot_be_given_to_both_changes_neither(
+    life: Life, monkeypatch: pytest.MonkeyPatch, protocols: tuple[str, str], before: str
+) -> None:
+    life.protocols = protocols
+    sensors = life.sensors("breaker")
+    if before == "forced":
+        sensors.force(HERE, PORT, soon(60))
+    for _ in range({"counted": 2, "open": 3}.get(before, 0)):
+        assert connect(PORT) == REFUSED
+    words = held(sensors)
+    counters = sorted((each.failures, each.opened) for each in sensors.states())
+    commands: list[Callable[[], None]] = [
+        lambda: sensors.force(HERE, PORT, soon(30)),
+        lambda: sensors.close_circuit(HERE, PORT),
+    ]
+    for command in commands:
+        with monkeypatch.context() as patch:
+            busy(patch, sensors)
+            with pytest.raises(CircuitError) as refused:
+                command()
+        assert refused.value.id == "kernel.circuit.busy"
+        assert held(sensors) == words
+        assert sorted((each.failures, each.opened) for each in sensors.states()) == counters
+    assert sensors.still_forced(HERE, PORT) is (before == "forced")
+    with listen(PORT):
+        assert (connect(PORT) == BLOCKED) is (before in ("open", "forced"))
+
+
+def test_a_lease_that_is_over_holds_nothing_open(life: Life) -> None:
+    """The kernel notices at the next connect: one protocol may have had one, the other not."""
+    life.protocols = ("tcp", "udp")
+    sensors = life.sensors("breaker")
+    sensors.force(HERE, PORT, soon(0.2))
+    assert sensors.still_forced(HERE, PORT)
+    time.sleep(0.25)
+    with listen(PORT):
+        assert connect(PORT) == OK
+    assert sorted(each.state for each in sensors.states()) == [State.CLOSED, State.FORCED]
+    assert not sensors.still_forced(HERE, PORT)

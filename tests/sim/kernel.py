@@ -341,6 +341,9 @@ class Sensors:
         word = self.breaker.circuits[destination].word
         return word.time_us * 1000 if word.state is breaker.State.FORCED else 0
 
+    def still_forced(self, address: Address, port: int) -> bool:
+        return self.forced_until(address, port) > self.scheduler.now
+
     def kill_connections(self, address: Address, port: int) -> int:
         self.scheduler.alive()
         if not self._connections or self.gone:

@@ -17,7 +17,7 @@ def perform(action: CloseCircuit, world: World) -> Done:
 
 
 def amiss(action: CloseCircuit, world: World) -> str:
-    return "it is forced open" if world.circuits.forced_until(action.address, action.port) else ""
+    return "it is forced open" if world.circuits.still_forced(action.address, action.port) else ""
 
 
 VERB: Final = Verb(perform, amiss)

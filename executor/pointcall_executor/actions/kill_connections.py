@@ -19,7 +19,7 @@ def perform(action: KillConnections, world: World) -> Done:
 
 
 def amiss(action: KillConnections, world: World) -> str:
-    if not world.circuits.forced_until(action.address, action.port):
+    if not world.circuits.still_forced(action.address, action.port):
         return ""
     left = world.circuits.kill_connections(action.address, action.port)
     return f"{left} connections were left" if left else ""

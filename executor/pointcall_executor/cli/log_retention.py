@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pointcall_executor.cli import output
+from pointcall_executor.cli import connection, output
 
 if TYPE_CHECKING:
     from pointcall_executor.journal_reader import JournalReader
@@ -89,7 +89,10 @@ def _erase(args: argparse.Namespace) -> int:
 
 
 def _by_executor(args: argparse.Namespace, method: str, fields: dict[str, Any]) -> Retained | None:
-    """What a running executor did: it is the one writer of its log. None where none answers on its socket."""
+    """What a running executor did: it is the one writer of its log. None where there is none on its socket.
+
+    EnvironmentRefusal `api.deadline` where it does not answer in time: it may still be doing it.
+    """
     from pointcall_executor.retention import Retained
 
     socket = output.state_dir(args) / "run" / "operator.sock"
@@ -100,7 +103,9 @@ def _by_executor(args: argparse.Namespace, method: str, fields: dict[str, Any]) 
     try:
         with Client(socket, timeout_s=API_TIMEOUT_S) as client:
             done = client.call(method, reason=args.reason, **fields)
-    except UnreachableError:
+    except UnreachableError as refusal:
+        if refusal.id == "api.deadline":
+            raise connection.unreachable(refusal, socket) from None
         return None
     return Retained(done.minimum, done.pruned, done.retention_days, tuple(done.erased), tuple(done.index))
 

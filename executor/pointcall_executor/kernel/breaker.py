@@ -237,6 +237,16 @@ class BreakerSensor(Sensor):
         """Close, whatever it was, and count from zero; counters stay. Returns the word before."""
         return self._command(Command.CLOSE, destination)
 
+    def put_back(self, destination: Destination, word: Word) -> None:
+        """Make the circuit what it was before a command, as the command returned it; nothing where it is not armed.
+
+        A result that arrives in the very moment may be lost.
+        """
+        key = _key(normalised(destination))
+        raw = self._maps["circuits"].get(key)
+        if raw is not None:
+            self._maps["circuits"].set(key, word.pack().to_bytes(8, "little") + raw[8:])
+
     def allow(self, cgroup_id: int) -> None:
         """Never refuse tasks of this cgroup (a health checker, the executor). Their results still count."""
         self._maps["allowed"].set(struct.pack("<Q", cgroup_id), struct.pack("<I", 1))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -18,7 +20,9 @@ from pointcall_attest.errors import MalformedError
 from pointcall_attest.log.checkpoint import Checkpoint
 from pointcall_attest.log.frontier import Frontier
 from pointcall_attest.log.tree import Tree, leaf_hash
+from pointcall_executor import mirror as mirror_module
 from pointcall_executor.mirror import FEW_BYTES, MAX_BATCH_BYTES, Mirror, MirrorError, Pace, ship
+from pointcall_executor.witness_server import keys_of_mirror
 from tests.fault.log import postgres
 from tests.unit.log import world
 
@@ -337,3 +341,31 @@ def test_a_witness_process_follows_the_epochs_of_a_mirror(db: Any, node: world.N
         process.terminate()
         process.wait()
         process.stdout.close()
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[socket.socket]:
+    """A server that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
+
+
+def test_a_mirror_that_says_nothing_keeps_nobody_for_long(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+    import psycopg
+
+    monkeypatch.setattr(mirror_module, "BRIEF_S", 1)
+    monkeypatch.setitem(mirror_module._BRIEF, "connect_timeout", "2")  # the driver's least
+    with silent() as server:
+        began = time.monotonic()
+        address = f"host=127.0.0.1 port={server.getsockname()[1]} user=x dbname=x sslmode=disable gssencmode=disable"
+        with pytest.raises(psycopg.OperationalError):
+            keys_of_mirror(address)(world.ORIGIN)
+        assert time.monotonic() - began < 30
+    address = f"host=127.0.0.1 port={port} user={postgres.USER} dbname=postgres"
+    with connect(port) as other, other.transaction():  # it answers connects, and then not
+        other.execute("drop table if exists entry, epoch, log")
+        began = time.monotonic()
+        with pytest.raises(psycopg.OperationalError):
+            keys_of_mirror(address)(world.ORIGIN)
+        assert time.monotonic() - began < 30
+    assert keys_of_mirror(address)(world.ORIGIN) == []

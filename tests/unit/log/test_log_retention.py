@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -24,7 +25,8 @@ from pointcall_attest import entry
 from pointcall_executor.api.backend import NodeStatus
 from pointcall_executor.api.server import serve
 from pointcall_executor.backend import ExecutorBackend
-from pointcall_executor.cli import main
+from pointcall_executor.cli import log_retention, main
+from pointcall_executor.cli.output import Exit
 from pointcall_executor.config import Config
 from pointcall_executor.journal import Journal
 from pointcall_executor.journal_check import check_journal
@@ -201,6 +203,24 @@ def test_a_running_executor_does_both_over_its_socket(state: Path, call: Any, re
             server.stop()
     assert {c.id for c in check_journal(reader).failed} == {"entry.signature", "log.checkpoint"}  # no epoch was opened
     assert call("log", "erase", run)[1][0]["erased"] == []  # the socket is gone, nothing is left to do
+
+
+@pytest.mark.parametrize("words", [["prune", "--minimum", 4], ["erase", "--older-than", 400]])
+def test_an_executor_that_takes_longer_than_one_waits_is_not_said_to_be_away(
+    state: Path, call: Any, reader: JournalReader, monkeypatch: pytest.MonkeyPatch, words: list[object]
+) -> None:
+    """It may still be doing it: what to do without one is not tried."""
+    monkeypatch.setattr(log_retention, "API_TIMEOUT_S", 0.3)
+    (state / "run").mkdir()
+    with socket.socket(socket.AF_UNIX) as mute:
+        mute.bind(str(state / "run" / "operator.sock"))
+        mute.listen()
+        with closing(Journal.open(state / "journal.db", origin=None)):
+            code, rows = call("log", *words)
+    assert (code, refusal(rows)) == (Exit.ENVIRONMENT, "api.deadline")
+    assert "may still be done" in rows[-1]["error"]["hint"]
+    assert reader.minimum == 0
+    assert call("log", *words)[0] == 0  # nobody listens there any more
 
 
 def test_the_offline_epoch_is_one_like_any_other(state: Path, reader: JournalReader, call: Any) -> None:

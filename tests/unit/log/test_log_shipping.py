@@ -23,6 +23,7 @@ from pointcall_attest.log.checkpoint import WitnessKey
 from pointcall_attest.log.witness import WitnessPolicy
 from pointcall_attest.pack import Pack, export
 from pointcall_attest.pack_check import verify_pack
+from pointcall_executor import shipping as shipping_module
 from pointcall_executor.cli import main
 from pointcall_executor.config import Config
 from pointcall_executor.journal import Journal
@@ -249,7 +250,7 @@ def test_clear_texts_go_when_they_are_old_enough(
 def test_a_reader_that_stays_holds_up_neither_erasing_nor_shipping(
     stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pointcall_executor.journal.FORGET_S", 0.05)
+    monkeypatch.setattr("pointcall_executor.shipping.FORGET_S", 0.05)
     with monkeypatch.context() as patched:
         patched.setattr(world, "NOW", world.NOW - timedelta(days=3))
         ship = shipped(stack, tmp_path / "node", clear_text_days=2)
@@ -268,6 +269,43 @@ def test_a_reader_that_stays_holds_up_neither_erasing_nor_shipping(
     for file in ship.node.journal.path.parent.glob("journal.db*"):
         assert b"not to be found" not in file.read_bytes()
     assert ship.shipping._erase_due_s == ship.now_s + ERASE_EVERY_S
+
+
+def test_the_end_does_not_wait_for_a_reader_of_what_was_erased_and_nothing_is_written_after_it(
+    stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pointcall_executor.shipping.FORGET_S", 600.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(world, "NOW", world.NOW - timedelta(days=3))
+        ship = shipped(stack, tmp_path / "node", clear_text_days=2)
+        old = ship.node.append(entry.Config(what="old", detail={"text": "x"}))
+    ship.node.checkpoint()
+    staying = stack.enter_context(closing(sqlite3.connect(ship.node.journal.path, isolation_level=None)))
+    staying.execute("begin")
+    staying.execute("select count(*) from sqlite_schema").fetchone()
+    ship.shipping.start()
+    deadline = time.monotonic() + 30
+    while not ship.node.journal.entry(old).closed:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    ship.shipping.stop()
+    assert not any(thread.is_alive() for thread in ship.shipping._threads), "it let nobody wait, so all have ended"
+    assert time.monotonic() < deadline
+    kinds = ship.kinds()
+    ship.node.journal.close()  # as the executor does next
+    with closing(JournalReader.open(ship.node.journal.path)) as reader:
+        assert [e.kind for e in reader.entries()] == kinds
+    assert "erase" in kinds
+    assert ["a reader holds the old pages" in said for said in ship.said] == [True]
+
+
+def test_nothing_is_forgotten_after_the_end(stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The journal is closed by then."""
+    ship = shipped(stack, tmp_path / "node")
+    ship.shipping.stop()
+    monkeypatch.setattr(Journal, "forget", lambda *_, **__: pytest.fail("it was"))
+    with pytest.raises(shipping_module._Ended):
+        ship.shipping._forget()
 
 
 def test_the_thread_starts_ships_and_ends(stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

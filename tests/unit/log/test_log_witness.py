@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import http.client
 import random
+import socket
 import threading
+import time
+import urllib.parse
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -17,7 +23,7 @@ from pointcall_attest.log import checkpoint as checkpoints
 from pointcall_attest.log.checkpoint import LOG, Checkpoint, Verifier
 from pointcall_attest.log.tree import Tree, leaf_hash
 from pointcall_attest.log.witness import Request, Seen, WitnessPolicy, WitnessRefusal, judge
-from pointcall_executor.witness_server import Witness, serve
+from pointcall_executor.witness_server import AT_ONCE, Witness, serve
 from pointcall_executor.witnessing import cosigned
 
 ORIGIN = "pointcall.dev/log/n1"
@@ -181,3 +187,50 @@ def test_a_wrong_policy_is_refused(text: str) -> None:
     with pytest.raises(MalformedError) as error:
         WitnessPolicy.parse(text.encode())
     assert error.value.id == "witness.policy"
+
+
+def test_a_source_of_keys_that_hangs_keeps_only_who_asks_for_them(tmp_path: Path) -> None:
+    """A mirror behind a dead link: the other logs go on."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def keys(origin: str) -> list[Verifier]:
+        if origin != ORIGIN:
+            begun.set()
+            assert go_on.wait(30)
+        return [VERIFIER] if origin == ORIGIN else []
+
+    with closing(Witness(tmp_path / "w.db", "witness.example/w1", OTHER, keys)) as made, ThreadPoolExecutor(1) as pool:
+        try:
+            stuck = pool.submit(made.add_checkpoint, request(0, 10, origin="other.example/log"), at_s=1)
+            assert begun.wait(30)
+            assert made.add_checkpoint(request(0, 10), at_s=1)
+        finally:
+            go_on.set()
+        with pytest.raises(WitnessRefusal):
+            stuck.result(30)
+
+
+def test_it_answers_so_many_at_a_time_and_then_again(witness: Witness, address: str) -> None:
+    url = urllib.parse.urlsplit(address)
+    there = (str(url.hostname), int(url.port or 0))
+    with ExitStack() as opened:
+        threads = threading.active_count()
+        slow = [opened.enter_context(socket.create_connection(there, timeout=30)) for _ in range(AT_ONCE)]
+        for each in slow:
+            each.sendall(b"POST /add")
+        with socket.create_connection(there, timeout=30) as more:
+            assert more.recv(1) == b""
+        assert threading.active_count() <= threads + 2 * AT_ONCE  # each has one that cuts it off
+        assert cosigned(note(10), TREE, policy(witness, address), {})[1][0].outcome == "away"
+    deadline = time.monotonic() + 30
+    while cosigned(note(10), TREE, policy(witness, address), {})[1][0].outcome != "signed":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_connection_is_for_one_request(address: str) -> None:
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=30)
+    connection.request("POST", "/add-checkpoint", request(0, 10))
+    answer = connection.getresponse()
+    assert (answer.status, answer.will_close) == (200, True)
+    connection.close()
