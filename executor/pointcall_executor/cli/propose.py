@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pointcall_executor.cli import output
+from pointcall_executor.cli import connection, output
 
 if TYPE_CHECKING:
     from pointcall_executor.agent_api.proposal import Proposal
@@ -50,9 +50,7 @@ def _submit(args: argparse.Namespace) -> int:
         with Client(socket) as client:
             made = client.call("Proposals/SubmitProposal", source=_source(args.file), **fields)
     except UnreachableError as refusal:
-        raise output.EnvironmentRefusal(
-            refusal.message, id=refusal.id, got=str(socket), hint="is `pointcall run` running with this --state-dir?"
-        ) from None
+        raise connection.unreachable(refusal, socket) from None
     _show(made, as_json=args.json)
     return output.Exit.OK if made.state == "open" else output.Exit.REFUSED
 
