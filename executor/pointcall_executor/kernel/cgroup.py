@@ -6,6 +6,7 @@ Spec: Documentation/admin-guide/cgroup-v2.rst.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -136,8 +137,9 @@ class Cgroup:
         for _ in range(_REMOVE_TRIES):
             if not self.path.exists():
                 return
-            if self.populated():
-                self.kill()
+            with contextlib.suppress(FileNotFoundError):  # somebody else removes it, too
+                if self.populated():
+                    self.kill()
             if self._rmdir():
                 return
             time.sleep(0.005)
@@ -150,8 +152,8 @@ class Cgroup:
         )
 
     def _rmdir(self) -> bool:
-        folders = sorted((p for p in self.path.rglob("*") if p.is_dir()), reverse=True)
         try:
+            folders = sorted((p for p in self.path.rglob("*") if p.is_dir()), reverse=True)
             for folder in (*folders, self.path):
                 folder.rmdir()
         except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,25 @@ def test_noise_is_not_btf(noise: bytes) -> None:
             btf.find(raw, [(btf.Kind.FUNC, "f")])
         except KernelError:
             continue
+
+
+def test_a_folder_that_somebody_else_removes_at_the_same_moment_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = Cgroup(tmp_path / "g")
+    group.path.mkdir()
+    (group.path / "cgroup.events").write_text("populated 0\n")
+
+    def taken(path: Path, _pattern: str) -> Iterator[Path]:
+        (path / "cgroup.events").unlink()
+        path.rmdir()
+        raise FileNotFoundError(2, "gone", str(path))
+        yield path
+
+    monkeypatch.setattr(Path, "rglob", taken)
+    group.remove()
+    assert not group.path.exists()
+    monkeypatch.undo()
+    group.path.mkdir()  # without a file that says whether it is populated, as one that goes
+    group.remove()
+    assert not group.path.exists()
