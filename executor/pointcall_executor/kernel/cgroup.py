@@ -6,7 +6,6 @@ Spec: Documentation/admin-guide/cgroup-v2.rst.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import signal
@@ -19,6 +18,7 @@ from pointcall_executor.kernel.errors import KernelError
 
 MOUNTS: Final = Path("/proc/self/mounts")
 _REMOVE_TRIES: Final = 200  # x 5 ms: a killed task leaves its cgroup a moment after the signal
+_GOING: Final = (errno.ENOENT, errno.ENODEV)  # somebody else removes it at this moment
 
 
 def find_root(mounts: str | None = None) -> Path:
@@ -137,9 +137,12 @@ class Cgroup:
         for _ in range(_REMOVE_TRIES):
             if not self.path.exists():
                 return
-            with contextlib.suppress(FileNotFoundError):  # somebody else removes it, too
+            try:
                 if self.populated():
                     self.kill()
+            except OSError as error:
+                if error.errno not in _GOING:
+                    raise
             if self._rmdir():
                 return
             time.sleep(0.005)
@@ -157,7 +160,7 @@ class Cgroup:
             for folder in (*folders, self.path):
                 folder.rmdir()
         except OSError as error:
-            if error.errno == errno.ENOENT:
+            if error.errno in _GOING:
                 return not self.path.exists()
             if error.errno == errno.EBUSY:
                 return False

@@ -86,6 +86,16 @@ def test_a_folder_that_somebody_else_removes_at_the_same_moment_is_gone(
     group.remove()
     assert not group.path.exists()
     monkeypatch.undo()
+
+    def no_device(_group: Cgroup) -> None:
+        group.path.rmdir()
+        raise OSError(19, "No such device")  # what cgroup.kill says then
+
+    group.path.mkdir()
+    monkeypatch.setattr(Cgroup, "populated", lambda _group: True)
+    monkeypatch.setattr(Cgroup, "kill", no_device)
+    group.remove()
+    monkeypatch.undo()
     group.path.mkdir()  # without a file that says whether it is populated, as one that goes
     group.remove()
     assert not group.path.exists()
