@@ -749,12 +749,12 @@ class Executor:
     def _tick(self, now_ns: int) -> None:
         """What is due, at the end of each turn."""
         self._runs.fire(now_ns)
-        if self._paused_until_ns and now_ns >= self._paused_until_ns:
-            self._set_paused("", 0, "resumed", {"reason": "the pause is over"})
         if now_ns < self._tick_due_ns:
             return
         self._tick_due_ns = now_ns + int(TICK_SECONDS * 1e9)
-        self._recorder.watch()
+        self._recorder.watch()  # first: a pause that could not be written does not end as if it had been
+        if self._paused_until_ns and now_ns >= self._paused_until_ns:
+            self._set_paused("", 0, "resumed", {"reason": "the pause is over"})
         if self._runs.session is not None:
             self._watch.count_lost(self._runs.session.sensors)
         self._check_armed(now_ns)
