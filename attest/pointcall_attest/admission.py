@@ -25,7 +25,7 @@ from pointcall_attest.model import instant
 from pointcall_attest.notice import Notices, holds
 from pointcall_attest.policy import TrustPolicy
 from pointcall_attest.signature import CHECKS as SIGNATURE_CHECKS
-from pointcall_attest.signature import SignedStatement, verify_bundles
+from pointcall_attest.signature import UNANSWERED, SignedStatement, verify_bundles
 from pointcall_attest.verdict import Check, Verdict
 from pointcall_runbook import vocabulary
 from pointcall_runbook.errors import PointcallError
@@ -278,6 +278,10 @@ def _order(manifest: Manifest, policy: TrustPolicy, highest: int | None, highest
 def _notices(notices: Notices | None) -> Check:
     if notices is None or notices == Notices():
         return Check.skipped("manifest.notices", "no notice reached this node", spec=SPEC)
+    if notices.unanswered:
+        hint = "the node lacks memory, processes or time for the child that verifies"
+        said = "; ".join(notices.wrong[:MAX_SHOWN])
+        return _check(UNANSWERED, False, said, expected="an answer about every notice", hint=hint)
     return _none("manifest.notices", notices.wrong, hint="remove what is no notice, or let its signers into the policy")
 
 

@@ -25,7 +25,14 @@ from pointcall_attest.manifest import STATEMENT_TYPE
 from pointcall_attest.manifest import Sequence as SequenceNumber
 from pointcall_attest.model import Instant, Name, Sha256, Strict, Subject, Text, validated
 from pointcall_attest.policy import TrustPolicy
-from pointcall_attest.signature import CLOCK_SKEW, SignedStatement, unverified_payload, verify_bundles, verify_each
+from pointcall_attest.signature import (
+    CLOCK_SKEW,
+    UNANSWERED,
+    SignedStatement,
+    unverified_payload,
+    verify_bundles,
+    verify_each,
+)
 
 POINTER_TYPE: Final = "https://pointcall.dev/pointer/v1"
 REVOCATION_TYPE: Final = "https://pointcall.dev/revocation/v1"
@@ -110,6 +117,7 @@ class Notices:
     pointers: tuple[Pointer, ...] = ()
     revocations: tuple[Revocation, ...] = ()
     wrong: tuple[str, ...] = ()
+    unanswered: bool = False  # the verifier ended without an answer, so they are `wrong`: for now
 
     @property
     def revoked(self) -> frozenset[str]:
@@ -199,7 +207,8 @@ def verify_notices(
         except AttestError as error:
             digest = hashlib.sha256(unverified_payload(signatures[0]) or b"").hexdigest()
             wrong.append(f"{digest[:16]}: {error.message} [{error.id}] {error.got}"[:300])
-    return Notices(tuple(pointers), tuple(revocations), tuple(wrong))
+    unanswered = any(isinstance(answer, AttestError) and answer.id == UNANSWERED for answer in answers)
+    return Notices(tuple(pointers), tuple(revocations), tuple(wrong), unanswered)
 
 
 def _kind(payload: bytes) -> str:

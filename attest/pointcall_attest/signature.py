@@ -64,6 +64,7 @@ CHECKS: Final = (
     "manifest.threshold",
     "manifest.clock",
 )
+UNANSWERED: Final = "manifest.child"  # not a word about what was asked: the verifying child ended (signature_child.py)
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -34,6 +34,7 @@ from pointcall_attest.errors import RefusedError
 from pointcall_attest.evidence import EvidenceBundle
 from pointcall_attest.log.checkpoint import Checkpoint
 from pointcall_attest.policy import TrustPolicy
+from pointcall_attest.signature import UNANSWERED
 from pointcall_attest.trust import Roots
 from pointcall_attest.verdict import Verdict
 from pointcall_executor import acting, left
@@ -74,7 +75,6 @@ RENEW_AGAIN_NS: Final = 30_000_000_000  # after a platform that gave no evidence
 PATIENCE_SECONDS: Final = 5.0  # how long somebody waits who asks for a change while another one is under way
 QUIET_SECONDS: Final = 120.0  # how long arming waits for the runs in flight, while no decision begins
 RENEW_SECONDS: Final = 5.0  # how long an epoch's end waits for them, as long as it may be tried again
-UNANSWERED: Final = "manifest.child"  # the check of a verifier that ended without an answer
 CLOSE_SECONDS: Final = 1500.0  # how long closing does: longer than any grace and readiness together
 APPROVAL_NS: Final = 60_000_000_000  # what a person approved is decided again at once, and over after that
 NO_REASON: Final = "no reason given"
@@ -187,7 +187,7 @@ class Executor:
                 session.bundle, self.trust, session.judged_at(datetime.now(UTC), time.monotonic_ns())
             )
         except RefusedError as refusal:
-            if {check.id for check in refusal.verdict.failed} == {UNANSWERED}:  # that says nothing about the manifest
+            if any(check.id == UNANSWERED for check in refusal.verdict.failed):  # it could not be judged at all
                 raise ArmingError(
                     "the signatures cannot be verified now", id="arm.environment", got=refusal.got
                 ) from None

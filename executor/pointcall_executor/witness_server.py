@@ -6,19 +6,18 @@ Not here: the rules (pointcall_attest.log.witness). Spec: C2SP tlog-witness, doc
 
 from __future__ import annotations
 
-import contextlib
 import http.server
-import socket
 import sqlite3
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from pointcall_attest.log import checkpoint as checkpoints
 from pointcall_attest.log.checkpoint import LOG, Verifier, WitnessKey
 from pointcall_attest.log.witness import MAX_REQUEST_BYTES, Request, Seen, WitnessRefusal, judge
+from pointcall_executor.bounded_http import BoundedServer
 from pointcall_executor.mirror import briefly
 
 Keys = Callable[[str], Sequence[Verifier]]  # origin -> the keys of that log, none if it is unknown
@@ -95,7 +94,7 @@ def keys_of_mirror(address: str) -> Keys:
     return keys
 
 
-def serve(witness: Witness, address: tuple[str, int], now_s: Callable[[], int]) -> http.server.ThreadingHTTPServer:
+def serve(witness: Witness, address: tuple[str, int], now_s: Callable[[], int]) -> BoundedServer:
     """A server on this address, not yet running: call `serve_forever()`. Put TLS in front of it.
 
     At most `AT_ONCE` requests at a time, each over a connection of its own.
@@ -134,38 +133,4 @@ def serve(witness: Witness, address: tuple[str, int], now_s: Callable[[], int]) 
         def log_message(self, format: str, *args: object) -> None:
             """The journal is the log; requests are not printed."""
 
-    return _Server(address, Handler)
-
-
-class _Server(http.server.ThreadingHTTPServer):
-    request_queue_size = AT_ONCE
-
-    def __init__(self, *args: Any) -> None:
-        self._places = threading.BoundedSemaphore(AT_ONCE)
-        super().__init__(*args)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """In a thread of its own, where one is free; else the connection is closed at once."""
-        if not self._places.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        try:
-            super().process_request(request, client_address)
-        except BaseException:
-            self._places.release()
-            raise
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        cut = threading.Timer(WHOLE_S, _cut, (request,))
-        cut.daemon = True
-        cut.start()
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            cut.cancel()
-            self._places.release()
-
-
-def _cut(request: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        request.shutdown(socket.SHUT_RDWR)
+    return BoundedServer(address, Handler, at_once=AT_ONCE, whole_s=WHOLE_S)

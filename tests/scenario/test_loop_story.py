@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import wasmtime
 
-from pointcall_attest import entry, pack
+from pointcall_attest import entry, pack, signature_child
 from pointcall_attest.entry import Entry
 from pointcall_attest.errors import AttestError, MalformedError, RefusedError
 from pointcall_attest.pack_check import Trust, verify_pack
@@ -27,8 +27,7 @@ from pointcall_attest.receipt import Receipt
 from pointcall_attest.replay import replay_all
 from pointcall_attest.run_id import run_id
 from pointcall_attest.trust import Roots
-from pointcall_attest.verdict import Check, Verdict
-from pointcall_executor import daemon, in_flight, recorder, running_epoch, runs, session, sessions, watch
+from pointcall_executor import daemon, in_flight, recorder, running_epoch, runs, session, watch
 from pointcall_executor.arming import ArmingError
 from pointcall_executor.config import ConfigError
 from pointcall_executor.core.event import CircuitEvent, Destination, Kind, ProcessEvent
@@ -574,19 +573,66 @@ def test_a_verifier_that_gives_no_answer_says_nothing_about_the_manifest(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watched.arm()
-    real = sessions.check_manifest
-
-    def unanswered(*args: Any, **kwargs: Any) -> Any:
-        raise RefusedError(Verdict((Check("manifest.child", "fail"),)))
-
-    monkeypatch.setattr(sessions, "check_manifest", unanswered)
-    watched.executor._epoch.due_ns = 1
-    eventually(lambda: watched.refusals() == ["tee.renewal"])
+    signature_child.discard()
+    with monkeypatch.context() as starved:
+        starved.setattr(signature_child.sys, "executable", "/nowhere")  # type: ignore[attr-defined]
+        watched.executor._epoch.due_ns = 1
+        eventually(lambda: watched.refusals() == ["tee.renewal"])
     assert watched.executor.admitted is not None
-    monkeypatch.setattr(sessions, "check_manifest", real)
     key = watched.executor.keys.id
     watched.executor._epoch.due_ns = 1
     eventually(lambda: watched.executor.keys.id != key)
+
+
+def test_trust_that_cannot_be_read_changes_nothing(watched: Watched) -> None:
+    watched.arm()
+    before = watched.executor.trust
+    (watched.lab.state / "trust/policy.json").rename(watched.lab.state / "policy.json")
+    with pytest.raises(ConfigError) as refusal:
+        watched.executor.reload(watched.executor.config)
+    assert refusal.value.id == "config.trust"
+    assert watched.executor.trust is before
+    assert watched.executor.admitted is not None
+
+
+def test_nothing_of_a_drill_begins_once_somebody_has_said_stop(watched: Watched) -> None:
+    watched.arm()
+    session = watched.executor.session
+    assert session is not None
+    with watched.executor.beginning(session):
+        pass
+    watched.executor.pause("look first", 60)
+    with pytest.raises(ArmingError) as paused, watched.executor.beginning(session):
+        raise AssertionError("it has begun")
+    watched.executor.resume("go on")
+    watched.executor.disarm("enough")
+    with pytest.raises(StoppedError) as gone, watched.executor.beginning(session):
+        raise AssertionError("it has begun")
+    assert (paused.value.id, gone.value.id) == ("executor.paused", "executor.disarmed")
+
+
+def test_what_goes_wrong_at_the_very_end_is_a_failure(watched: Watched) -> None:
+    loop = watched.executor._loop
+    loop.hold(True)
+
+    def last() -> None:
+        loop._stopping = True
+        loop.fail(OSError(5, "at the very end"))
+
+    loop.post(last)
+    eventually(lambda: loop.failure is not None)
+    assert "at the very end" in str(loop.failure)
+
+
+def test_a_descriptor_that_is_not_waited_for_any_more_does_not_hinder_disarming(watched: Watched) -> None:
+    loop, number = watched.executor._loop, os.eventfd(0)
+    try:
+        loop.call(lambda: loop.watch(number))
+        loop.call(lambda: loop.unwatch(number))
+        loop.call(lambda: loop.unwatch(number))
+        assert loop.failure is None
+    finally:
+        os.close(number)
 
 
 def test_services_are_not_started_once_somebody_has_disarmed(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:

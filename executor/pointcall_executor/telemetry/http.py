@@ -6,13 +6,13 @@ one that dawdles is cut off.
 
 from __future__ import annotations
 
-import contextlib
 import http.server
 import socket
 import threading
 from collections.abc import Callable
 from typing import Any, Final
 
+from pointcall_executor.bounded_http import BoundedServer
 from pointcall_executor.pulse import Pulse
 from pointcall_executor.telemetry.metrics import CONTENT_TYPE, Metrics
 from pointcall_runbook.errors import PointcallError
@@ -30,19 +30,16 @@ class ListenError(PointcallError):
     id = "http.listen"
 
 
-class Listener(http.server.ThreadingHTTPServer):
+class Listener(BoundedServer):
     """Serves until `stop`. ListenError where the address is taken. `unready`: why nothing is armed; empty if it is."""
 
-    daemon_threads = True
-    request_queue_size = 16
     allow_reuse_port = False
 
     def __init__(self, address: tuple[str, int], metrics: Metrics, pulse: Pulse, unready: Callable[[], str]) -> None:
         self.metrics, self.pulse, self.unready = metrics, pulse, unready
-        self._places = threading.BoundedSemaphore(AT_ONCE)
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         try:
-            super().__init__(address, _Handler)
+            super().__init__(address, _Handler, at_once=AT_ONCE, whole_s=WHOLE_S)
         except OSError as error:
             where = f"{address[0]}:{address[1]}"
             raise ListenError("cannot listen for HTTP", want=where, got=str(error), hint="setting http") from error
@@ -53,27 +50,6 @@ class Listener(http.server.ThreadingHTTPServer):
     def port(self) -> int:
         return int(self.server_address[1])
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """In a thread of its own, where one is free; else the connection is closed at once."""
-        if not self._places.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        try:
-            super().process_request(request, client_address)
-        except BaseException:
-            self._places.release()
-            raise
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        cut = threading.Timer(WHOLE_S, _cut, (request,))
-        cut.daemon = True
-        cut.start()
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            cut.cancel()
-            self._places.release()
-
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that goes away in the middle is no news."""
 
@@ -81,11 +57,6 @@ class Listener(http.server.ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
         self._thread.join(timeout=5)
-
-
-def _cut(request: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        request.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

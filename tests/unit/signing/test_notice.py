@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pointcall_attest import canonical
+from pointcall_attest import canonical, signature_child
 from pointcall_attest.errors import MalformedError, VerifyError
 from pointcall_attest.notice import (
     MAX_NOTICES,
@@ -24,6 +24,7 @@ from pointcall_attest.notice import (
     verify_pointer,
     verify_revocation,
 )
+from pointcall_attest.signature import UNANSWERED
 from tests.unit.signing.rb1 import module
 from tests.unit.signing.world import ALICE, BOB, DAY, NOW, World, sha256, statement
 
@@ -223,3 +224,22 @@ def test_the_form_of_a_notice_is_exact(world: World, change: dict[str, Any]) -> 
 def test_a_pointer_ends_after_it_starts() -> None:
     with pytest.raises(ValueError, match="earlier"):
         PointerBody(name="edge", ring="canary", sequence=7, manifest="00" * 32, issued=NOW, expires=NOW)
+
+
+def test_a_child_that_gives_no_answer_says_nothing_about_notices(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = world.sign(notice_statement(bodies()[0]))
+    signature_child.discard()
+    monkeypatch.setattr(signature_child.sys, "executable", "/nowhere")  # type: ignore[attr-defined]
+    root = world.sigstore.trusted_root()
+
+    def asked() -> Notices:
+        return verify_notices([bundle], trusted_root=root, policy=world.policy(), at=NOW)
+
+    found = asked()
+    assert found.unanswered
+    assert UNANSWERED in found.wrong[0]
+    checked = world.check([world.sign(statement())], notices=found)
+    assert [c.id for c in checked.verdict.failed] == [UNANSWERED]
+    monkeypatch.undo()
+    assert asked().pointers
+    assert not asked().unanswered
