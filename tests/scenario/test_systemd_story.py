@@ -113,14 +113,20 @@ def said(folder: Path) -> str:
     return (folder / "log").read_text()[-3000:]
 
 
-def test_the_unit_is_ready_once_armed_fed_restarted_after_sigkill_and_stopped_in_order(
-    folder: Path, manager: Manager, sigstore: PrivateSigstore, tee_folder: Path
-) -> None:
+def installed(folder: Path, manager: Manager, sigstore: PrivateSigstore, tee_folder: Path) -> tuple[Lab, int]:
+    """A node with its unit, not started, and the port of its service."""
     lab, port = Lab(folder / "s", sigstore, tee_folder), free_port()
     put_service(lab, port)
     config = folder / "pointcall.toml"
     config.write_text('node = "lab"\ntee = "emulated"\n')
     (manager.units / NAME).write_text(adapted(lab, config, folder / "log"))
+    return lab, port
+
+
+def test_the_unit_is_ready_once_armed_fed_restarted_after_sigkill_and_stopped_in_order(
+    folder: Path, manager: Manager, sigstore: PrivateSigstore, tee_folder: Path
+) -> None:
+    lab, port = installed(folder, manager, sigstore, tee_folder)
     manager.start(NAME)  # returns once it said READY=1
     first = shown(manager, "ActiveState", "StatusText", "MainPID", "NRestarts", "WatchdogUSec", "Type")
     assert first["ActiveState"] == "active", said(folder)
@@ -159,11 +165,7 @@ def test_the_unit_is_ready_once_armed_fed_restarted_after_sigkill_and_stopped_in
 def test_a_damaged_log_ends_it_for_a_person_and_a_new_log_brings_it_back(
     folder: Path, manager: Manager, sigstore: PrivateSigstore, tee_folder: Path
 ) -> None:
-    lab, port = Lab(folder / "s", sigstore, tee_folder), free_port()
-    put_service(lab, port)
-    config = folder / "pointcall.toml"
-    config.write_text('node = "lab"\ntee = "emulated"\n')
-    (manager.units / NAME).write_text(adapted(lab, config, folder / "log"))
+    lab, port = installed(folder, manager, sigstore, tee_folder)
     manager.start(NAME)
     first, service = main_pid(manager), ask(lab, "status")["services"][0]["pid"]
     with contextlib.closing(sqlite3.connect(lab.state / "journal.db")) as journal, journal:

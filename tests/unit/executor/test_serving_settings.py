@@ -5,15 +5,20 @@ from __future__ import annotations
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import pytest
 from cryptography import x509
 
+from pointcall_executor import serving
 from pointcall_executor.api.caller import CallerError
 from pointcall_executor.api.server import serve
+from pointcall_executor.arming import ArmingError
 from pointcall_executor.beginning import mtls_of
 from pointcall_executor.config import RESTART, Config, ConfigError, load
+from pointcall_executor.tee.platform import PlatformError
 from tests.unit.api.fake_backend import FakeBackend
 from tests.unit.api.test_caller import AUDITOR, RELYING, Authority
 from tests.unit.api.test_matrix import _status
@@ -109,3 +114,28 @@ def test_what_does_not_fit_is_named(tmp_path: Path, text: str, word: str) -> Non
 def test_what_can_change_while_running_is_a_short_list() -> None:
     log = {"retention_days", "clear_text_days", "witnesses", "mirror", "lag_seconds"}
     assert set(Config.model_fields) - set(RESTART) == {"checkpoint_seconds", "epoch_minutes"} | log
+
+
+@pytest.mark.parametrize(
+    ("error", "goes_on"),
+    [
+        (PlatformError("the quote service is away"), True),
+        (ArmingError("runs in flight do not end", id="arm.busy"), True),
+        (OSError(24, "Too many open files"), True),
+        (ConfigError("a setting needs a restart", id="config.restart"), False),
+    ],
+)
+def test_what_lies_in_the_folder_is_looked_at_also_where_new_trust_must_wait(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, goes_on: bool
+) -> None:
+    def reload(_config: object) -> None:
+        raise error
+
+    looked: list[object] = []
+    made = serving.Serving.__new__(serving.Serving)
+    made._config_path = tmp_path / "none.toml"
+    monkeypatch.setattr(serving, "load", lambda _path: Config())
+    monkeypatch.setattr(serving.Serving, "_arm", lambda _self, executor: looked.append(executor))
+    executor: Any = SimpleNamespace(reload=reload)
+    made._again(executor)
+    assert looked == [executor] * goes_on
