@@ -64,9 +64,9 @@ class Lab:
         (self.sources / name).mkdir(exist_ok=True)
         (self.sources / name / "runbook.py").write_text(source)
 
-    def declare(self, name: str, process: Mapping[str, Any]) -> str:
+    def declare(self, name: str, declared: Mapping[str, Any], kind: str = "process") -> str:
         """A service declaration; the path to name in a spec."""
-        body = {"format": "pointcall-service/v1", "name": name, "kind": "process", "process": dict(process)}
+        body = {"format": "pointcall-service/v1", "name": name, "kind": kind, kind: dict(declared)}
         (self.sources / f"{name}.json").write_text(json.dumps(body))
         return f"{name}.json"
 

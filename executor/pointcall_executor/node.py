@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pointcall_attest.admission import Admitted
+from pointcall_attest.declaration import ServiceDeclaration
 from pointcall_executor.actions.world import Channels, Circuits, Services
 from pointcall_executor.arming import ArmingError
 from pointcall_executor.channels import DeclaredChannels, to_stderr
@@ -61,20 +62,22 @@ class RunningServices(Services, Protocol):
 
     `adopt` says which must be started, and takes over those that run already as they are declared now; `refused` then
     says of each why what an earlier executor left was not (empty: it was, or there was nothing). `undo` puts back what
-    was there before; `commit` makes it final: what was not taken over is destroyed.
+    was there before; `commit` makes it final: what was not taken over is destroyed; the names of these, with why one
+    could not be (empty: it was).
     """
 
     @property
     def refused(self) -> Mapping[str, str]: ...
     def adopt(self) -> Iterable[int]: ...
     def undo(self) -> tuple[str, ...]: ...
-    def commit(self) -> tuple[str, ...]: ...
+    def commit(self) -> Mapping[str, str]: ...
     def stop_all(self) -> None: ...
     def pids(self) -> Mapping[str, int]: ...
 
 
 class Node(Protocol):
-    """Makes what an admitted manifest needs. `before` are the services that run already: the same ones stay.
+    """Makes what an admitted manifest needs. `before` are the services that run already: the same ones stay. `earlier`:
+    where there are none, what the log says was declared here last, by an executor that may have left it running.
 
     `unpin` takes out of the kernel what an earlier executor left pinned; False where there was nothing. `ended` says
     once what was in force of it and ended because the settings of now want none, by kind: for the log. `note` puts on
@@ -82,7 +85,10 @@ class Node(Protocol):
     """
 
     def sensors(self, admitted: Admitted, rules: Rules) -> Sensors: ...
-    def services(self, admitted: Admitted, before: RunningServices | None, on_moved: OnMoved) -> RunningServices: ...
+    def services(
+        self, admitted: Admitted, before: RunningServices | None, on_moved: OnMoved,
+        earlier: Sequence[ServiceDeclaration] = (),
+    ) -> RunningServices: ...  # fmt: skip
     def channels(self, admitted: Admitted) -> Channels: ...
     def unpin(self) -> bool: ...
     def ended(self) -> Mapping[str, Sequence[str]]: ...
@@ -176,9 +182,12 @@ class KernelNode:
             self._made = Kinds(config.cgroup, self._folder, self._spawning(), reach)
         return self._made
 
-    def services(self, admitted: Admitted, before: RunningServices | None, on_moved: OnMoved) -> DeclaredServices:
+    def services(
+        self, admitted: Admitted, before: RunningServices | None, on_moved: OnMoved,
+        earlier: Sequence[ServiceDeclaration] = (),
+    ) -> DeclaredServices:  # fmt: skip
         taken = before if isinstance(before, DeclaredServices) else None
-        self._services = DeclaredServices(admitted, self._kinds(), taken, on_moved)
+        self._services = DeclaredServices(admitted, self._kinds(), taken, on_moved, earlier)
         return self._services
 
     def channels(self, admitted: Admitted) -> Channels:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from pointcall_attest.admission import Admitted
+from pointcall_attest.declaration import ServiceDeclaration
 from pointcall_executor.actions.world import Channels
 from pointcall_executor.arming import destinations_of
 from pointcall_executor.channels import DeclaredChannels
@@ -230,9 +231,9 @@ class RecordedServices:
         """Nothing runs."""
         return ()
 
-    def commit(self) -> tuple[str, ...]:
+    def commit(self) -> Mapping[str, str]:
         """Nothing runs."""
-        return ()
+        return {}
 
     def stop_all(self) -> None:
         """Nothing runs."""
@@ -253,7 +254,10 @@ class RecordedNode:
         self.current_sensors = RecordedSensors(admitted, self.current_sensors)
         return self.current_sensors
 
-    def services(self, admitted: Admitted, before: RunningServices | None, on_moved: OnMoved) -> RecordedServices:
+    def services(
+        self, admitted: Admitted, before: RunningServices | None, on_moved: OnMoved,
+        earlier: Sequence[ServiceDeclaration] = (),
+    ) -> RecordedServices:  # fmt: skip
         self.current_services = RecordedServices(admitted, before, on_moved)
         return self.current_services
 

@@ -15,11 +15,15 @@ from typing import Final
 
 from pointcall_attest import entry
 from pointcall_attest.admission import Admitted, admit, check_manifest
+from pointcall_attest.declaration import ServiceDeclaration
+from pointcall_attest.errors import AttestError
+from pointcall_attest.manifest import Manifest
 from pointcall_attest.notice import verify_notices
 from pointcall_executor import VERSION, acting, wasm
 from pointcall_executor.arming import armed_of, names_of, topology_of
 from pointcall_executor.brake import Brake
 from pointcall_executor.epoch import Attested, Trust
+from pointcall_executor.journal_reader import JournalError
 from pointcall_executor.memory import forget_code
 from pointcall_executor.node import Node
 from pointcall_executor.notices import FOLDER, read_notices
@@ -98,7 +102,9 @@ class Sessions:
 
         ArmingError `executor.halted` or `arm.interrupted` where somebody has said stop since arming began.
         """
-        session.services = self._node.services(session.admitted, before.services if before else None, session.moved)
+        earlier = () if before else self._declared_last(session.admitted.manifest.sha256)
+        running = before.services if before else None
+        session.services = self._node.services(session.admitted, running, session.moved, earlier)
         put_back.callback(lambda: self._record_services("services put back", session.services.undo()))
         missing = list(session.services.adopt())
         for name, got in session.services.refused.items():
@@ -120,7 +126,30 @@ class Sessions:
 
     def commit(self, session: Session) -> None:
         """It has taken over: what is not declared any more ends."""
-        self._record_services("services ended: not declared any more", session.services.commit())
+        ended = session.services.commit()
+        self._record_services("services ended: not declared any more", [name for name, got in ended.items() if not got])
+        for name, got in ended.items():
+            if got:
+                want, hint = "an end, as it is not declared any more", "end it by hand: nothing here looks after it now"
+                self._recorder.record(refused("service.left", name, want, got, hint))
+
+    def _declared_last(self, now: str) -> tuple[ServiceDeclaration, ...]:
+        """What the manifest declares that was armed here last, as the log has it; nothing where it is the one of now.
+
+        A log that does not have it any more is no reason not to arm: then only processes are found, by their cgroups.
+        """
+        journal = self._recorder.journal
+        last = journal.sequence_digest(ARMED)
+        if last is None or last == now:
+            return ()
+        try:
+            manifest = Manifest.parse(journal.blob(last))
+            found = (manifest.subjects[s.declaration] for s in manifest.services)
+            return tuple(ServiceDeclaration.parse(journal.blob(sha256)) for sha256 in found)
+        except (AttestError, JournalError) as error:
+            want, hint = "the manifest that was armed before", "see by hand whether something runs that is not declared"
+            self._recorder.record(refused("service.left", "services of another kind", want, str(error), hint))
+            return ()
 
     def _record_services(self, what: str, names: Sequence[str]) -> None:
         if names:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import queue
 import signal
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,11 @@ from pointcall_executor.kernel.probe import BLOBS
 from pointcall_executor.node import KernelNode
 from pointcall_executor.run import Run
 from pointcall_executor.services.groups import remove_empty
+from pointcall_keys.assemble import Assembled
 from pointcall_runbook.vocabulary import Outcome
 from tests.lab import Lab
-from tests.unit.services.world import SLEEP, process
+from tests.unit.services.manager import Manager
+from tests.unit.services.world import SLEEP, process, sha256
 
 RUNBOOK = '''"""Start again what was killed."""
 from pointcall_runbook import NO_SERVICE, Decision, ProcessExited, Recreate, runbook
@@ -34,14 +38,33 @@ def decide(e: ProcessExited) -> Decision:
     return [Recreate(service=e.service, grace=0)]
 '''
 
+SYSTEM_BUS = "unix:path=/run/dbus/system_bus_socket"
+
+
+def assembled(lab: Lab, sequence: int) -> Assembled:
+    """A manifest over the service as it is declared now."""
+    kind = json.loads((lab.sources / "svc.json").read_text())["kind"]
+    grants = {"actions": ["recreate"], "services": ["svc"]}
+    body = {
+        "runbooks": [{"name": "again", "source": "again", "grants": grants}],
+        "sensors": [{"name": "breaker"}, {"name": "lifecycle"}],
+        "services": [{"name": "svc", "kind": kind, "declaration": "svc.json"}],
+    }
+    return lab.assemble(body, sequence, blobs=BLOBS)
+
 
 @pytest.fixture
-def start(lab: Lab, tmp_path: Path) -> Iterator[Callable[[int], Any]]:
+def start(request: pytest.FixtureRequest, lab: Lab, tmp_path: Path) -> Iterator[Callable[[int], Any]]:
     if missing := story.missing_features():
         pytest.skip("the kernel lacks " + ", ".join(f"{f.id} ({f.detail})" for f in missing))
     group = f"pointcall-adopted-{os.getpid()}"
     Cgroup.create(f"{group}/gate")
-    config = Config(node="lab", tee="emulated", cgroup=f"{group}/services", gate=f"{group}/gate")
+    bus = (
+        request.getfixturevalue("manager").bus
+        if "manager" in request.fixturenames
+        else "unix:path=/run/dbus/system_bus_socket"
+    )
+    config = Config(node="lab", tee="emulated", cgroup=f"{group}/services", gate=f"{group}/gate", systemd_bus=bus)
     lab.runbook("again", RUNBOOK)
     lab.declare("svc", process(tmp_path, SLEEP).process.model_dump(mode="json"))
 
@@ -49,13 +72,7 @@ def start(lab: Lab, tmp_path: Path) -> Iterator[Callable[[int], Any]]:
     def start(sequence: int, stop_services: bool = False) -> Iterator[Executor]:
         executor = Executor(lab.state, config, lab.platform, KernelNode(config, lab.state))
         try:
-            grants = {"actions": ["recreate"], "services": ["svc"]}
-            body = {
-                "runbooks": [{"name": "again", "source": "again", "grants": grants}],
-                "sensors": [{"name": "breaker"}, {"name": "lifecycle"}],
-                "services": [{"name": "svc", "declaration": "svc.json"}],
-            }
-            executor.arm(lab.sign(lab.assemble(body, sequence, blobs=BLOBS)))
+            executor.arm(lab.sign(assembled(lab, sequence)))
             yield executor
         finally:
             executor.close(stop_services=stop_services)
@@ -111,3 +128,67 @@ def test_what_was_declared_otherwise_is_not_adopted_and_the_log_says_so(
         (refusal,) = second.journal.entries("refusal")
         assert (refusal.body["check"], refusal.body["what"]) == ("service.adoption", "svc")
         assert refusal.body["got"] == "it was declared otherwise"
+
+
+@pytest.fixture
+def manager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Manager]:
+    if lacks := Manager.missing():
+        pytest.skip(f"needs {lacks}")
+    with Manager(tmp_path_factory.mktemp("m") / "d") as manager:
+        (manager.units / "svc.service").write_text("[Service]\nExecStart=/bin/sleep 600\n")
+        yield manager
+
+
+def declare_unit(lab: Lab, manager: Manager, **over: Any) -> None:
+    path = manager.units / "svc.service"
+    files = [{"path": str(path), "sha256": sha256(path)}]
+    lab.declare("svc", {"unit": "svc.service", "fragment": str(path), "files": files, **over}, kind="systemd")
+
+
+@pytest.mark.kernel
+def test_what_was_a_unit_before_the_restart_ends_before_the_process_of_now_starts(
+    manager: Manager, start: Callable[..., Any], lab: Lab, tmp_path: Path
+) -> None:
+    declare_unit(lab, manager)
+    with start(1) as first:
+        unit = running(first)
+        assert executes(unit)
+    assert executes(unit)
+    lab.declare("svc", process(tmp_path, SLEEP).process.model_dump(mode="json"))
+    with start(3) as second:
+        pid = running(second)
+        assert not executes(unit)
+        assert second.journal.entries("refusal") == []
+    declare_unit(lab, manager)
+    with start(5, stop_services=True) as third:
+        assert executes(running(third))
+        assert not executes(pid)
+        assert third.journal.entries("refusal") == []
+
+
+@pytest.mark.kernel
+def test_a_unit_that_is_declared_otherwise_runs_after_the_new_manifest_is_armed(
+    manager: Manager, start: Callable[..., Any], lab: Lab
+) -> None:
+    declare_unit(lab, manager)
+    with start(1, stop_services=True) as executor:
+        unit = running(executor)
+        declare_unit(lab, manager, grace_ms=5)
+        executor.arm(lab.sign(assembled(lab, 3)))
+        assert running(executor) not in (0, unit)
+
+
+@pytest.mark.kernel
+def test_what_the_log_does_not_have_any_more_is_said_and_is_no_reason_not_to_arm(
+    start: Callable[..., Any], lab: Lab, tmp_path: Path
+) -> None:
+    with start(1) as first:
+        armed = first.admitted.manifest.subjects["services/svc.json"]
+    with sqlite3.connect(lab.state / "journal.db") as db:
+        db.execute("delete from blob where sha256 = ?", (bytes.fromhex(armed),))
+    db.close()
+    lab.declare("svc", process(tmp_path, SLEEP + " # other").process.model_dump(mode="json"))
+    with start(3, stop_services=True) as second:
+        assert running(second)
+        refusals = [(e.body["check"], e.body["what"]) for e in second.journal.entries("refusal")]
+        assert refusals == [("service.left", "services of another kind"), ("service.adoption", "svc")]

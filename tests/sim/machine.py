@@ -229,7 +229,7 @@ class Node:
         before, self._kept = self._kept, kept
         return before
 
-    def services(self, admitted: Any, before: Any, on_moved: OnMoved) -> Any:
+    def services(self, admitted: Any, before: Any, on_moved: OnMoved, earlier: Any = ()) -> Any:
         return servers.Services(self._machine, self._process, admitted, before, on_moved)
 
     def channels(self, admitted: Any) -> Any:

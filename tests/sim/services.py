@@ -198,17 +198,17 @@ class Services:
                 before._undoing = False
         return tuple(self.own[number].name for number in dict.fromkeys([*started, *stopped]))
 
-    def commit(self) -> tuple[str, ...]:
+    def commit(self) -> Mapping[str, str]:
         self.scheduler.alive()
-        before, ended = self._before, []
+        before, ended = self._before, dict[str, str]()
         self._before, self._final, self._started, self._stopped = None, True, [], []
         if before is None:
             self.machine.sweep(self.own)
         for number, held in (before.own if before is not None else {}).items():
             if self.own.get(number) is not held:
                 self._destroy(held, 0)
-                ended.append(held.name)
-        return tuple(ended)
+                ended[held.name] = ""
+        return ended
 
     def stop_all(self) -> None:
         for number in self.own:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
 from pointcall_attest.admission import Admitted
-from pointcall_attest.declaration import ServiceDeclaration
+from pointcall_attest.declaration import ServiceDeclaration, Systemd
 from pointcall_executor.services.elsewhere import end_elsewhere
 from pointcall_executor.services.groups import destroy_leftovers
 from pointcall_executor.services.managed import NOTHING_LEFT, Managed, ServiceError, Started, cannot, not_running
@@ -88,7 +88,10 @@ class Kinds:
 class DeclaredServices:
     """Declared services by number."""
 
-    def __init__(self, admitted: Admitted, kinds: Kinds, before: DeclaredServices | None, on_moved: OnMoved) -> None:
+    def __init__(
+        self, admitted: Admitted, kinds: Kinds, before: DeclaredServices | None, on_moved: OnMoved,
+        earlier: Iterable[ServiceDeclaration] = (),
+    ) -> None:  # fmt: skip
         self._on_moved, self._kinds, self._before = on_moved, kinds, before
         self._by_number: dict[int, Managed] = {}
         self._final = False
@@ -100,9 +103,17 @@ class DeclaredServices:
             old = before.managed().get(number) if before else None
             same = old is not None and old.declaration.sha256 == declaration.sha256
             self._by_number[number] = old if old and same else kinds.make(declaration)
+        # What an earlier executor may have left running, and what would not be found by what is declared now.
+        left = () if before else (d for d in earlier if not self._finds(d))
+        self._left = {service(d.name).number: d for d in left}
 
     def managed(self) -> Mapping[int, Managed]:
         return self._by_number
+
+    def _finds(self, earlier: ServiceDeclaration) -> bool:
+        """Whether what was started from an earlier declaration is come upon by who adopts what is declared now: a
+        unit by its own name, whatever the service is called, the others by the service's."""
+        return _identity(earlier) in {_identity(one.declaration) for one in self._by_number.values()}
 
     def _one(self, number: int) -> Managed:
         found = self._by_number.get(number)
@@ -158,15 +169,31 @@ class DeclaredServices:
         return one.start(on_cgroup=lambda cgroup_id: self._on_moved(number, cgroup_id))
 
     def _earlier(self, number: int) -> Managed | None:
-        return self._before.managed().get(number) if self._before else None
+        """What ran of it a moment ago: by its name, or under another one the same unit."""
+        before = self._before.managed() if self._before else {}
+        mine = _identity(self._by_number[number].declaration)
+        return before.get(number) or next((o for o in before.values() if _identity(o.declaration) == mine), None)
 
     def _make_room(self, number: int) -> None:
         """Two of one name would want the same address."""
+        self._end_left(number)
         old = self._earlier(number)
         if self._before is not None and old is not None and old is not self._by_number[number] and _ends(old):
-            self._stopped.append(number)
-            self._before.destroy(number, _grace_ns(old))
+            earlier = service(old.name).number
+            self._stopped.append(earlier)
+            self._before.destroy(earlier, _grace_ns(old))
             old.release()
+
+    def _end_left(self, number: int) -> bool:
+        """End what an earlier executor left of another kind, or under another unit. Whether something had to end."""
+        declaration = self._left.get(number)
+        one = self._kinds.make(declaration) if declaration is not None else None
+        if one is None or not one.ours:
+            return False
+        ended = one.adopt() != NOTHING_LEFT  # takes over what can be proven, so that it may end in order
+        _end(one, _grace_ns(one))
+        del self._left[number]  # not before: what cannot be ended is asked for again
+        return ended
 
     def adopt(self) -> list[int]:
         """Take over what runs as declared; the numbers of the others.
@@ -197,35 +224,48 @@ class DeclaredServices:
     def undo(self) -> tuple[str, ...]:
         """Destroy what this one started, start again what it stopped; names of both. ServiceError where that fails."""
         before, started, stopped = self._end()
+        names = [self._by_number[number].name for number in started]
         for number in started:
             if self._by_number[number].ours:
                 _end(self._by_number[number], 0)
         if before is not None:
             for number in stopped:
+                names.append(before.name(number))
                 before.start(number)
-        return tuple(self._by_number[number].name for number in dict.fromkeys([*started, *stopped]))
+        return tuple(dict.fromkeys(names))
 
-    def commit(self) -> tuple[str, ...]:
-        """Destroy those of before that were not taken over; their names."""
+    def commit(self) -> Mapping[str, str]:
+        """Destroy those of before that were not taken over; their names, with why one could not be (empty: it was)."""
         before, _, _ = self._end()
-        ended = []
         if before is None:
-            self._sweep()
-        staying = self._by_number.values()
-        for one in before.managed().values() if before else ():
-            if one not in staying and one.ours:
+            return self._sweep()
+        staying, ended = self._by_number.values(), dict[str, str]()
+        for one in before.managed().values():
+            if one in staying or not one.ours:
+                continue
+            if one.declaration.kind != "process" and self._finds(one.declaration):
+                one.release()  # it made room, and its unit or container is what runs now
+                continue
+            with _telling(ended, one.name):
                 _end(one, _grace_ns(one))
-                ended.append(one.name)
-        return tuple(ended)
+                ended[one.name] = ""
+        return ended
 
-    def _sweep(self) -> None:
-        """What an earlier executor left of services that are not declared any more ends here."""
-        declared = {one.name for one in self._by_number.values()}
+    def _sweep(self) -> Mapping[str, str]:
+        """What an earlier executor left of services that are not declared any more ends here; as `commit`."""
+        ended: dict[str, str] = {}
+        for number, declaration in tuple(self._left.items()):
+            with _telling(ended, declaration.name):
+                if self._end_left(number):
+                    ended[declaration.name] = ""
+        processes = {one.name for one in self._by_number.values() if one.declaration.kind == "process"}
         for folder in self._kinds.folder.iterdir() if self._kinds.folder.is_dir() else ():
-            if folder.name not in declared:
-                with contextlib.suppress(ServiceError):  # whatever it is, nothing is started beside it
+            if folder.name not in processes:  # the log may not know it: it may be a new one
+                with _telling(ended, folder.name):
                     end_elsewhere(folder, folder.name, self._kinds.parent)
-                destroy_leftovers(self._kinds.parent, folder.name)
+                with _telling(ended, folder.name):
+                    destroy_leftovers(self._kinds.parent, folder.name)
+        return ended
 
     def stop_all(self) -> None:
         for number, one in self._by_number.items():
@@ -237,6 +277,20 @@ class DeclaredServices:
         """No service is started by this executor any more; those that run go on."""
         for one in self._by_number.values():
             one.release()
+
+
+@contextlib.contextmanager
+def _telling(told: dict[str, str], name: str) -> Iterator[None]:
+    """What fails here is told by name: it costs nothing else."""
+    try:
+        yield
+    except (OSError, ServiceError) as error:
+        told[name] = str(error)
+
+
+def _identity(declaration: ServiceDeclaration) -> tuple[str, str]:
+    body = declaration.body
+    return declaration.kind, body.unit if isinstance(body, Systemd) else declaration.name
 
 
 def _ends(one: Managed) -> bool:

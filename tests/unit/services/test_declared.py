@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,12 +10,12 @@ import pytest
 
 from pointcall_attest.declaration import ServiceDeclaration
 from pointcall_executor.services.declared import DeclaredServices
-from pointcall_executor.services.managed import ABILITIES, NEEDS, ServiceError, Started
+from pointcall_executor.services.managed import ABILITIES, NEEDS, NOTHING_LEFT, ServiceError, Started
 from pointcall_runbook.vocabulary import ACTIONS, service
 from tests.unit.services.test_declaration import KINDS
 from tests.unit.services.world import declared
 
-WEB = service("web").number
+WEB, SITE = service("web").number, service("site").number
 
 
 class Remembered:
@@ -59,12 +60,20 @@ class Stage:
         self.refuses, self.runs = refuses, runs
 
     def services(self, kind: str, before: DeclaredServices | None = None, **over: Any) -> DeclaredServices:
-        admitted: Any = SimpleNamespace(declarations={"web": declared(kind, "web", KINDS[kind] | over)})
+        return self.of([declared(kind, "web", KINDS[kind] | over)], before)
+
+    def of(
+        self,
+        declarations: Sequence[ServiceDeclaration],
+        before: DeclaredServices | None = None,
+        earlier: Sequence[ServiceDeclaration] = (),
+    ) -> DeclaredServices:
+        admitted: Any = SimpleNamespace(declarations={d.name: d for d in declarations})
         kinds: Any = SimpleNamespace(
             make=lambda d: Remembered(d, self.does, self.refuses, self.runs),
             folder=SimpleNamespace(is_dir=lambda: False),
         )
-        return DeclaredServices(admitted, kinds, before, lambda *moved: self.moves.append(moved))
+        return DeclaredServices(admitted, kinds, before, lambda *moved: self.moves.append(moved), earlier)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -105,8 +114,87 @@ def test_another_declaration_makes_room_unless_a_cluster_keeps_it(kind: str) -> 
     second.commit()
     grace = first.managed()[WEB].declaration.grace_ms * 1_000_000
     room = [f"destroy {grace}", "release"]
-    # Its end is asked for again when the takeover is final, and finds nothing to do.
-    assert stage.does == ([] if kind == "kubernetes" else [*room, "start", *room])
+    # Of a process the end is asked for again when the takeover is final, and finds nothing to do. A unit or a
+    # container of that name is the new one by then.
+    last = {"process": room, "systemd": ["release"], "container": ["release"]}
+    assert stage.does == ([] if kind == "kubernetes" else [*room, "start", *last[kind]])
+
+
+def test_a_unit_that_is_called_otherwise_now_makes_room_and_is_put_back() -> None:
+    stage = Stage()
+    first = stage.of([declared("systemd", "web", KINDS["systemd"])])
+    first.adopt()
+    first.commit()
+    stage.does.clear()
+    second = stage.of([declared("systemd", "site", KINDS["systemd"])], first)
+    assert second.adopt() == [SITE]
+    second.start(SITE)
+    assert second.undo() == ("site", "web")
+    grace = first.managed()[WEB].declaration.grace_ms * 1_000_000
+    assert stage.does == [f"destroy {grace}", "release", "start", "destroy 0", "release", "start"]
+    stage.does.clear()
+    third = stage.of([declared("systemd", "site", KINDS["systemd"])], first)
+    for number in third.adopt():
+        third.start(number)
+    assert third.commit() == {}
+    assert stage.does == [f"destroy {grace}", "release", "start", "release"]
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "process"])
+def test_what_an_earlier_executor_left_of_another_kind_ends_before_the_new_one_starts(kind: str) -> None:
+    stage = Stage()
+    earlier = declared(kind, "web", KINDS[kind])
+    services = stage.of([declared("process", "web", KINDS["process"])], earlier=[earlier])
+    stage.refuses = "it is another"  # so that it is started
+    services.managed()[WEB]._refuses = stage.refuses  # type: ignore[attr-defined]
+    for number in services.adopt():
+        services.start(number)
+    assert services.commit() == {}
+    ends = ["adopt", f"destroy {earlier.grace_ms * 1_000_000}", "release"]
+    assert stage.does == ["adopt", *([] if kind == "kubernetes" else ends), "start"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_declared_any_more_after_a_restart_ends_when_the_takeover_is_final(kind: str) -> None:
+    stage = Stage()
+    earlier = declared(kind, "web", KINDS[kind])
+    services = stage.of([], earlier=[earlier])
+    assert services.adopt() == []
+    assert stage.does == []
+    assert services.commit() == ({} if kind == "kubernetes" else {"web": ""})
+    ends = ["adopt", f"destroy {earlier.grace_ms * 1_000_000}", "release"]
+    assert stage.does == ([] if kind == "kubernetes" else ends)
+    assert Stage(NOTHING_LEFT, runs=False).of([], earlier=[earlier]).commit() == {}
+
+
+@pytest.mark.parametrize("name", ["web", "site"])
+def test_a_unit_that_is_still_declared_is_not_ended_after_a_restart(name: str) -> None:
+    stage = Stage()
+    services = stage.of(
+        [declared("systemd", name, KINDS["systemd"])], earlier=[declared("systemd", "web", KINDS["systemd"])]
+    )
+    assert services.adopt() == []
+    assert services.commit() == {}
+    assert stage.does == ["adopt"]
+
+
+def test_what_cannot_be_ended_is_told_and_nothing_starts_beside_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage = Stage()
+    refusal = ServiceError("web cannot be ended", id="service.destroy")
+    monkeypatch.setattr(Remembered, "destroy", lambda *_: (_ for _ in ()).throw(refusal))
+    earlier = [declared("systemd", "web", KINDS["systemd"])]
+    services = stage.of([declared("process", "web", KINDS["process"])], earlier=earlier)
+    with pytest.raises(ServiceError):
+        services.start(WEB)
+    assert stage.does == ["adopt"]
+    (told,) = stage.of([], earlier=earlier).commit().items()
+    assert told[0] == "web"
+    assert "web cannot be ended" in told[1]
+    first = stage.of(earlier)
+    first.adopt()
+    assert "web cannot be ended" in stage.of([], first).commit()["web"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

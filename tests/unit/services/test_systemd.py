@@ -7,18 +7,21 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pointcall_attest.declaration import ServiceDeclaration
 from pointcall_executor.kernel.cgroup import Cgroup
+from pointcall_executor.services.declared import DeclaredServices, Kinds
 from pointcall_executor.services.groups import remove_empty
 from pointcall_executor.services.managed import NOTHING_LEFT, ServiceError
+from pointcall_executor.services.reach import Reach
 from pointcall_executor.services.spawning import Spawner
 from pointcall_executor.services.systemd import SystemdService, Units, _unit_group
 from tests.unit.services.manager import Manager
-from tests.unit.services.world import declared, sha256, wait_for
+from tests.unit.services.world import SLEEP, declared, needs_cgroups, process, sha256, wait_for
 
 PARENT = f"pointcall-units-{os.getpid()}"
 
@@ -196,6 +199,71 @@ def test_what_runs_as_declared_is_adopted_and_what_was_started_from_other_files_
     assert wrong in ("it was started before its files were as they are", "its unit file changed since it was loaded")
     assert not stage.service().running
     assert stage.service().adopt() == NOTHING_LEFT
+
+
+class Life:
+    """Services of one executor after another, on the stage's manager."""
+
+    def __init__(self, stage: Stage, folder: Path) -> None:
+        self.kinds = Kinds(PARENT, folder / "services", stage.spawner, Reach(systemd_bus=stage.manager.bus))
+
+    def started(
+        self, declaration: ServiceDeclaration, before: DeclaredServices | None = None, *earlier: ServiceDeclaration
+    ) -> DeclaredServices:
+        admitted: Any = SimpleNamespace(declarations={declaration.name: declaration})
+        services = DeclaredServices(admitted, self.kinds, before, lambda _number, _cgroup: None, earlier)
+        for number in services.adopt():
+            services.start(number)
+        services.commit()
+        return services
+
+
+@pytest.fixture
+def life(stage: Stage, tmp_path: Path) -> Iterator[Life]:
+    life = Life(stage, tmp_path)
+    yield life
+    life.kinds.close()
+
+
+@pytest.mark.parametrize("name", ["svc", "other"])
+def test_a_unit_that_is_declared_otherwise_or_under_another_name_goes_on_as_the_new_one(
+    stage: Stage, life: Life, name: str
+) -> None:
+    first = life.started(stage.declaration())
+    pid = first.pids()["svc"]
+    body = stage.declaration(grace_ms=5).body.model_dump(mode="json")
+    second = life.started(declared("systemd", name, body), first)
+    assert second.pids()[name] not in (0, pid)
+    assert stage.service().running
+
+
+@needs_cgroups
+def test_a_service_that_is_of_another_kind_after_a_restart_runs_once(stage: Stage, life: Life, tmp_path: Path) -> None:
+    unit, program = stage.declaration(), process(tmp_path, SLEEP)
+    old = life.started(unit).pids()["svc"]
+    second = life.started(program, None, unit)
+    assert not stage.service().running
+    assert not Path(f"/proc/{old}").exists()
+    pid = second.pids()["svc"]
+    assert pid
+    third = life.started(unit, None, program)
+    assert third.pids()["svc"]
+    wait_for(lambda: not Path(f"/proc/{pid}").exists())
+    second.release()
+    third.stop_all()
+
+
+@needs_cgroups
+def test_a_process_that_is_a_unit_now_ends_also_where_the_log_does_not_know_it(
+    stage: Stage, life: Life, tmp_path: Path
+) -> None:
+    first = life.started(process(tmp_path, SLEEP))
+    pid = first.pids()["svc"]
+    second = life.started(stage.declaration())
+    wait_for(lambda: not Path(f"/proc/{pid}").exists())
+    first.release()
+    assert second.pids()["svc"]
+    second.stop_all()
 
 
 def test_of_a_unit_that_failed_nothing_is_left_to_adopt(stage: Stage) -> None:
