@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,6 +44,8 @@ class Serving:
         self._begun, self._manager = begun, begun.manager
         self._state, self._config_path, self._manifest = state, config_path, manifest
         self._wake = threading.Event()
+        self._working: threading.Thread | None = None  # arms, or reads again: that may take long, a stop must not
+        self._at_work = False
         self._reload = False
         self._stop = ""
         self._server: Server | None = None
@@ -58,10 +61,11 @@ class Serving:
     def run(self) -> int:
         """Until a signal or a failure; the exit code. A restart may mend a failure: the journal is verified then."""
         begun, config = self._begun, self._begun.config
-        with contextlib.ExitStack() as ending:
+        with contextlib.ExitStack() as over, contextlib.ExitStack() as ending:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, self._on_signal)
             executor = Executor(self._state, config, begun.platform, begun.node)
+            ending.callback(self._worked)
             ending.callback(lambda: executor.close(reason=self._stop or "failure"))
             self._manager.watch(Pulse(lambda: executor.beats, lambda: executor.failure is not None))
             backend = ExecutorBackend(executor)
@@ -71,20 +75,46 @@ class Serving:
                 self._server = serve(backend, self._state / "run", groups=begun.groups, mtls=begun.mtls)
                 ending.callback(self._server.stop)
             with self._manager.taking_longer():
-                self._arm(executor)
+                self._work(lambda: self._arm(executor))
+                while self._at_work and not self._stop and executor.failure is None:
+                    self._wake.wait(FLUSH_SECONDS)
+                    self._wake.clear()
             shipping = Shipping(executor.journal, executor.recorder, lambda: executor.config, say)
             shipping.start()
             backend.shipped = shipping.gauges
             ending.callback(shipping.stop)
-            self._manager.ready(_line(executor))
+            if not self._stop:
+                self._manager.ready(_line(executor))
             self._wait(executor)
             self._manager.stopping()
+            over.enter_context(self._manager.taking_longer())
         failure = executor.failure or self._failure
         if failure is not None:
             say("stopped by a failure", error=repr(str(failure)))
             return Exit.FAILED
         say("stopped", by=self._stop)
         return Exit.OK
+
+    def _work(self, what: Callable[[], None]) -> None:
+        """One piece of work beside this thread, which goes on to hear signals and to write what was accessed."""
+
+        def work() -> None:
+            try:
+                what()
+            except BaseException as error:
+                self._failure = error
+            finally:
+                self._at_work = False
+                self._wake.set()
+
+        self._at_work = True
+        self._working = threading.Thread(target=work, name="arming", daemon=True)
+        self._working.start()
+
+    def _worked(self) -> None:
+        """What was under way has ended: the executor is closed, and lets nothing begin."""
+        if self._working is not None:
+            self._working.join()
 
     def _arm(self, executor: Executor) -> None:
         """Arm what lies in the manifest's folder, unless a person has disarmed this node."""
@@ -117,7 +147,7 @@ class Serving:
             self._server.set_serving(executor.failure is None and executor.admitted is not None)
 
     def _wait(self, executor: Executor) -> None:
-        while not self._stop and executor.failure is None:
+        while not self._stop and executor.failure is None and self._failure is None:
             self._wake.wait(FLUSH_SECONDS)
             self._wake.clear()
             self._tell(executor)
@@ -127,14 +157,19 @@ class Serving:
                 except JournalError as error:  # before the loop has seen it
                     self._failure = error
                     return
-            if self._reload:
+            if self._reload and not self._at_work:
                 self._reload = False
-                self._manager.reloading()
-                self._again(executor)
-                self._manager.ready(_line(executor))
+                self._work(lambda: self._again(executor))
 
     def _again(self, executor: Executor) -> None:
         """SIGHUP: settings that can change while running, the trust folder, and the manifest folder."""
+        self._manager.reloading()
+        try:
+            self._read_again(executor)
+        finally:
+            self._manager.ready(_line(executor))
+
+    def _read_again(self, executor: Executor) -> None:
         try:
             config = load(self._config_path)
         except OSError as error:

@@ -34,7 +34,8 @@ from pointcall_keys.private_sigstore import PrivateSigstore
 from tests.lab import Lab
 from tests.scenario import test_real_story
 from tests.scenario.test_loop_story import spec
-from tests.scenario.test_real_story import COMMAND, ENVIRONMENT, Running, pointcall, running
+from tests.scenario.test_real_story import COMMAND, ENVIRONMENT, Running, pointcall, put, running
+from tests.unit.services.world import process
 
 KEPT = {CAPABILITIES[name] for name in NEEDED}
 
@@ -229,6 +230,54 @@ def test_stopped_before_it_serves_it_leaves_nothing(open_lab: Lab, after_ms: int
         assert run.process.wait(timeout=10) in ((0,) if after_ms is not None else (0, -signal.SIGTERM))
         eventually(lambda: not place.exists())
         assert "Traceback" not in (open_lab.state / "run.err").read_text()
+
+
+SLOW = """
+import pathlib, sys, time
+time.sleep(1)
+pathlib.Path(sys.argv[1]).touch()
+time.sleep(600)
+"""
+
+
+def put_slow_services(lab: Lab, sequence: int) -> None:
+    """A manifest with three services that are ready a second after they started, one after the other."""
+    rows = []
+    for name in ("a", "b", "c"):
+        file = str(lab.state.parent / f"{name}.ready")
+        declared = process(lab.state.parent, SLOW, file, name=name, ready={"file": file, "timeout_ms": 10_000})
+        rows.append({"name": name, "declaration": lab.declare(name, declared.process.model_dump(mode="json"))})
+    put(lab, sequence, declared=rows)
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("again", [False, True])
+def test_a_stop_while_services_start_lets_no_other_one_start(open_lab: Lab, again: bool) -> None:
+    def started() -> list[str]:
+        with contextlib.closing(JournalReader.open(open_lab.state / "journal.db")) as journal:
+            return [e.body["target"] for e in journal.entries("intent")]
+
+    if again:
+        put(open_lab, 1)
+    else:
+        put_slow_services(open_lab, 1)
+    with running(open_lab) as run:
+        if again:
+            run.until("armed")
+            put_slow_services(open_lab, 3)
+            run.process.send_signal(signal.SIGHUP)
+        else:
+            run.until("privileges dropped")
+            eventually(lambda: (open_lab.state / "journal.db").exists())
+        eventually(started)
+        run.process.send_signal(signal.SIGTERM)
+        assert "check=arm.interrupted" in run.until("refused")
+        assert "by=SIGTERM" in run.until("stopped")
+        assert run.process.wait(timeout=10) == Exit.OK
+        assert "Traceback" not in (open_lab.state / "run.err").read_text()
+    assert len(started()) == 1
+    with contextlib.closing(JournalReader.open(open_lab.state / "journal.db")) as journal:
+        assert journal.entries()[-1].kind == "epoch-close"
 
 
 @pytest.mark.kernel

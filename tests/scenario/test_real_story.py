@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -175,9 +175,9 @@ def running(lab: Lab, **settings: Any) -> Iterator[Running]:
             remove_empty(f"{group}/clients/keep")
 
 
-def put(lab: Lab, sequence: int, **over: Any) -> None:
-    """Sign a manifest without services and lay it where `pointcall run` looks."""
-    body = spec(lab, services=[], **over)
+def put(lab: Lab, sequence: int, declared: Sequence[Mapping[str, Any]] = (), **over: Any) -> None:
+    """Sign a manifest, without services where none are given, and lay it where `pointcall run` looks."""
+    body = spec(lab, services=list(declared), **over)
     body["runbooks"][0]["grants"] = {"actions": ["recreate", "notify"], "channels": ["ops"]}
     assembled = lab.assemble(body, sequence, blobs=BLOBS)
     bundle = lab.sign(assembled)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import socket
 import tempfile
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +15,12 @@ import grpc
 import pytest
 from cryptography import x509
 
-from pointcall_executor import serving
+from pointcall_executor import service_manager, serving
 from pointcall_executor.api.caller import CallerError
 from pointcall_executor.api.server import serve
 from pointcall_executor.arming import ArmingError
 from pointcall_executor.beginning import mtls_of
+from pointcall_executor.cli.output import Exit
 from pointcall_executor.config import RESTART, Config, ConfigError, load
 from pointcall_executor.tee.platform import PlatformError
 from tests.unit.api.fake_backend import FakeBackend
@@ -137,5 +141,54 @@ def test_what_lies_in_the_folder_is_looked_at_also_where_new_trust_must_wait(
     monkeypatch.setattr(serving, "load", lambda _path: Config())
     monkeypatch.setattr(serving.Serving, "_arm", lambda _self, executor: looked.append(executor))
     executor: Any = SimpleNamespace(reload=reload)
-    made._again(executor)
+    made._read_again(executor)
     assert looked == [executor] * goes_on
+
+
+def test_a_stop_that_takes_long_asks_the_service_manager_for_more_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = threading.Event()
+
+    class Slow:
+        """An executor whose end takes until somebody has asked for more time."""
+
+        failure = admitted = None
+        disarmed_by_hand = "a person said so"
+        beats = 0
+        journal = recorder = None
+
+        def __init__(self, *_: object) -> None:
+            """Nothing is armed."""
+
+        def close(self, reason: str) -> None:
+            assert reason == "SIGTERM"
+            assert asked.wait(10)
+
+    idle = SimpleNamespace(start=lambda: None, stop=lambda: None, gauges=None)
+    for name in ("Station", "Shipping", "ExecutorBackend"):
+        monkeypatch.setattr(serving, name, lambda *_: idle)
+    monkeypatch.setattr(serving, "Executor", Slow)
+    monkeypatch.setattr(service_manager, "EXTEND_SECONDS", 0.03)
+    monkeypatch.setattr(serving.signal, "signal", lambda *_: None)
+    told: list[str] = []
+
+    class Manager(service_manager.ServiceManager):
+        def _send(self, *lines: str) -> None:
+            told.append(lines[0])
+            if "STOPPING=1" in told and lines[0].startswith("EXTEND_TIMEOUT_USEC="):
+                asked.set()
+
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(str(path))
+        manager = Manager(str(path), 0)
+        begun: Any = SimpleNamespace(manager=manager, config=Config(api=False), platform=None, node=None)
+        made = serving.Serving(begun, tmp_path, None, tmp_path)
+        stop = threading.Timer(0.1, lambda: made._on_signal(signal.SIGTERM, None))
+        stop.start()
+        assert made.run() == Exit.OK
+        stop.join()
+        manager.close()
+    assert told.index("READY=1") < told.index("STOPPING=1") < len(told) - 1
+    assert told[-1] == "EXTEND_TIMEOUT_USEC=30000"
