@@ -277,8 +277,9 @@ class Executor:
         with contextlib.ExitStack() as undo:
             session = self._sessions.make(admitted, bundle, trust, self.config.mode, at, at_ns, undo)
             with self._quiet(), contextlib.ExitStack() as put_back:  # nobody decides while services are put back
-                self._sessions.start_services(session, self._runs.session or self._stopped, generation, put_back)
-                self._loop.call(lambda: self._switch(session, attested, generation, by_itself=by_itself))
+                before = self._runs.session or self._stopped
+                started = self._sessions.start_services(session, before, generation, put_back)
+                self._loop.call(lambda: self._switch(session, attested, generation, started, by_itself=by_itself))
                 put_back.pop_all()
             undo.pop_all()
         self._sessions.commit(session)
@@ -292,7 +293,9 @@ class Executor:
         """ArmingError `executor.paused` while somebody has paused the executor."""
         self._brake.require_not_paused()
 
-    def _switch(self, session: Session, attested: Attested, generation: int, *, by_itself: bool) -> None:
+    def _switch(
+        self, session: Session, attested: Attested, generation: int, started: frozenset[int], *, by_itself: bool
+    ) -> None:
         """On the loop thread, with no run in flight: first what can fail, then the assignment."""
         self._brake.require(generation)
         self._brake.require_not_halted()
@@ -321,7 +324,7 @@ class Executor:
         if self._acted is not None:
             held = guard.rows_recalled(held, self._acted, session.armed.rules, self._failed)
         self._runs.state = self._runs.state._replace(
-            armed=session.armed, memory=memory, guard=held._replace(approvals={})
+            armed=session.armed, memory=memory, guard=held._replace(approvals={}, unwell=held.unwell - started)
         )
         self._acted = None
         self._runs.session, self._stopped = session, None

@@ -1,7 +1,8 @@
 """The messenger: tells channels that may be slow, beside everything else, and calls people until somebody answers.
 
 One thread sends; the loop owns everything else here. A channel that hangs holds up no decision, and cannot pile up
-calls. Not here: what is remembered about who was called (waiting.py), how a channel is told (channels.py).
+calls: after one that took long and failed, those fail at once that were waiting meanwhile. Not here: what is remembered
+about who was called (waiting.py), how a channel is told (channels.py).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pointcall_runbook.errors import PointcallError
 from pointcall_runbook.vocabulary import Level
 
 MESSAGES_MAX: Final = 64  # notifications on their way; a slow channel must not hold up anything else
+SLOW_NS: Final = 1_000_000_000  # a failure after so long says that nobody answers there
 OWN_CODE: Final = 0  # of an escalation by the executor itself: an action of the run did not do what it should
 
 
@@ -34,9 +36,12 @@ class Messenger:
         self._loop, self._recorder, self._waiting = loop, recorder, waiting
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="messenger")
         self._telling = 0  # notifications on their way
+        self._silent: dict[int, int] = {}  # channel -> when it was found not to answer; its own thread's
 
-    def send(self, tell: Callable[[], None], told: Callable[[], None]) -> str:
-        """`tell` on the messenger's thread, then `told` on the loop. What speaks against it, empty if nothing does."""
+    def send(self, number: int, tell: Callable[[], bool], skip: Callable[[str], None], told: Callable[[], None]) -> str:
+        """`tell` channel `number` on the messenger's thread (False: in vain), then `told` on the loop. What speaks
+        against it, empty if nothing does. `skip` instead of `tell`, with the reason, where the channel was found not to
+        answer while this one waited."""
         if self._telling >= MESSAGES_MAX:
             return f"{MESSAGES_MAX} notifications are on their way"
         self._telling += 1
@@ -45,9 +50,14 @@ class Messenger:
             self._telling -= 1
             told()
 
+        asked_ns = time.monotonic_ns()
+
         def work() -> None:
             try:
-                tell()
+                if self._answers(number, asked_ns):
+                    self._timed(number, tell)
+                else:
+                    skip("the channel did not answer the message before")
             except BaseException as error:
                 self._loop.fail(error)
             else:
@@ -55,6 +65,14 @@ class Messenger:
 
         self._thread.submit(work)
         return ""
+
+    def _answers(self, number: int, asked_ns: int) -> bool:
+        return asked_ns > self._silent.get(number, -1)
+
+    def _timed(self, number: int, tell: Callable[[], bool]) -> None:
+        begun_ns = time.monotonic_ns()
+        if not tell() and time.monotonic_ns() - begun_ns >= SLOW_NS:
+            self._silent[number] = time.monotonic_ns()
 
     def called(self, run: Run, channels: tuple[int, ...], code: int, why: str) -> None:
         """A person was called because of this run: call again until somebody answers."""
@@ -109,13 +127,21 @@ class Messenger:
         def told() -> None:
             self._telling -= 1
 
-        def tell() -> None:
+        def tell() -> bool:
+            with contextlib.suppress(PointcallError, OSError):
+                session.channels.send(number, Level.CRITICAL, code)
+                return True
+            return False
+
+        asked_ns = time.monotonic_ns()
+
+        def work() -> None:
             try:
-                with contextlib.suppress(PointcallError, OSError):
-                    session.channels.send(number, Level.CRITICAL, code)
+                if self._answers(number, asked_ns):
+                    self._timed(number, tell)
             finally:
                 self._loop.post(told)
 
         with contextlib.suppress(RuntimeError):  # the messenger is closed: the executor ends
-            self._thread.submit(tell)
+            self._thread.submit(work)
             self._telling += 1

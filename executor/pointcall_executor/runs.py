@@ -237,20 +237,26 @@ class Runs:
         if isinstance(action, Remember | Again):
             self._built_in(run, act, action)
         elif name in WITHOUT_INTENT and run.session.channels.waits(action.channel.number):  # type: ignore[attr-defined]
-            self._send(run, act, action)
+            self._send(run, act, action, action.channel.number)  # type: ignore[attr-defined]
         elif name in KERNEL_LEASES or name in WITHOUT_INTENT:
             acting.apply(self._journal, run, act, action)
             self._ended(run, act)
         else:
             self._pool.submit(self._durable, run, act, action)
 
-    def _send(self, run: Run, act: Act, action: Action) -> None:
+    def _send(self, run: Run, act: Act, action: Action, number: int) -> None:
         """Tell a channel that may be slow, beside everything else."""
-        against = self._messenger.send(
-            lambda: acting.apply(self._journal, run, act, action), lambda: self._ended(run, act)
-        )
+
+        def tell() -> bool:
+            acting.apply(self._journal, run, act, action)
+            return act.outcome is Outcome.APPLIED
+
+        def skip(why: str) -> None:
+            act.outcome, act.detail = Outcome.FAILED, {"error": why}
+
+        against = self._messenger.send(number, tell, skip, lambda: self._ended(run, act))
         if against:
-            act.outcome, act.detail = Outcome.FAILED, {"error": against}
+            skip(against)
             self._ended(run, act)
 
     def _built_in(self, run: Run, act: Act, action: Remember | Again) -> None:

@@ -97,8 +97,8 @@ class Sessions:
 
     def start_services(
         self, session: Session, before: Session | None, generation: int, put_back: contextlib.ExitStack
-    ) -> None:
-        """Start what the manifest declares and what does not run yet, each start recorded like an action.
+    ) -> frozenset[int]:
+        """Start what the manifest declares and does not run yet, each start recorded like an action; their numbers.
 
         ArmingError `executor.halted` or `arm.interrupted` where somebody has said stop since arming began.
         """
@@ -123,6 +123,7 @@ class Sessions:
                 act.outcome = Outcome.APPLIED
             finally:
                 self._recorder.record(acting.outcome(act))
+        return frozenset(missing)
 
     def commit(self, session: Session) -> None:
         """It has taken over: what is not declared any more ends."""

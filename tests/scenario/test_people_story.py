@@ -476,8 +476,9 @@ def test_what_was_recreated_before_a_restart_still_counts(make_lab: Callable[...
         assert watched.happen(opened()).inputs.fields["restarts"] == "1"
 
 
-def test_a_recreation_that_failed_before_a_restart_proves_no_health(
-    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("adopted", [True, False])
+def test_a_recreation_that_failed_before_a_restart_proves_no_health_and_a_start_that_did_not_fail_does(
+    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch, adopted: bool
 ) -> None:
     lab, node = make_lab(), RecordedNode()
     with lab.executor(node) as executor, monkeypatch.context() as ill:
@@ -489,8 +490,11 @@ def test_a_recreation_that_failed_before_a_restart_proves_no_health(
     node = RecordedNode()
     with lab.executor(node) as executor:
         watched = Watched(lab, executor, node)
-        watched.arm(sequence=3)
-        assert executor.state.guard.unwell == {service("api").number}
+        with monkeypatch.context() as left:
+            if adopted:
+                left.setattr(RecordedServices, "adopt", lambda _self: [])
+            watched.arm(sequence=3)
+        assert executor.state.guard.unwell == ({service("api").number} if adopted else frozenset())
         time.sleep(1)  # the first hold-off
         assert watched.happen(opened()).actions[0].outcome == "applied"
         assert executor.state.guard.unwell == frozenset()
@@ -599,13 +603,8 @@ def test_a_channel_that_hangs_does_not_pile_up_calls(watched: Watched, monkeypat
     assert len(told) == 3
 
 
-def test_a_notification_beyond_the_limit_fails_and_its_receipt_says_so(
-    watched: Watched, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    release = threading.Event()
-    monkeypatch.setattr(messenger, "MESSAGES_MAX", 2)
-    monkeypatch.setattr(DeclaredChannels, "waits", lambda *_: True)
-    monkeypatch.setattr(DeclaredChannels, "send", lambda *_: str(release.wait(20)))
+def arm_telling(watched: Watched) -> None:
+    """A runbook that notifies at each opening, with the failures as its code."""
     lab = watched.lab
     lab.runbook(
         "tell",
@@ -615,6 +614,42 @@ def test_a_notification_beyond_the_limit_fails_and_its_receipt_says_so(
     )
     book = {"name": "tell", "source": "tell", "grants": {"actions": ["notify"], "channels": ["ops"]}}
     watched.arm(spec(lab) | {"runbooks": [book]})
+
+
+def test_what_waited_for_a_channel_that_does_not_answer_fails_at_once_and_what_comes_later_is_tried(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, tried = threading.Event(), []
+
+    def silent(*_: Any) -> str:
+        tried.append(release.wait(20))
+        time.sleep(0.05)
+        raise ChannelError("channel ops could not be told", id="channel.unreachable")
+
+    monkeypatch.setattr(messenger, "SLOW_NS", 50_000_000)
+    monkeypatch.setattr(DeclaredChannels, "waits", lambda *_: True)
+    monkeypatch.setattr(DeclaredChannels, "send", silent)
+    arm_telling(watched)
+    assert watched.node.current_sensors is not None
+    for n in range(1, 6):
+        watched.node.current_sensors.happen(failures(n))
+    eventually(lambda: watched.executor._messenger._telling == 5)
+    release.set()
+    details = [watched.next_receipt().actions[0].detail for _ in range(5)]
+    assert len(tried) == 1
+    assert [d for d in details if d == {"error": "the channel did not answer the message before"}] == details[1:]
+    assert watched.happen(failures(6)).actions[0].detail["error"]["id"] == "channel.unreachable"
+    assert len(tried) == 2
+
+
+def test_a_notification_beyond_the_limit_fails_and_its_receipt_says_so(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    monkeypatch.setattr(messenger, "MESSAGES_MAX", 2)
+    monkeypatch.setattr(DeclaredChannels, "waits", lambda *_: True)
+    monkeypatch.setattr(DeclaredChannels, "send", lambda *_: str(release.wait(20)))
+    arm_telling(watched)
     assert watched.node.current_sensors is not None
     for n in (1, 2):
         watched.node.current_sensors.happen(failures(n))

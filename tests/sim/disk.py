@@ -174,6 +174,10 @@ class Journal:
         self._queue(lambda: self._disk.blobs.setdefault(name)).result()
         return "0" * 64
 
+    def blob(self, sha256: str) -> bytes:
+        """None is kept: services here have no kinds."""
+        raise JournalError(f"no content with digest {sha256}", id="journal.no_blob")
+
     def raise_sequence(self, name: str, number: int, digest: str) -> None:
         def raise_() -> None:
             known = self._disk.sequences.get(name)

@@ -301,7 +301,7 @@ def hold_nothing(patch: Patch) -> None:
 
 
 def tell_on_the_loop(patch: Patch) -> None:
-    def send(self: Any, run: Any, act: Any, action: Any) -> None:
+    def send(self: Any, run: Any, act: Any, action: Any, _number: int) -> None:
         acting.apply(self._journal, run, act, action)
         self._ended(run, act)
 
@@ -358,7 +358,7 @@ MUTATIONS: dict[str, tuple[str, Callable[[Patch], None]]] = {
 SOONEST = {
     "no rule of one at a time": 9,
     "no blast radius": 19,
-    "leases hold nothing": 55,
+    "leases hold nothing": 50,
     "no token bucket": 43,
     "no limit of the node": 31,
     "no hold-off": 20,
