@@ -95,6 +95,7 @@ class Executor:
         self.origin = f"pointcall.dev/log/{config.node}"
         self.trust = load_trust(state_dir / "trust")
         self.journal = Journal.open(state_dir / "journal.db", origin=self.origin)
+        anew = self.journal.size == 0
         self._recorder = Recorder(self.journal)
         self._epoch = RunningEpoch(platform, self._recorder, self.origin, lambda: self.config)
         self._stopped: Session | None = None  # disarmed, but its services run
@@ -109,6 +110,7 @@ class Executor:
         self._watch = Watch(state_dir, self._recorder, self._note_soon)
         self._sessions = Sessions(state_dir, node, self._recorder, self._epoch, self._brake)
         self._arming = threading.Lock()
+        self._standing = threading.Lock()
         self._runs = Runs(
             self._loop, self._recorder, self._epoch, self._brake, self._waiting, self._messenger, self._pool,
             self._writer,
@@ -120,6 +122,8 @@ class Executor:
         self._failed: frozenset[int] = frozenset()  # places in it of what did not succeed
         sys.setswitchinterval(SWITCH_SECONDS)
         self._epoch.open(self._epoch.attest(None, self.trust, datetime.now(UTC)), self.trust, None, (), "boot")
+        if anew:
+            left.recall_standing(state_dir, self.journal, self._recorder)
         self._take_up()
         self._loop.start(self._runs.in_flight.full, self._runs.drain, self._tick, self._pause, self._detach)
 
@@ -283,6 +287,7 @@ class Executor:
                 put_back.pop_all()
             undo.pop_all()
         self._sessions.commit(session)
+        self._keep_standing()
         return admitted
 
     def require_not_halted(self) -> None:
@@ -367,6 +372,11 @@ class Executor:
         a restart, until a person arms. Services go on running."""
         self._brake.outdate()
         self._loop.call(lambda: self._disarm(reason or NO_REASON, stays=True))
+        self._keep_standing()
+
+    def _keep_standing(self) -> None:
+        with self._standing:  # who arms and who disarms at once: what holds in the end is what stands there
+            left.keep_standing(self.state_dir, self.journal, self._recorder, self._brake.disarmed_by_hand or None)
 
     def _disarm(self, reason: str, *, leave: bool = False, stays: bool = False) -> None:
         """On the loop thread. `stays`: a person asked for it. The entry comes last: before it, nobody was told that it

@@ -10,15 +10,20 @@ from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from pointcall_attest import entry
-from pointcall_executor import acting, probes
+from pointcall_executor import acting, probes, standing
 from pointcall_executor.arming import names_of
 from pointcall_executor.core.breaker import State
+from pointcall_executor.epoch import NOTHING
 from pointcall_executor.halt import halted
+from pointcall_executor.journal import Journal
 from pointcall_executor.node import Sensors
-from pointcall_executor.recorder import Recorder
+from pointcall_executor.recorder import Recorder, disarmed, refused
 from pointcall_executor.run import Act
 from pointcall_executor.session import Session
+from pointcall_executor.sessions import ARMED
 from pointcall_runbook.vocabulary import Action, Address, Call, Isolate, OpenCircuit, Outcome, Service
 
 
@@ -51,6 +56,32 @@ def record_meanwhile(state_dir: Path, recorder: Recorder) -> None:
         what = body.pop("what", "")
         recorder.record(entry.Config(what=f"unmeasured probe {what}", detail={**body, "measured": "no"}))
     probes.taken(state_dir)
+
+
+def recall_standing(state_dir: Path, journal: Journal, recorder: Recorder) -> None:
+    """Let a log that is begun anew know what the one before did, if there was one: how this node stands."""
+    found = standing.read(state_dir)
+    if found is None:
+        return
+    if found.manifest is not None:
+        journal.raise_sequence(ARMED, found.sequence, found.manifest)
+    detail: dict[str, JsonValue] = {"sequence": found.sequence, "manifest": found.manifest or NOTHING}
+    recorder.record(entry.Config(what="the log before this one is gone", detail=detail))
+    if found.disarmed is not None:
+        recorder.record(disarmed(found.disarmed, stays=True))
+
+
+def keep_standing(state_dir: Path, journal: Journal, recorder: Recorder, disarmed_by_hand: str | None) -> None:
+    """Write down how this node stands, for a log that may be begun anew. Where that fails, the log says so."""
+    reason = None if disarmed_by_hand is None else disarmed_by_hand[: standing.MAX_REASON_CHARS]
+    now = standing.Standing(
+        sequence=journal.highest_sequence(ARMED) or 0, manifest=journal.sequence_digest(ARMED), disarmed=reason
+    )
+    try:
+        standing.keep(state_dir, now)
+    except OSError as error:
+        want, hint = "what a new log would have to know, on disk", "make room; this log has it meanwhile"
+        recorder.record(refused("executor.standing", standing.FILE, want, str(error), hint))
 
 
 def record_in_kernel(session: Session, recorder: Recorder) -> None:

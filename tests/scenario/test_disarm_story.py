@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import itertools
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pointcall_attest import entry
-from pointcall_executor import daemon, recorder, retention
+from pointcall_attest.errors import RefusedError
+from pointcall_executor import daemon, recorder, retention, standing
 from pointcall_executor.arming import ArmingError
 from pointcall_executor.backend import ExecutorBackend
 from pointcall_executor.cli.output import Exit
@@ -23,7 +26,7 @@ from pointcall_executor.kernel.bpf import prog_exists
 from pointcall_executor.pins import Pins
 from pointcall_executor.recorded import RecordedNode
 from pointcall_executor.serving import _line
-from pointcall_executor.sessions import Sessions
+from pointcall_executor.sessions import ARMED, Sessions
 from pointcall_executor.watch import Amiss
 from tests.lab import Lab, now
 from tests.scenario.test_loop_story import spec
@@ -256,3 +259,104 @@ def test_neither_a_restart_nor_sighup_arms_what_a_person_disarmed(
         assert "sequence=3" in run.until("armed")
     with contextlib.closing(JournalReader.open(lab.state / "journal.db")) as journal:
         assert [e.body["what"] for e in journal.entries("config")].count("disarmed") == 1
+
+
+def without_log(node: Node) -> None:
+    """The log is gone, as after somebody moved a damaged one away."""
+    for path in node.lab.state.glob("journal.db*"):
+        path.unlink()
+
+
+def gone(executor: Executor) -> list[dict[str, Any]]:
+    what = "the log before this one is gone"
+    return [e.body["detail"] for e in executor.journal.entries("config") if e.body["what"] == what]
+
+
+def test_a_log_that_is_begun_anew_knows_that_a_person_has_disarmed(node: Node) -> None:
+    with node.life() as first:
+        node.arm(first)
+        first.disarm("I look myself")
+        manifest = first.journal.sequence_digest(ARMED)
+    without_log(node)
+    with node.life() as second:
+        assert gone(second) == [{"sequence": 1, "manifest": manifest}]
+        assert node.refused(second) == "arm.by-hand"
+        assert _line(second) == "up, disarmed by a person: I look myself"
+    with node.life() as third:
+        assert len(gone(third)) == len(disarmings(third)) == 1
+        assert node.refused(third) == "arm.by-hand"
+        node.arm(third)
+    without_log(node)
+    with node.life() as fourth:
+        node.arm(fourth, by_itself=True)
+
+
+def test_a_log_that_is_begun_anew_lets_no_older_manifest_be_armed(node: Node) -> None:
+    lab = node.lab
+    older = lab.sign(lab.assemble(spec(lab), 1))
+    armed = lab.sign(lab.assemble(spec(lab), 3))
+    with node.life() as first:
+        first.arm(armed)
+    without_log(node)
+    with node.life() as second:
+        with pytest.raises(RefusedError) as refusal:
+            second.arm(older)
+        assert [check.id for check in refusal.value.verdict.failed] == ["manifest.sequence"]
+        second.arm(armed, by_itself=True)
+
+
+@pytest.mark.parametrize("body", ["", "{}x", '{"format": "pointcall-standing/v2"}', '{"disarmed": 1}', "[" * 9000])
+def test_how_the_node_stands_is_read_only_where_the_log_does_not_say_it_and_otherwise_a_person_must_look(
+    node: Node, body: str
+) -> None:
+    with node.life() as first:
+        node.arm(first)
+    path = node.lab.state / standing.FILE
+    path.write_text(body)
+    with node.life() as second:
+        node.arm(second, by_itself=True)
+    path.write_text(body)
+    without_log(node)
+    with node.life() as third:
+        assert node.refused(third) == "arm.by-hand"
+        assert "standing.json cannot be read" in third.disarmed_by_hand
+        node.arm(third)
+        assert standing.read(node.lab.state) == standing.Standing(
+            sequence=third.journal.highest_sequence(ARMED), manifest=third.journal.sequence_digest(ARMED)
+        )
+
+
+def test_where_it_cannot_be_written_the_log_says_so(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(standing, "write_whole", full)
+    with node.life() as executor:
+        node.arm(executor)
+        executor.disarm("I look myself")
+        assert executor.disarmed_by_hand == "I look myself"
+        refusals = [e.body["check"] for e in executor.journal.entries("refusal")]
+        assert refusals == ["executor.standing"] * 2
+
+
+def test_of_arming_and_disarming_at_once_the_last_one_stands(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that writes last has looked last."""
+    written, real = [], standing.keep
+
+    def slow(state: Path, now_: standing.Standing) -> None:
+        written.append(now_.disarmed)
+        time.sleep(0.3 if len(written) == 1 else 0)
+        real(state, now_)
+
+    monkeypatch.setattr(standing, "keep", slow)
+    with node.life() as executor:
+        arming = threading.Thread(target=lambda: node.arm(executor))
+        arming.start()
+        while not written:
+            time.sleep(0.005)
+        executor.disarm("no")
+        arming.join()
+    assert written == [None, "no"]
+    found = standing.read(node.lab.state)
+    assert found is not None
+    assert found.disarmed == "no"

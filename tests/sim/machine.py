@@ -994,6 +994,9 @@ def installed(machine: Machine) -> Iterator[None]:
         "read_notices": lambda _folder: (),
         "verify_notices": lambda *_, **__: (),
         "verify_approval": _verify_approval(machine),
+        "standing": SimpleNamespace(  # no log is lost here
+            FILE="", MAX_REASON_CHARS=1000, Standing=SimpleNamespace, read=lambda _folder: None, keep=lambda *_: None
+        ),
         "probes": SimpleNamespace(pending=lambda _folder: [], taken=lambda _folder: None),
         "performed": _observed_performed(machine, acting.performed),
         "apply": _observed_apply(machine, acting.apply),
