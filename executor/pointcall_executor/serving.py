@@ -167,7 +167,8 @@ class Serving:
         try:
             self._read_again(executor)
         finally:
-            self._manager.ready(_line(executor))
+            if not self._stop:
+                self._manager.ready(_line(executor))
 
     def _read_again(self, executor: Executor) -> None:
         try:
