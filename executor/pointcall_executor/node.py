@@ -8,7 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from types import MappingProxyType
+from typing import Final, Protocol
 
 from pointcall_attest.admission import Admitted
 from pointcall_attest.declaration import ServiceDeclaration
@@ -57,19 +58,22 @@ class Sensors(Circuits, Protocol):
     def detach(self) -> None: ...
 
 
+NONE: Final[Mapping[str, ServiceDeclaration]] = MappingProxyType({})
+
+
 class RunningServices(Services, Protocol):
     """Services that take over from those of the session before.
 
     `adopt` says which must be started, and takes over those that run already as they are declared now; `refused` then
     says of each why what an earlier executor left was not (empty: it was, or there was nothing). `undo` puts back what
-    was there before; `commit` makes it final: what was not taken over is destroyed; the names of these, with why one
-    could not be (empty: it was).
+    was there before; `commit` makes it final: what was not taken over is destroyed. Both answer with the names of those
+    that they ended or started, and why one could not be (empty: it was).
     """
 
     @property
     def refused(self) -> Mapping[str, str]: ...
     def adopt(self) -> Iterable[int]: ...
-    def undo(self) -> tuple[str, ...]: ...
+    def undo(self) -> Mapping[str, str]: ...
     def commit(self) -> Mapping[str, str]: ...
     def stop_all(self) -> None: ...
     def pids(self) -> Mapping[str, int]: ...
@@ -87,7 +91,7 @@ class Node(Protocol):
     def sensors(self, admitted: Admitted, rules: Rules) -> Sensors: ...
     def services(
         self, admitted: Admitted, before: RunningServices | None, on_moved: OnMoved,
-        earlier: Sequence[ServiceDeclaration] = (),
+        earlier: Mapping[str, ServiceDeclaration] = NONE,
     ) -> RunningServices: ...  # fmt: skip
     def channels(self, admitted: Admitted) -> Channels: ...
     def unpin(self) -> bool: ...
@@ -184,10 +188,12 @@ class KernelNode:
 
     def services(
         self, admitted: Admitted, before: RunningServices | None, on_moved: OnMoved,
-        earlier: Sequence[ServiceDeclaration] = (),
+        earlier: Mapping[str, ServiceDeclaration] = NONE,
     ) -> DeclaredServices:  # fmt: skip
         taken = before if isinstance(before, DeclaredServices) else None
-        self._services = DeclaredServices(admitted, self._kinds(), taken, on_moved, earlier)
+        if taken is None and earlier:
+            taken = DeclaredServices.left(earlier, self._kinds(), on_moved)
+        self._services = DeclaredServices(admitted.declarations, self._kinds(), taken, on_moved)
         return self._services
 
     def channels(self, admitted: Admitted) -> Channels:

@@ -25,7 +25,7 @@ from pointcall_executor.kernel.breaker import CircuitState
 from pointcall_executor.kernel.drill import Fault, Observed
 from pointcall_executor.kernel.slow_file import SlowFile
 from pointcall_executor.kernel.storage import Histogram
-from pointcall_executor.node import OnMoved, RunningServices
+from pointcall_executor.node import NONE, OnMoved, RunningServices
 from pointcall_executor.services.managed import ServiceError, Started, not_running
 from pointcall_runbook.vocabulary import Address, service
 
@@ -227,9 +227,9 @@ class RecordedServices:
             self._on_moved(number, cgroup_id)
         return [number for number in self._names if number not in self._running]
 
-    def undo(self) -> tuple[str, ...]:
+    def undo(self) -> Mapping[str, str]:
         """Nothing runs."""
-        return ()
+        return {}
 
     def commit(self) -> Mapping[str, str]:
         """Nothing runs."""
@@ -256,7 +256,7 @@ class RecordedNode:
 
     def services(
         self, admitted: Admitted, before: RunningServices | None, on_moved: OnMoved,
-        earlier: Sequence[ServiceDeclaration] = (),
+        earlier: Mapping[str, ServiceDeclaration] = NONE,
     ) -> RecordedServices:  # fmt: skip
         self.current_services = RecordedServices(admitted, before, on_moved)
         return self.current_services

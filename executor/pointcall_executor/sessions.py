@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -102,15 +102,12 @@ class Sessions:
 
         ArmingError `executor.halted` or `arm.interrupted` where somebody has said stop since arming began.
         """
-        earlier = () if before else self._declared_last(session.admitted.manifest.sha256)
+        earlier = {} if before else self._declared_last(session.admitted.manifest.sha256)
         running = before.services if before else None
         session.services = self._node.services(session.admitted, running, session.moved, earlier)
-        put_back.callback(lambda: self._record_services("services put back", session.services.undo()))
+        put_back.callback(self._put_back, session)
         missing = list(session.services.adopt())
-        for name, got in session.services.refused.items():
-            if got:
-                want, hint = "what is declared, proven", "it is not what was admitted: find out who started it"
-                self._recorder.record(refused("service.adoption", name, want, got, hint))
+        told = self._record_refused(session.services.refused)
         for number in missing:
             self._brake.require_not_halted()
             self._brake.require(generation)
@@ -122,19 +119,31 @@ class Sessions:
                 act.detail = {"pid": session.services.start(number).pid}
                 act.outcome = Outcome.APPLIED
             finally:
+                told |= self._record_refused({n: got for n, got in session.services.refused.items() if n not in told})
                 self._recorder.record(acting.outcome(act))
         return frozenset(missing)
 
     def commit(self, session: Session) -> None:
         """It has taken over: what is not declared any more ends."""
-        ended = session.services.commit()
-        self._record_services("services ended: not declared any more", [name for name, got in ended.items() if not got])
-        for name, got in ended.items():
-            if got:
-                want, hint = "an end, as it is not declared any more", "end it by hand: nothing here looks after it now"
-                self._recorder.record(refused("service.left", name, want, got, hint))
+        want, hint = "an end, as it is not declared any more", "end it by hand: nothing here looks after it now"
+        self._record_services(
+            "services ended: not declared any more", session.services.commit(), "service.left", want, hint
+        )
 
-    def _declared_last(self, now: str) -> tuple[ServiceDeclaration, ...]:
+    def _put_back(self, session: Session) -> None:
+        """What ran before arming began runs again, as far as it can."""
+        want, hint = "what ran before, as arming has failed", "see why, then arm again, or `pointcall manifest restore`"
+        self._record_services("services put back", session.services.undo(), "service.put-back", want, hint)
+
+    def _record_refused(self, services: Mapping[str, str]) -> set[str]:
+        """Say what was left and could not be adopted; the names of all of these services."""
+        for name, got in services.items():
+            if got:
+                want, hint = "what is declared, proven", "it is not what was admitted: find out who started it"
+                self._recorder.record(refused("service.adoption", name, want, got, hint))
+        return {*services}
+
+    def _declared_last(self, now: str) -> Mapping[str, ServiceDeclaration]:
         """What the manifest declares that was armed here last, as the log has it; nothing where it is the one of now.
 
         A log that does not have it any more is no reason not to arm: then only processes are found, by their cgroups.
@@ -142,19 +151,23 @@ class Sessions:
         journal = self._recorder.journal
         last = journal.sequence_digest(ARMED)
         if last is None or last == now:
-            return ()
+            return {}
         try:
             manifest = Manifest.parse(journal.blob(last))
-            found = (manifest.subjects[s.declaration] for s in manifest.services)
-            return tuple(ServiceDeclaration.parse(journal.blob(sha256)) for sha256 in found)
+            found = {s.name: manifest.subjects[s.declaration] for s in manifest.services}
+            return {name: ServiceDeclaration.parse(journal.blob(sha256)) for name, sha256 in found.items()}
         except (AttestError, JournalError) as error:
             want, hint = "the manifest that was armed before", "see by hand whether something runs that is not declared"
             self._recorder.record(refused("service.left", "services of another kind", want, str(error), hint))
-            return ()
+            return {}
 
-    def _record_services(self, what: str, names: Sequence[str]) -> None:
-        if names:
-            self._recorder.record(entry.Config(what=what, detail={"services": list(names)}))
+    def _record_services(self, what: str, told: Mapping[str, str], check: str, want: str, hint: str) -> None:
+        done = [name for name, wrong in told.items() if not wrong]
+        if done:
+            self._recorder.record(entry.Config(what=what, detail={"services": list(done)}))
+        for name, wrong in told.items():
+            if wrong:
+                self._recorder.record(refused(check, name, want, wrong, hint))
 
 
 def _warm(runner: wasm.Runner, info: ModuleInfo) -> None:

@@ -22,6 +22,7 @@ from pointcall_executor.kernel.probe import BLOBS
 from pointcall_executor.node import KernelNode
 from pointcall_executor.run import Run
 from pointcall_executor.services.groups import remove_empty
+from pointcall_executor.services.managed import ServiceError
 from pointcall_keys.assemble import Assembled
 from pointcall_runbook.vocabulary import Outcome
 from tests.lab import Lab
@@ -41,14 +42,14 @@ def decide(e: ProcessExited) -> Decision:
 SYSTEM_BUS = "unix:path=/run/dbus/system_bus_socket"
 
 
-def assembled(lab: Lab, sequence: int) -> Assembled:
-    """A manifest over the service as it is declared now."""
-    kind = json.loads((lab.sources / "svc.json").read_text())["kind"]
+def assembled(lab: Lab, sequence: int, *names: str) -> Assembled:
+    """A manifest over services (`svc`) as they are declared now."""
+    kinds = {n: json.loads((lab.sources / f"{n}.json").read_text())["kind"] for n in names or ("svc",)}
     grants = {"actions": ["recreate"], "services": ["svc"]}
     body = {
         "runbooks": [{"name": "again", "source": "again", "grants": grants}],
         "sensors": [{"name": "breaker"}, {"name": "lifecycle"}],
-        "services": [{"name": "svc", "kind": kind, "declaration": "svc.json"}],
+        "services": [{"name": n, "kind": kind, "declaration": f"{n}.json"} for n, kind in kinds.items()],
     }
     return lab.assemble(body, sequence, blobs=BLOBS)
 
@@ -69,10 +70,11 @@ def start(request: pytest.FixtureRequest, lab: Lab, tmp_path: Path) -> Iterator[
     lab.declare("svc", process(tmp_path, SLEEP).process.model_dump(mode="json"))
 
     @contextlib.contextmanager
-    def start(sequence: int, stop_services: bool = False) -> Iterator[Executor]:
+    def start(sequence: int = 0, stop_services: bool = False, arm: bool = True) -> Iterator[Executor]:
         executor = Executor(lab.state, config, lab.platform, KernelNode(config, lab.state))
         try:
-            executor.arm(lab.sign(assembled(lab, sequence)))
+            if arm:
+                executor.arm(lab.sign(assembled(lab, sequence)))
             yield executor
         finally:
             executor.close(stop_services=stop_services)
@@ -115,7 +117,7 @@ def test_an_adopted_service_is_watched_and_recreated(start: Callable[..., Any]) 
 
 
 @pytest.mark.kernel
-def test_what_was_declared_otherwise_is_not_adopted_and_the_log_says_so(
+def test_what_is_declared_otherwise_after_a_restart_makes_room(
     start: Callable[..., Any], lab: Lab, tmp_path: Path
 ) -> None:
     with start(1) as first:
@@ -125,9 +127,35 @@ def test_what_was_declared_otherwise_is_not_adopted_and_the_log_says_so(
     with start(3, stop_services=True) as second:
         assert running(second) not in (0, pid)
         assert not executes(pid)
-        (refusal,) = second.journal.entries("refusal")
-        assert (refusal.body["check"], refusal.body["what"]) == ("service.adoption", "svc")
-        assert refusal.body["got"] == "it was declared otherwise"
+        assert second.journal.entries("refusal") == []  # it was what the manifest before declared
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("replaced", [False, True])
+def test_where_arming_fails_after_a_restart_what_ran_runs_again_if_it_still_can(
+    start: Callable[..., Any], lab: Lab, tmp_path: Path, replaced: bool
+) -> None:
+    with start(1):
+        pass
+    (tmp_path / "v2").mkdir()
+    folder = tmp_path if replaced else tmp_path / "v2"  # where the file of the first version is replaced, or is not
+    lab.declare("svc", process(folder, SLEEP + " # other").process.model_dump(mode="json"))
+    never = process(tmp_path, SLEEP, name="web", ready={"file": str(tmp_path / "never"), "timeout_ms": 200})
+    lab.declare("web", never.process.model_dump(mode="json"))
+    with start(arm=False, stop_services=True) as second:
+        with pytest.raises(ServiceError) as refusal:
+            second.arm(lab.sign(assembled(lab, 3, "svc", "web")))
+        assert refusal.value.id == "service.not-ready"  # and not why something was not put back
+        told = [e.body["detail"]["services"] for e in second.journal.entries("config") if "put back" in e.body["what"]]
+        refused = [(e.body["check"], e.body["what"]) for e in second.journal.entries("refusal")]
+        assert told == [["svc", "web"] if not replaced else ["web"]]
+        assert refused == [("service.put-back", "svc")] * replaced + [("service.not-ready", "manifest")]
+        source = process(tmp_path, SLEEP).process.model_dump(mode="json")
+        lab.declare("svc", source)
+        second.arm(lab.sign(assembled(lab, 5)))
+        starts = [e for e in second.journal.entries("intent") if e.body["target"] == "svc"]
+        assert running(second)
+        assert len(starts) == (3 if replaced else 2)  # what was put back is what is declared again, and goes on
 
 
 @pytest.fixture

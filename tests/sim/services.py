@@ -182,11 +182,12 @@ class Services:
                 missing.append(number)
         return missing
 
-    def undo(self) -> tuple[str, ...]:
+    def undo(self) -> Mapping[str, str]:
         self.scheduler.alive()
         before, started, stopped = self._before, self._started, self._stopped
         self._before, self._final, self._started, self._stopped = None, True, [], []
         self._undoing = True
+        told = {self.own[number].name: "" for number in dict.fromkeys([*started, *stopped])}
         for number in started:
             self._destroy(self.own[number], 0)
         for number in stopped:
@@ -194,9 +195,11 @@ class Services:
             before._undoing = True
             try:
                 before.start(number)
+            except ServiceError as error:
+                told[self.own[number].name] = str(error)
             finally:
                 before._undoing = False
-        return tuple(self.own[number].name for number in dict.fromkeys([*started, *stopped]))
+        return told
 
     def commit(self) -> Mapping[str, str]:
         self.scheduler.alive()

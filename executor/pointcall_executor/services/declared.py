@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Self, assert_never
 
-from pointcall_attest.admission import Admitted
 from pointcall_attest.declaration import ServiceDeclaration, Systemd
 from pointcall_executor.services.elsewhere import end_elsewhere
-from pointcall_executor.services.groups import destroy_leftovers
+from pointcall_executor.services.groups import destroy_leftovers, instances
 from pointcall_executor.services.managed import NOTHING_LEFT, Managed, ServiceError, Started, cannot, not_running
 from pointcall_executor.services.process import Process
 from pointcall_executor.services.reach import Reach
@@ -89,23 +88,28 @@ class DeclaredServices:
     """Declared services by number."""
 
     def __init__(
-        self, admitted: Admitted, kinds: Kinds, before: DeclaredServices | None, on_moved: OnMoved,
-        earlier: Iterable[ServiceDeclaration] = (),
+        self, declarations: Mapping[str, ServiceDeclaration], kinds: Kinds, before: DeclaredServices | None,
+        on_moved: OnMoved,
     ) -> None:  # fmt: skip
         self._on_moved, self._kinds, self._before = on_moved, kinds, before
         self._by_number: dict[int, Managed] = {}
-        self._final = False
+        self._final = self._unseen = False
         self._stopped: list[int] = []  # of those before: what had to make room
         self._started: list[int] = []
         self.refused: dict[str, str] = {}  # service -> why what was left was not adopted; empty: it was, or nothing was
-        for name, declaration in admitted.declarations.items():
+        for name, declaration in declarations.items():
             number = service(name).number
             old = before.managed().get(number) if before else None
             same = old is not None and old.declaration.sha256 == declaration.sha256
             self._by_number[number] = old if old and same else kinds.make(declaration)
-        # What an earlier executor may have left running, and what would not be found by what is declared now.
-        left = () if before else (d for d in earlier if not self._finds(d))
-        self._left = {service(d.name).number: d for d in left}
+
+    @classmethod
+    def left(cls, declarations: Mapping[str, ServiceDeclaration], kinds: Kinds, on_moved: OnMoved) -> Self:
+        """What an earlier executor declared last. Nobody has looked yet at what of it runs: each is adopted when it
+        goes on, makes room or ends."""
+        made = cls(declarations, kinds, None, on_moved)
+        made._final = made._unseen = True
+        return made
 
     def managed(self) -> Mapping[int, Managed]:
         return self._by_number
@@ -176,24 +180,23 @@ class DeclaredServices:
 
     def _make_room(self, number: int) -> None:
         """Two of one name would want the same address."""
-        self._end_left(number)
-        old = self._earlier(number)
-        if self._before is not None and old is not None and old is not self._by_number[number] and _ends(old):
-            earlier = service(old.name).number
-            self._stopped.append(earlier)
-            self._before.destroy(earlier, _grace_ns(old))
-            old.release()
+        before, old = self._before, self._earlier(number)
+        if before is None or old is None or old is self._by_number[number] or not old.ours:
+            return
+        if before._unseen:
+            self._adopted(old)
+        if old.running:
+            self._stopped.append(service(old.name).number)
+        elif old.declaration.kind != "process":  # of a process something may live on without it
+            return
+        before.destroy(service(old.name).number, _grace_ns(old))
+        old.release()
 
-    def _end_left(self, number: int) -> bool:
-        """End what an earlier executor left of another kind, or under another unit. Whether something had to end."""
-        declaration = self._left.get(number)
-        one = self._kinds.make(declaration) if declaration is not None else None
-        if one is None or not one.ours:
-            return False
-        ended = one.adopt() != NOTHING_LEFT  # takes over what can be proven, so that it may end in order
-        _end(one, _grace_ns(one))
-        del self._left[number]  # not before: what cannot be ended is asked for again
-        return ended
+    def _adopted(self, one: Managed) -> bool:
+        """Whether what was left of it goes on as declared; otherwise nothing of it is left."""
+        wrong = one.adopt()
+        self.refused[one.name] = "" if wrong == NOTHING_LEFT else wrong
+        return not wrong
 
     def adopt(self) -> list[int]:
         """Take over what runs as declared; the numbers of the others.
@@ -204,10 +207,8 @@ class DeclaredServices:
         missing = []
         for number, one in self._by_number.items():
             old = self._earlier(number)
-            wrong = one.adopt() if old is None else ""
-            if old is None:
-                self.refused[one.name] = "" if wrong == NOTHING_LEFT else wrong
-            goes_on = one is old or (old is None and not wrong)
+            unseen = old is None or (old is one and self._before is not None and self._before._unseen)
+            goes_on = self._adopted(one) if unseen else one is old
             if goes_on and one.running:
                 self._on_moved(number, one.cgroup_id)
             # It may have ended before anybody watched it. What a cluster keeps is not started and not waited for here.
@@ -221,51 +222,60 @@ class DeclaredServices:
         self._before, self._started, self._stopped, self._final = None, [], [], True
         return found
 
-    def undo(self) -> tuple[str, ...]:
-        """Destroy what this one started, start again what it stopped; names of both. ServiceError where that fails."""
+    def undo(self) -> Mapping[str, str]:
+        """Destroy what this one started, start again what it stopped; names of both, with why that failed (empty: it
+        did not). One that cannot be put back costs no other."""
         before, started, stopped = self._end()
-        names = [self._by_number[number].name for number in started]
-        for number in started:
-            if self._by_number[number].ours:
-                _end(self._by_number[number], 0)
-        if before is not None:
-            for number in stopped:
-                names.append(before.name(number))
-                before.start(number)
-        return tuple(dict.fromkeys(names))
+        told: dict[str, str] = {}
+        for one in (self._by_number[number] for number in started):
+            with _telling(told, one.name):
+                if one.ours:
+                    _end(one, 0)
+        if before is None:
+            return told
+        for number in stopped:
+            name = before.name(number)
+            if not told.get(name):  # what lives on gets no second instance
+                with _telling(told, name):
+                    before.start(number)
+        if before._unseen:
+            before.release()  # nobody watches it until something is armed
+        return told
 
     def commit(self) -> Mapping[str, str]:
         """Destroy those of before that were not taken over; their names, with why one could not be (empty: it was)."""
         before, _, _ = self._end()
-        if before is None:
-            return self._sweep()
-        staying, ended = self._by_number.values(), dict[str, str]()
-        for one in before.managed().values():
+        unseen = before is not None and before._unseen
+        told: dict[str, str] = {}
+        staying = self._by_number.values()
+        for one in before.managed().values() if before is not None else ():
             if one in staying or not one.ours:
                 continue
-            if one.declaration.kind != "process" and self._finds(one.declaration):
-                one.release()  # it made room, and its unit or container is what runs now
+            if (unseen or one.declaration.kind != "process") and self._finds(one.declaration):
+                one.release()  # it made room, and what is called so is the new one now
                 continue
-            with _telling(ended, one.name):
+            with _telling(told, one.name):
+                if unseen and one.adopt() == NOTHING_LEFT:
+                    del told[one.name]
                 _end(one, _grace_ns(one))
-                ended[one.name] = ""
-        return ended
+        if before is None or unseen:
+            self._sweep(told)
+        return told
 
-    def _sweep(self) -> Mapping[str, str]:
-        """What an earlier executor left of services that are not declared any more ends here; as `commit`."""
-        ended: dict[str, str] = {}
-        for number, declaration in tuple(self._left.items()):
-            with _telling(ended, declaration.name):
-                if self._end_left(number):
-                    ended[declaration.name] = ""
+    def _sweep(self, told: dict[str, str]) -> None:
+        """Processes that an earlier executor left, and that the log does not know: it may be a new one."""
         processes = {one.name for one in self._by_number.values() if one.declaration.kind == "process"}
         for folder in self._kinds.folder.iterdir() if self._kinds.folder.is_dir() else ():
-            if folder.name not in processes:  # the log may not know it: it may be a new one
-                with _telling(ended, folder.name):
-                    end_elsewhere(folder, folder.name, self._kinds.parent)
-                with _telling(ended, folder.name):
-                    destroy_leftovers(self._kinds.parent, folder.name)
-        return ended
+            name = folder.name
+            if name in processes or told.get(name) == "":
+                continue
+            with _telling(told, name):
+                try:
+                    there = end_elsewhere(folder, name, self._kinds.parent) or instances(self._kinds.parent, name)
+                finally:
+                    destroy_leftovers(self._kinds.parent, name)
+                if not there:
+                    del told[name]
 
     def stop_all(self) -> None:
         for number, one in self._by_number.items():
@@ -281,7 +291,8 @@ class DeclaredServices:
 
 @contextlib.contextmanager
 def _telling(told: dict[str, str], name: str) -> Iterator[None]:
-    """What fails here is told by name: it costs nothing else."""
+    """The name is told, and if this fails, why: it costs nothing else."""
+    told[name] = ""
     try:
         yield
     except (OSError, ServiceError) as error:
@@ -291,10 +302,6 @@ def _telling(told: dict[str, str], name: str) -> Iterator[None]:
 def _identity(declaration: ServiceDeclaration) -> tuple[str, str]:
     body = declaration.body
     return declaration.kind, body.unit if isinstance(body, Systemd) else declaration.name
-
-
-def _ends(one: Managed) -> bool:
-    return one.ours and one.running
 
 
 def _end(one: Managed, grace_ns: int) -> None:

@@ -68,12 +68,14 @@ class Stage:
         before: DeclaredServices | None = None,
         earlier: Sequence[ServiceDeclaration] = (),
     ) -> DeclaredServices:
-        admitted: Any = SimpleNamespace(declarations={d.name: d for d in declarations})
         kinds: Any = SimpleNamespace(
             make=lambda d: Remembered(d, self.does, self.refuses, self.runs),
             folder=SimpleNamespace(is_dir=lambda: False),
         )
-        return DeclaredServices(admitted, kinds, before, lambda *moved: self.moves.append(moved), earlier)
+        moved = lambda *moved: self.moves.append(moved)  # noqa: E731 - one callback
+        if earlier:
+            before = DeclaredServices.left({d.name: d for d in earlier}, kinds, moved)
+        return DeclaredServices({d.name: d for d in declarations}, kinds, before, moved)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -129,7 +131,7 @@ def test_a_unit_that_is_called_otherwise_now_makes_room_and_is_put_back() -> Non
     second = stage.of([declared("systemd", "site", KINDS["systemd"])], first)
     assert second.adopt() == [SITE]
     second.start(SITE)
-    assert second.undo() == ("site", "web")
+    assert second.undo() == {"site": "", "web": ""}
     grace = first.managed()[WEB].declaration.grace_ms * 1_000_000
     assert stage.does == [f"destroy {grace}", "release", "start", "destroy 0", "release", "start"]
     stage.does.clear()
@@ -145,13 +147,15 @@ def test_what_an_earlier_executor_left_of_another_kind_ends_before_the_new_one_s
     stage = Stage()
     earlier = declared(kind, "web", KINDS[kind])
     services = stage.of([declared("process", "web", KINDS["process"])], earlier=[earlier])
-    stage.refuses = "it is another"  # so that it is started
-    services.managed()[WEB]._refuses = stage.refuses  # type: ignore[attr-defined]
     for number in services.adopt():
         services.start(number)
-    assert services.commit() == {}
     ends = ["adopt", f"destroy {earlier.grace_ms * 1_000_000}", "release"]
-    assert stage.does == ["adopt", *([] if kind == "kubernetes" else ends), "start"]
+    assert stage.does == [*([] if kind == "kubernetes" else ends), "start"]
+    assert services.refused == ({} if kind == "kubernetes" else {"web": ""})
+    stage.does.clear()
+    services.undo()
+    back = ["destroy 0", "release", *([] if kind == "kubernetes" else ["start"]), "release"]
+    assert stage.does == back
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -167,15 +171,78 @@ def test_what_is_not_declared_any_more_after_a_restart_ends_when_the_takeover_is
     assert Stage(NOTHING_LEFT, runs=False).of([], earlier=[earlier]).commit() == {}
 
 
-@pytest.mark.parametrize("name", ["web", "site"])
-def test_a_unit_that_is_still_declared_is_not_ended_after_a_restart(name: str) -> None:
+def test_what_is_declared_as_before_a_restart_goes_on() -> None:
     stage = Stage()
-    services = stage.of(
-        [declared("systemd", name, KINDS["systemd"])], earlier=[declared("systemd", "web", KINDS["systemd"])]
-    )
+    earlier = declared("systemd", "web", KINDS["systemd"])
+    services = stage.of([earlier], earlier=[earlier])
     assert services.adopt() == []
     assert services.commit() == {}
     assert stage.does == ["adopt"]
+    assert services.refused == {"web": ""}
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "kubernetes"])
+def test_what_is_declared_otherwise_after_a_restart_makes_room_in_order_and_is_put_back(kind: str) -> None:
+    stage = Stage()
+    earlier = declared(kind, "web", KINDS[kind])
+    other = {"grace_ms": 5} if kind == "systemd" else {"stop": {"grace_ms": 5}}
+    for over in (False, True):
+        stage.does.clear()
+        services = stage.of([declared(kind, "web", KINDS[kind] | other)], earlier=[earlier])
+        assert services.adopt() == [WEB]
+        assert stage.does == []  # it goes on until its successor starts
+        services.start(WEB)
+        assert services.commit() == {} if over else services.undo() == {"web": ""}
+        after = ["release"] if over else ["destroy 0", "release", "start", "release"]
+        assert stage.does == ["adopt", f"destroy {earlier.grace_ms * 1_000_000}", "release", "start", *after]
+
+
+def test_what_was_left_and_is_not_what_was_declared_then_is_not_put_back() -> None:
+    stage = Stage("it is another", runs=False)
+    earlier = declared("process", "web", KINDS["process"])
+    services = stage.of([declared("systemd", "web", KINDS["systemd"])], earlier=[earlier])
+    services.start(WEB)
+    assert services.refused == {"web": "it is another"}
+    stage.does.clear()
+    assert services.undo() == {"web": ""}
+    assert stage.does == ["destroy 0", "release", "release"]
+
+
+def test_what_cannot_be_put_back_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage()
+    first = stage.of([declared("process", name, KINDS["process"]) for name in ("web", "site")])
+    first.adopt()
+    first.commit()
+    over = KINDS["process"] | {"stop": {"grace_ms": 5}}
+    second = stage.of([declared("process", name, over) for name in ("web", "site")], first)
+    for number in second.adopt():
+        second.start(number)
+    real = Remembered.start
+
+    def start(self: Remembered, on_cgroup: Any) -> Started:
+        if self.name == "web":
+            raise ServiceError("a file was replaced", id="service.digest")
+        return real(self, on_cgroup)
+
+    monkeypatch.setattr(Remembered, "start", start)
+    told = second.undo()
+    assert (told["site"], "a file was replaced" in told["web"]) == ("", True)
+    assert first.managed()[SITE].running
+
+
+def test_what_began_and_cannot_be_ended_gets_no_second_instance(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage()
+    first = stage.of([declared("process", "web", KINDS["process"])])
+    first.adopt()
+    first.commit()
+    second = stage.of([declared("process", "web", KINDS["process"] | {"stop": {"grace_ms": 5}})], first)
+    for number in second.adopt():
+        second.start(number)
+    refusal = ServiceError("web cannot be ended", id="service.destroy")
+    monkeypatch.setattr(Remembered, "destroy", lambda *_: (_ for _ in ()).throw(refusal))
+    stage.does.clear()
+    assert "web cannot be ended" in second.undo()["web"]
+    assert stage.does == []
 
 
 def test_what_cannot_be_ended_is_told_and_nothing_starts_beside_it(

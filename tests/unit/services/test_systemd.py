@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -210,8 +209,10 @@ class Life:
     def started(
         self, declaration: ServiceDeclaration, before: DeclaredServices | None = None, *earlier: ServiceDeclaration
     ) -> DeclaredServices:
-        admitted: Any = SimpleNamespace(declarations={declaration.name: declaration})
-        services = DeclaredServices(admitted, self.kinds, before, lambda _number, _cgroup: None, earlier)
+        moved = lambda _number, _cgroup: None  # noqa: E731 - one callback
+        if earlier:
+            before = DeclaredServices.left({d.name: d for d in earlier}, self.kinds, moved)
+        services = DeclaredServices({declaration.name: declaration}, self.kinds, before, moved)
         for number in services.adopt():
             services.start(number)
         services.commit()

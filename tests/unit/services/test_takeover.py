@@ -10,8 +10,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -52,9 +50,9 @@ class Stage:
         return ServiceDeclaration.parse(json.dumps(body).encode())
 
     def services(self, before: DeclaredServices | None = None, **sources: str) -> DeclaredServices:
-        admitted: Any = SimpleNamespace(declarations={n: self.declaration(n, s) for n, s in sources.items()})
+        declarations = {n: self.declaration(n, s) for n, s in sources.items()}
         moved = lambda number, cgroup: self.moves.append((number, bool(cgroup)))  # noqa: E731 - one callback
-        self.made.append(DeclaredServices(admitted, self.kinds, before, moved))
+        self.made.append(DeclaredServices(declarations, self.kinds, before, moved))
         return self.made[-1]
 
     def started(self, before: DeclaredServices | None = None, **sources: str) -> DeclaredServices:
