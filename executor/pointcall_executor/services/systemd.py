@@ -10,14 +10,16 @@ Source: org.freedesktop.systemd1(5).
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from jeepney import DBusAddress, MessageType, new_method_call
-from jeepney.io.blocking import DBusConnection, open_dbus_connection
+from jeepney import DBusAddress, Message, MessageType, new_method_call
+from jeepney.bus import get_bus
+from jeepney.io.blocking import DBusConnection, prep_socket
 from jeepney.wrappers import DBusErrorResponse
 
 from pointcall_attest.declaration import ServiceDeclaration, Systemd
@@ -35,9 +37,10 @@ from pointcall_executor.services.managed import (
 )
 from pointcall_executor.services.reach import SYSTEM_BUS
 from pointcall_executor.services.ready import await_ready, described, unready
-from pointcall_executor.services.spawning import Spawner
+from pointcall_executor.services.spawning import Spawner, readable
 
 ANSWER_SECONDS: Final = 30.0
+IDLE_MAX: Final = 4  # connections that are kept: as many as there are actions at once
 LOOK_SECONDS: Final = 0.002  # between two looks at what became of a job
 KILLED_SECONDS: Final = 5.0
 JOIN_SECONDS: Final = 1.0  # from the fork of a main process until it is in its cgroup
@@ -60,44 +63,86 @@ class State:
     group: str  # in the manager's view of the tree, which may begin below the root of ours
 
 
+class _Connection(DBusConnection):  # type: ignore[misc]
+    """One whose every call has an end, also the first one, which greets the bus when it is made."""
+
+    def send_and_get_reply(self, message: Message, *, timeout: float | None = None) -> Message:
+        return super().send_and_get_reply(message, timeout=ANSWER_SECONDS if timeout is None else timeout)
+
+    @property
+    def broken(self) -> bool:
+        """Whether the bus has ended it meanwhile, as when it was restarted."""
+        try:
+            return readable(self.sock.fileno(), 0) and not self.sock.recv(1, socket.MSG_PEEK)
+        except OSError:
+            return True
+
+
+def _connected(bus: str) -> _Connection:
+    """OSError, ValueError; DBusErrorResponse where the bus does not want us."""
+    channel = prep_socket(get_bus(bus), timeout=ANSWER_SECONDS)
+    try:
+        channel.settimeout(ANSWER_SECONDS)  # for what is sent: it waits for what is received in another way
+        return _Connection(channel)
+    except BaseException:
+        channel.close()
+        raise
+
+
 class Units:
-    """One connection to the manager behind a bus; opened at the first call, and again after it broke. Thread-safe."""
+    """The manager behind a bus. Thread-safe: who asks waits for his own answer and for nobody else's, each on a
+    connection that is kept for the next one. One that broke is replaced."""
 
     def __init__(self, bus: str = SYSTEM_BUS) -> None:
         self._bus = bus
         self._lock = threading.Lock()
-        self._connection: DBusConnection | None = None
+        self._idle: list[_Connection] = []
 
     def call(self, method: str, signature: str, *body: Any) -> tuple[Any, ...]:
         """A method of the manager. ServiceError `service.manager` with what it answered."""
         return self._send(new_method_call(_MANAGER, method, signature or None, body))
 
-    def _send(self, message: Any) -> tuple[Any, ...]:
-        with self._lock:
-            try:
-                if self._connection is None:
-                    self._connection = open_dbus_connection(self._bus)
-                answer = self._connection.send_and_get_reply(message, timeout=ANSWER_SECONDS)
-            except (OSError, TimeoutError, ValueError, KeyError) as error:
-                self._drop()
-                raise ServiceError(
-                    "the service manager does not answer", id="service.manager", want=self._bus, got=str(error),
-                    hint="is the setting systemd_bus right, and may the executor use that bus?",
-                ) from error  # fmt: skip
+    def _send(self, message: Message) -> tuple[Any, ...]:
+        connection = self._take()
+        try:
+            connection = connection or _connected(self._bus)
+            answer = connection.send_and_get_reply(message)
+        except (OSError, ValueError, KeyError, DBusErrorResponse) as error:
+            if connection is not None:
+                connection.close()  # a late answer would be taken for the next one's
+            raise ServiceError(
+                "the service manager does not answer", id="service.manager", want=self._bus,
+                got=str(error) or f"nothing within {ANSWER_SECONDS:g} s",
+                hint="is the setting systemd_bus right, and may the executor use that bus?",
+            ) from error  # fmt: skip
+        self._give_back(connection)
         if answer.header.message_type is MessageType.error:
             refusal = DBusErrorResponse(answer)
             got = f"{refusal.name}: {refusal.data[0] if refusal.data else ''}"
             raise ServiceError("the service manager refuses", id="service.manager", got=got)
         return tuple(answer.body)
 
-    def _drop(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-        self._connection = None
+    def _take(self) -> _Connection | None:
+        while True:
+            with self._lock:
+                found = self._idle.pop() if self._idle else None
+            if found is None or not found.broken:
+                return found
+            found.close()
+
+    def _give_back(self, connection: _Connection) -> None:
+        with self._lock:
+            if len(self._idle) < IDLE_MAX:
+                self._idle.append(connection)
+                return
+        connection.close()
 
     def close(self) -> None:
+        """Let go of what nobody uses now."""
         with self._lock:
-            self._drop()
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
 
     def state(self, unit: str) -> State:
         """What the manager says of a unit, which it loads for that if need be."""
