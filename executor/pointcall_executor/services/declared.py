@@ -125,7 +125,8 @@ class DeclaredServices:
         return self._one(number).name
 
     def pids(self) -> Mapping[str, int]:
-        return {p.name: p.pid if p.running else 0 for p in self._by_number.values()}
+        """By name, 0 where nothing of it lives on this node. Nobody is asked who could be slow."""
+        return {p.name: p.alive() for p in self._by_number.values()}
 
     def signal(self, number: int, sig: int) -> None:
         self._one(number).signal(sig)

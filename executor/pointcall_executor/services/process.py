@@ -104,6 +104,9 @@ class Process:
         pidfd = self.pidfd
         return pidfd >= 0 and not readable(pidfd, 0)
 
+    def alive(self) -> int:
+        return self.pid if self.running else 0
+
     # ---- start -----------------------------------------------------------------------------------------------------
 
     def start(self, on_cgroup: OnCgroup = nobody) -> Started:

@@ -41,7 +41,9 @@ from pointcall_executor.services.spawning import Spawner, readable
 
 ANSWER_SECONDS: Final = 30.0
 IDLE_MAX: Final = 4  # connections that are kept: as many as there are actions at once
-LOOK_SECONDS: Final = 0.002  # between two looks at what became of a job
+LOOK_SECONDS: Final = 0.002  # between two looks at what became of a job, at first
+SHORT_FOR_SECONDS: Final = 0.2
+LONG_LOOK_SECONDS: Final = 0.02
 KILLED_SECONDS: Final = 5.0
 JOIN_SECONDS: Final = 1.0  # from the fork of a main process until it is in its cgroup
 _NAME: Final = "org.freedesktop.systemd1"
@@ -52,6 +54,7 @@ _MANAGER: Final = DBusAddress("/org/freedesktop/systemd1", _NAME, f"{_NAME}.Mana
 class State:
     """What the manager says of a unit. `started_us`: when its main process started, CLOCK_REALTIME."""
 
+    path: str  # of its object on the bus
     load: str
     active: str
     fragment: str
@@ -153,6 +156,7 @@ class Units:
             (rows,) = self._send(new_method_call(properties, "GetAll", "s", (f"{_NAME}.{interface}",)))
             found |= {name: value for name, (_signature, value) in dict(rows).items()}
         return State(
+            path=path,
             load=found["LoadState"],
             active=found["ActiveState"],
             fragment=found["FragmentPath"],
@@ -163,6 +167,12 @@ class Units:
             started_us=found["ExecMainStartTimestamp"],
             group=found["ControlGroup"],
         )
+
+    def active(self, path: str) -> str:
+        """The one word of `state` that who waits for a job looks at again and again."""
+        properties = DBusAddress(path, _NAME, "org.freedesktop.DBus.Properties")
+        ((_signature, value),) = self._send(new_method_call(properties, "Get", "ss", (f"{_NAME}.Unit", "ActiveState")))
+        return str(value)
 
 
 class SystemdService:
@@ -177,6 +187,8 @@ class SystemdService:
         self._units, self._spawner = units, spawner
         self._lock = threading.RLock()
         self._freezer: Freezer | None = None
+        self._main = 0  # the main process that was started or adopted last, and the unit's cgroup as it was then
+        self._place: Cgroup | None = None
 
     # ---- what it is now --------------------------------------------------------------------------------------------
 
@@ -184,16 +196,28 @@ class SystemdService:
     def _state(self) -> State:
         return self._units.state(self._declared.unit)
 
+    def _pids(self) -> tuple[int, ...]:
+        """What lives in the unit's cgroup, as the kernel says."""
+        place = self._place
+        with contextlib.suppress(OSError):
+            return place.pids() if place is not None else ()
+        return ()
+
     @property
     def pid(self) -> int:
-        try:
-            return self._state.pid
-        except ServiceError:
-            return 0
+        """The main process. Nobody is asked: where the manager has started the unit again it is one of the unit's."""
+        pids = self._pids()
+        return self._main if self._main in pids else min(pids, default=0)
+
+    def alive(self) -> int:
+        return self.pid
 
     @property
     def running(self) -> bool:
-        """Whether the manager says that it is active. A manager that does not answer says nothing of the kind."""
+        """Whether the main process lives that was started or adopted; or the manager says that the unit is active. A
+        manager that does not answer says nothing of the kind."""
+        if self._main in self._pids():
+            return True
         try:
             return self._state.active in ("active", "reloading")
         except ServiceError:
@@ -202,16 +226,24 @@ class SystemdService:
     def _group(self) -> Cgroup | None:
         """The unit's cgroup, None where there is none. Found by its main process, which is not yet in it when it has
         just been forked: then it is in the manager's own, which must never be frozen."""
+        if self._main in self._pids():
+            return self._place
         try:
             state = self._state
         except ServiceError:
             return None
         return _unit_group(group_of(state.pid), state.group)
 
+    def _hold(self, pid: int, group: Cgroup | None) -> None:
+        """This is what was started or adopted."""
+        self._main, self._place = pid, group
+
     @property
     def cgroup_id(self) -> int:
         group = self._group()
-        return group.id if group is not None else 0
+        with contextlib.suppress(FileNotFoundError):  # it ended meanwhile
+            return group.id if group is not None else 0
+        return 0
 
     # ---- start and stop --------------------------------------------------------------------------------------------
 
@@ -235,7 +267,9 @@ class SystemdService:
         newest = max(Path(f.path).stat().st_ctime_ns for f in self._declared.files)
         if not state.pid or newest > state.started_us * 1000:
             return "it was started before its files were as they are"
-        if (group := self._group()) is not None:
+        group = _unit_group(group_of(state.pid), state.group)
+        self._hold(state.pid, group)
+        if group is not None:
             self._spawner.thaw(Freezer(group.path))
         return unready(self._declared.ready, self._spawner.connecting)
 
@@ -270,7 +304,8 @@ class SystemdService:
             try:
                 self._begin()
                 spawned = time.monotonic_ns()
-                group = self._joined()
+                pid, group = self._joined()
+                self._hold(pid, group)
                 if group is not None:
                     on_cgroup(group.id)
                 hint = f"see `journalctl -u {self._declared.unit}`"
@@ -280,7 +315,7 @@ class SystemdService:
                 self.destroy(0)
                 raise
             return Started(
-                pid=self.pid,
+                pid=pid,
                 cgroup_id=group.id if group is not None else 0,
                 files=len(self._declared.files),
                 verified_ns=verified - begin,
@@ -289,25 +324,30 @@ class SystemdService:
                 ready_for=" and ".join(filter(None, ("its unit is active", described(self._declared.ready)))),
             )
 
-    def _joined(self) -> Cgroup | None:
-        """The unit's cgroup, once its main process is in it; None if it has no main process."""
+    def _joined(self) -> tuple[int, Cgroup | None]:
+        """The main process and the unit's cgroup, once it is in it; 0 and None if it has no main process."""
         deadline = time.monotonic() + JOIN_SECONDS
-        while (group := self._group()) is None and self.pid and time.monotonic() < deadline:
+        while True:
+            state = self._state
+            group = _unit_group(group_of(state.pid), state.group)
+            if group is not None or not state.pid or time.monotonic() >= deadline:
+                return state.pid, group
             time.sleep(LOOK_SECONDS)
-        return group
 
     def _begin(self) -> None:
-        if self._state.active == "failed":
+        state = self._state
+        if state.active == "failed":
             self._units.call("ResetFailedUnit", "s", self._declared.unit)
         self._units.call("StartUnit", "ss", self._declared.unit, "replace")
-        deadline = time.monotonic() + self._declared.ready.timeout_ms / 1000
-        while (active := self._state.active) != "active":
+        begin = time.monotonic()
+        deadline = begin + self._declared.ready.timeout_ms / 1000
+        while (active := self._units.active(state.path)) != "active":
             if active == "failed":
                 raise ServiceError(f"{self.name} ended at once", id="service.ended", got="the unit failed")
             if time.monotonic() > deadline:
                 want = f"active within {self._declared.ready.timeout_ms} ms"
                 raise ServiceError(f"{self.name} is not ready", id="service.not-ready", want=want, got=active)
-            time.sleep(LOOK_SECONDS)
+            _pause(begin)
 
     def _ended(self, seconds: float) -> bool:
         time.sleep(max(seconds, LOOK_SECONDS))
@@ -318,22 +358,23 @@ class SystemdService:
         with self._lock:
             begin = time.monotonic_ns()
             self.thaw()
-            if self._state.load == "not-found":
+            state = self._state
+            if state.load == "not-found":
                 return time.monotonic_ns() - begin
             self._units.call("StopUnit", "ss", self._declared.unit, "replace")
-            if not self._gone(grace_ns / 1e9):
+            if not self._gone(state.path, grace_ns / 1e9):
                 with contextlib.suppress(ServiceError):  # it ended meanwhile: the manager knows it no more
                     self._units.call("KillUnit", "ssi", self._declared.unit, "all", 9)
-                if not self._gone(KILLED_SECONDS):
+                if not self._gone(state.path, KILLED_SECONDS):
                     raise ServiceError(f"{self.name} does not end", id="service.manager", got=self._state.active)
             return time.monotonic_ns() - begin
 
-    def _gone(self, seconds: float) -> bool:
-        deadline = time.monotonic() + seconds
-        while self._state.active not in ("inactive", "failed"):
-            if time.monotonic() >= deadline:
+    def _gone(self, path: str, seconds: float) -> bool:
+        begin = time.monotonic()
+        while self._units.active(path) not in ("inactive", "failed"):
+            if time.monotonic() >= begin + seconds:
                 return False
-            time.sleep(LOOK_SECONDS)
+            _pause(begin)
         return True
 
     def release(self) -> None:
@@ -372,6 +413,11 @@ class SystemdService:
         if (group := _unit_group(group_of(state.pid), state.group)) is not None and Freezer(group.path).frozen:
             return "it is frozen"
         return unready(self._declared.ready, self._spawner.connecting)
+
+
+def _pause(begin: float) -> None:
+    """Between two looks at a job that was given at `begin`: most end soon, and what takes long must not cost a core."""
+    time.sleep(LOOK_SECONDS if time.monotonic() - begin < SHORT_FOR_SECONDS else LONG_LOOK_SECONDS)
 
 
 def _unit_group(of_process: Cgroup | None, unit: str) -> Cgroup | None:
