@@ -25,11 +25,12 @@ from pointcall_executor.brake import Brake
 from pointcall_executor.epoch import Attested, Trust
 from pointcall_executor.journal_reader import JournalError
 from pointcall_executor.memory import forget_code
-from pointcall_executor.node import Node
+from pointcall_executor.node import Node, RunningServices
 from pointcall_executor.notices import FOLDER, read_notices
 from pointcall_executor.recorder import Recorder, refused
 from pointcall_executor.run import Act
 from pointcall_executor.running_epoch import RunningEpoch
+from pointcall_executor.services.managed import ServiceError
 from pointcall_executor.session import Bundle, Session
 from pointcall_runbook.decision import Trap
 from pointcall_runbook.module import ModuleInfo
@@ -105,7 +106,7 @@ class Sessions:
         earlier = () if before else self._declared_last(session.admitted.manifest.sha256)
         running = before.services if before else None
         session.services = self._node.services(session.admitted, running, session.moved, earlier)
-        put_back.callback(lambda: self._record_services("services put back", session.services.undo()))
+        put_back.callback(lambda: self._put_back(session.services))
         missing = list(session.services.adopt())
         for name, got in session.services.refused.items():
             if got:
@@ -123,6 +124,13 @@ class Sessions:
                 act.outcome = Outcome.APPLIED
             finally:
                 self._recorder.record(acting.outcome(act))
+
+    def _put_back(self, services: RunningServices) -> None:
+        """What could not be is told by the log: who arms hears why nothing new is armed, not what followed from it."""
+        try:
+            self._record_services("services put back", services.undo())
+        except ServiceError as error:
+            self._recorder.record(refused(error.id, "services put back", error.want, error.got, error.hint))
 
     def commit(self, session: Session) -> None:
         """It has taken over: what is not declared any more ends."""

@@ -24,6 +24,7 @@ from pointcall_executor.node import KernelNode
 from pointcall_executor.run import Run
 from pointcall_executor.services import systemd
 from pointcall_executor.services.groups import remove_empty
+from pointcall_executor.services.managed import ServiceError
 from pointcall_runbook.vocabulary import Outcome
 from tests.lab import Lab
 from tests.unit.services.manager import Manager
@@ -52,7 +53,7 @@ class Stage:
             node="lab", tee="emulated", cgroup=f"{self.group}/services", gate=f"{self.group}/gate",
             systemd_bus=manager.bus,
         )  # fmt: skip
-        self.sequence = 0
+        self.sequence = -1
         self.receipts: queue.SimpleQueue[Run] = queue.SimpleQueue()
 
     def unit(self, name: str, unit: str = "", text: str = "ExecStart=/bin/sleep 600", **over: Any) -> None:
@@ -71,7 +72,7 @@ class Stage:
 
     def signed(self, *names: str) -> Any:
         """A manifest of these services, as they are declared now."""
-        self.sequence += 1
+        self.sequence += 2  # the next one would have to name the one before
         kinds = {n: json.loads((self.lab.sources / f"{n}.json").read_text())["kind"] for n in names}
         body = {
             "runbooks": [
@@ -161,3 +162,60 @@ def test_a_manager_that_hangs_holds_up_nothing_but_its_own_units(stage: Stage, m
             assert time.monotonic() - begin < 5
         outcomes = [stage.receipt().acts[0].outcome for _ in names]
         assert outcomes == [Outcome.APPLIED] * 3  # begun before the end was asked for, done when it answers
+
+
+def test_two_services_that_exchange_their_units_both_run_afterwards(stage: Stage) -> None:
+    stage.unit("a")
+    stage.unit("b")
+    with stage.executor("a", "b") as executor:
+        before = dict(executor.running_services())
+        stage.unit("a", "b")
+        stage.unit("b", "a")
+        executor.arm(stage.signed("a", "b"))
+        now = executor.running_services()
+        assert all(map(executes, now.values()))
+        assert not set(now.values()) & set(before.values())
+        os.kill(now["a"], signal.SIGKILL)
+        assert stage.receipt().acts[0].target == "a"
+        assert all(map(executes, executor.running_services().values()))
+
+
+def test_a_service_takes_the_unit_of_one_that_is_not_declared_any_more(stage: Stage) -> None:
+    stage.unit("a")
+    stage.unit("b")
+    with stage.executor("a", "b") as executor:
+        before = dict(executor.running_services())
+        stage.unit("a", "b")
+        executor.arm(stage.signed("a"))
+        now = executor.running_services()
+        assert executes(now["a"])
+        assert not any(map(executes, before.values()))
+
+
+def test_what_fails_while_it_is_put_back_leaves_nothing_else_down(stage: Stage, tmp_path: Path) -> None:
+    names = ("a", "b", "c", "d")
+    for name in names:
+        stage.unit(name)
+    with stage.executor(*names) as executor:
+        for name in names:
+            stage.unit(name, grace_ms=7)
+        stage.unit("a", text="ExecStart=/bin/sleep 601")  # what ran of it is not there any more
+        stage.unit("d", ready={"file": str(tmp_path / "never"), "timeout_ms": 200})
+        with pytest.raises(ServiceError) as refusal:
+            executor.arm(stage.signed(*names))
+        assert refusal.value.id == "service.not-ready"
+        assert executor.admitted is not None
+        assert executor.admitted.manifest.sequence == 1
+        assert {name for name, pid in executor.running_services().items() if executes(pid)} == {"b", "c", "d"}
+        told = {e.body["check"]: e.body["got"] for e in executor.journal.entries("refusal")}
+        assert told["service.undo"].startswith("a: ")
+        os.kill(executor.running_services()["b"], signal.SIGKILL)
+        assert (stage.receipt().acts[0].target, stage.receipts.qsize()) == ("b", 0)
+
+
+def test_one_unit_cannot_be_two_services(stage: Stage) -> None:
+    stage.unit("a")
+    stage.unit("b", "a")
+    with pytest.raises(ServiceError) as refusal, stage.executor("a", "b"):
+        pass
+    assert (refusal.value.id, refusal.value.got) == ("service.unit", "a.service of a and of b")

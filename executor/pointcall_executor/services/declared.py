@@ -19,6 +19,7 @@ from pointcall_executor.services.managed import NOTHING_LEFT, Managed, ServiceEr
 from pointcall_executor.services.process import Process
 from pointcall_executor.services.reach import Reach
 from pointcall_executor.services.spawning import Spawner
+from pointcall_runbook.errors import PointcallError
 from pointcall_runbook.vocabulary import service
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ class DeclaredServices:
         self._final = False
         self._stopped: list[int] = []  # of those before: what had to make room
         self._started: list[int] = []
+        _check_distinct(admitted.declarations.values())
         self.refused: dict[str, str] = {}  # service -> why what was left was not adopted; empty: it was, or nothing was
         for name, declaration in admitted.declarations.items():
             number = service(name).number
@@ -169,18 +171,19 @@ class DeclaredServices:
             self._started.append(number)
         return one.start(on_cgroup=lambda cgroup_id: self._on_moved(number, cgroup_id))
 
-    def _earlier(self, number: int) -> Managed | None:
-        """What ran of it a moment ago: by its name, or under another one the same unit."""
+    def _earlier(self, number: int) -> list[tuple[int, Managed]]:
+        """What ran of it a moment ago: by its name, and under another one the same unit."""
         before = self._before.managed() if self._before else {}
         mine = _identity(self._by_number[number].declaration)
-        return before.get(number) or next((o for o in before.values() if _identity(o.declaration) == mine), None)
+        return [(n, one) for n, one in before.items() if n == number or _identity(one.declaration) == mine]
 
     def _make_room(self, number: int) -> None:
-        """Two of one name would want the same address."""
+        """Two of one name would want the same address. What made room once has ended: what runs in its unit now is
+        another service's."""
         self._end_left(number)
-        old = self._earlier(number)
-        if self._before is not None and old is not None and old is not self._by_number[number] and _ends(old):
-            earlier = service(old.name).number
+        for earlier, old in self._earlier(number):
+            if self._before is None or old is self._by_number[number] or earlier in self._stopped or not _ends(old):
+                continue
             self._stopped.append(earlier)
             self._before.destroy(earlier, _grace_ns(old))
             old.release()
@@ -204,11 +207,11 @@ class DeclaredServices:
         """
         missing = []
         for number, one in self._by_number.items():
-            old = self._earlier(number)
-            wrong = one.adopt() if old is None else ""
-            if old is None:
+            earlier = [old for _, old in self._earlier(number)]
+            wrong = "" if earlier else one.adopt()
+            if not earlier:
                 self.refused[one.name] = "" if wrong == NOTHING_LEFT else wrong
-            goes_on = one is old or (old is None and not wrong)
+            goes_on = one in earlier or not (earlier or wrong)
             if goes_on and one.running:
                 self._on_moved(number, one.cgroup_id)
             # It may have ended before anybody watched it. What a cluster keeps is not started and not waited for here.
@@ -223,16 +226,25 @@ class DeclaredServices:
         return found
 
     def undo(self) -> tuple[str, ...]:
-        """Destroy what this one started, start again what it stopped; names of both. ServiceError where that fails."""
+        """Destroy what this one started, start again what it stopped; names of both. ServiceError `service.undo` where
+        that fails for one: for every other it is done."""
         before, started, stopped = self._end()
-        names = [self._by_number[number].name for number in started]
+        names, failed = [self._by_number[number].name for number in started], dict[str, str]()
         for number in started:
-            if self._by_number[number].ours:
-                _end(self._by_number[number], 0)
+            one = self._by_number[number]
+            with _telling(failed, one.name):
+                if one.ours:
+                    _end(one, 0)
         if before is not None:
             for number in stopped:
                 names.append(before.name(number))
-                before.start(number)
+                with _telling(failed, names[-1]):
+                    before.start(number)
+        if failed:
+            raise ServiceError(
+                "not all that ran before runs again", id="service.undo", want=", ".join(dict.fromkeys(names)),
+                got=_words(failed), hint="what is armed is as before: see why, or arm what can be started",
+            )  # fmt: skip
         return tuple(dict.fromkeys(names))
 
     def commit(self) -> Mapping[str, str]:
@@ -269,10 +281,15 @@ class DeclaredServices:
         return ended
 
     def stop_all(self) -> None:
+        """ServiceError `service.destroy` where one lives on: every other is stopped."""
+        failed: dict[str, str] = {}
         for number, one in self._by_number.items():
-            if one.ours:
-                self.destroy(number, _grace_ns(one))
-                one.release()
+            with _telling(failed, one.name):
+                if one.ours:
+                    self.destroy(number, _grace_ns(one))
+                    one.release()
+        if failed:
+            raise ServiceError("not every service was stopped", id="service.destroy", got=_words(failed))
 
     def release(self) -> None:
         """No service is started by this executor any more; those that run go on."""
@@ -285,8 +302,25 @@ def _telling(told: dict[str, str], name: str) -> Iterator[None]:
     """What fails here is told by name: it costs nothing else."""
     try:
         yield
-    except (OSError, ServiceError) as error:
+    except (OSError, PointcallError) as error:
         told[name] = str(error)
+
+
+def _words(failed: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}: {why}" for name, why in failed.items())
+
+
+def _check_distinct(declarations: Iterable[ServiceDeclaration]) -> None:
+    """ServiceError `service.unit` where two services are one unit: to recreate one would end the other."""
+    found: dict[tuple[str, str], str] = {}
+    for declaration in declarations:
+        identity = _identity(declaration)
+        other = found.setdefault(identity, declaration.name)
+        if other != declaration.name:
+            raise ServiceError(
+                "two services are one unit", id="service.unit", want="a unit for each service",
+                got=f"{identity[1]} of {other} and of {declaration.name}", hint="declare it once",
+            )  # fmt: skip
 
 
 def _identity(declaration: ServiceDeclaration) -> tuple[str, str]:
