@@ -27,7 +27,7 @@ from pointcall_executor.learning import Kept
 from pointcall_executor.pins import Pins
 from pointcall_executor.resolvers import Resolvers
 from pointcall_executor.sensors import KernelSensors
-from pointcall_executor.services.declared import DeclaredServices, Kinds, OnMoved
+from pointcall_executor.services.declared import DeclaredServices, Kinds, OnMoved, check_distinct
 from pointcall_executor.services.groups import remove_empty
 from pointcall_executor.services.reach import Reach
 from pointcall_executor.services.spawning import Spawner
@@ -190,6 +190,7 @@ class KernelNode:
         self, admitted: Admitted, before: RunningServices | None, on_moved: OnMoved,
         earlier: Mapping[str, ServiceDeclaration] = NONE,
     ) -> DeclaredServices:  # fmt: skip
+        check_distinct(admitted.declarations.values())
         taken = before if isinstance(before, DeclaredServices) else None
         if taken is None and earlier:
             taken = DeclaredServices.left(earlier, self._kinds(), on_moved)

@@ -114,6 +114,9 @@ class ContainerService:
         pidfd = self._pidfd
         return pidfd >= 0 and not readable(pidfd, 0)
 
+    def alive(self) -> int:
+        return self.pid if self.running else 0
+
     @property
     def cgroup_id(self) -> int:
         group = self._group()

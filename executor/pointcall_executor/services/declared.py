@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, assert_never
 
 from pointcall_attest.declaration import ServiceDeclaration, Systemd
 from pointcall_executor.services.elsewhere import end_elsewhere
-from pointcall_executor.services.groups import destroy_leftovers, instances
+from pointcall_executor.services.groups import destroy_leftovers, lives
 from pointcall_executor.services.managed import NOTHING_LEFT, Managed, ServiceError, Started, cannot, not_running
 from pointcall_executor.services.process import Process
 from pointcall_executor.services.reach import Reach
 from pointcall_executor.services.spawning import Spawner
+from pointcall_runbook.errors import PointcallError
 from pointcall_runbook.vocabulary import service
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ class DeclaredServices:
         self._on_moved, self._kinds, self._before = on_moved, kinds, before
         self._by_number: dict[int, Managed] = {}
         self._final = self._unseen = False
-        self._stopped: list[int] = []  # of those before: what had to make room
+        self._passed: set[int] = set()  # of those before: what had to make room
+        self._stopped: list[int] = []  # of these: what ran
         self._started: list[int] = []
         self.refused: dict[str, str] = {}  # service -> why what was left was not adopted; empty: it was, or nothing was
         for name, declaration in declarations.items():
@@ -129,7 +131,8 @@ class DeclaredServices:
         return self._one(number).name
 
     def pids(self) -> Mapping[str, int]:
-        return {p.name: p.pid if p.running else 0 for p in self._by_number.values()}
+        """By name, 0 where nothing of it lives on this node. Nobody is asked who could be slow."""
+        return {p.name: p.alive() for p in self._by_number.values()}
 
     def signal(self, number: int, sig: int) -> None:
         self._one(number).signal(sig)
@@ -172,25 +175,28 @@ class DeclaredServices:
             self._started.append(number)
         return one.start(on_cgroup=lambda cgroup_id: self._on_moved(number, cgroup_id))
 
-    def _earlier(self, number: int) -> Managed | None:
-        """What ran of it a moment ago: by its name, or under another one the same unit."""
+    def _earlier(self, number: int) -> list[tuple[int, Managed]]:
+        """What ran of it a moment ago: by its name, and under another one the same unit."""
         before = self._before.managed() if self._before else {}
         mine = _identity(self._by_number[number].declaration)
-        return before.get(number) or next((o for o in before.values() if _identity(o.declaration) == mine), None)
+        return [(n, one) for n, one in before.items() if n == number or _identity(one.declaration) == mine]
 
     def _make_room(self, number: int) -> None:
-        """Two of one name would want the same address."""
-        before, old = self._before, self._earlier(number)
-        if before is None or old is None or old is self._by_number[number] or not old.ours:
-            return
-        if before._unseen:
-            self._adopted(old)
-        if old.running:
-            self._stopped.append(service(old.name).number)
-        elif old.declaration.kind != "process":  # of a process something may live on without it
-            return
-        before.destroy(service(old.name).number, _grace_ns(old))
-        old.release()
+        """Two of one name would want the same address. What made room once has ended: what runs in its unit now is
+        another service's."""
+        before = self._before
+        for earlier, old in self._earlier(number):
+            if before is None or old is self._by_number[number] or earlier in self._passed or not old.ours:
+                continue
+            if before._unseen:
+                self._adopted(old)
+            self._passed.add(earlier)
+            if old.running:
+                self._stopped.append(earlier)
+            elif old.declaration.kind != "process":  # of a process something may live on without it
+                continue
+            before.destroy(earlier, _grace_ns(old))
+            old.release()
 
     def _adopted(self, one: Managed) -> bool:
         """Whether what was left of it goes on as declared; otherwise nothing of it is left."""
@@ -206,9 +212,9 @@ class DeclaredServices:
         """
         missing = []
         for number, one in self._by_number.items():
-            old = self._earlier(number)
-            unseen = old is None or (old is one and self._before is not None and self._before._unseen)
-            goes_on = self._adopted(one) if unseen else one is old
+            earlier = [old for _, old in self._earlier(number)]
+            unseen = not earlier or (one in earlier and self._before is not None and self._before._unseen)
+            goes_on = self._adopted(one) if unseen else one in earlier
             if goes_on and one.running:
                 self._on_moved(number, one.cgroup_id)
             # It may have ended before anybody watched it. What a cluster keeps is not started and not waited for here.
@@ -271,17 +277,22 @@ class DeclaredServices:
                 continue
             with _telling(told, name):
                 try:
-                    there = end_elsewhere(folder, name, self._kinds.parent) or instances(self._kinds.parent, name)
+                    there = end_elsewhere(folder, name, self._kinds.parent) or lives(self._kinds.parent, name)
                 finally:
                     destroy_leftovers(self._kinds.parent, name)
                 if not there:
                     del told[name]
 
     def stop_all(self) -> None:
+        """ServiceError `service.destroy` where one lives on: every other is stopped."""
+        failed: dict[str, str] = {}
         for number, one in self._by_number.items():
-            if one.ours:
-                self.destroy(number, _grace_ns(one))
-                one.release()
+            with _telling(failed, one.name):
+                if one.ours:
+                    self.destroy(number, _grace_ns(one))
+                    one.release()
+        if any(failed.values()):
+            raise ServiceError("not every service was stopped", id="service.destroy", got=_words(failed))
 
     def release(self) -> None:
         """No service is started by this executor any more; those that run go on."""
@@ -295,8 +306,25 @@ def _telling(told: dict[str, str], name: str) -> Iterator[None]:
     told[name] = ""
     try:
         yield
-    except (OSError, ServiceError) as error:
+    except (OSError, PointcallError) as error:
         told[name] = str(error)
+
+
+def _words(failed: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}: {why}" for name, why in failed.items() if why)
+
+
+def check_distinct(declarations: Iterable[ServiceDeclaration]) -> None:
+    """ServiceError `service.unit` where two services are one unit: to recreate one would end the other."""
+    found: dict[tuple[str, str], str] = {}
+    for declaration in declarations:
+        identity = _identity(declaration)
+        other = found.setdefault(identity, declaration.name)
+        if other != declaration.name:
+            raise ServiceError(
+                "two services are one unit", id="service.unit", want="a unit for each service",
+                got=f"{identity[1]} of {other} and of {declaration.name}", hint="declare it once",
+            )  # fmt: skip
 
 
 def _identity(declaration: ServiceDeclaration) -> tuple[str, str]:

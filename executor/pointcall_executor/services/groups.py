@@ -182,6 +182,16 @@ def instances(parent: str, name: str) -> set[str]:
     }
 
 
+def lives(parent: str, name: str) -> bool:
+    """Whether anything runs in an instance: an empty folder may wait a moment longer to be removed."""
+    main = find_root()
+    for relative in instances(parent, name):
+        with contextlib.suppress(OSError):
+            if Cgroup(main / relative).populated():
+                return True
+    return False
+
+
 def _folders(parent: Path) -> list[Path]:
     return [folder for folder in parent.glob("*.*") if instance_of(folder.name) and folder.is_dir()]
 

@@ -70,6 +70,11 @@ class Managed(Protocol):
         """Whether this node runs it: only then it ends when it is not declared any more. A cluster keeps its own."""
         ...
 
+    def alive(self) -> int:
+        """The pid of a process of it, its main one where that lives; 0 if none does, or not on this node. Answered
+        from the kernel alone: whoever asks for the status must not wait for a manager that hangs."""
+        ...
+
     def adopt(self) -> str:
         """Take over what an earlier executor started, if it can be proven to be what is declared; empty if that is
         done. Otherwise nothing of it runs afterwards, and the answer is why; `NOTHING_LEFT` if nothing did before."""

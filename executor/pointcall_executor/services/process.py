@@ -30,7 +30,7 @@ from pointcall_executor.services import record as records
 from pointcall_executor.services.chores import CHORES
 from pointcall_executor.services.elsewhere import end_elsewhere
 from pointcall_executor.services.files import opened_verified
-from pointcall_executor.services.groups import ServiceGroups, destroy_leftovers, instances
+from pointcall_executor.services.groups import ServiceGroups, destroy_leftovers, lives
 from pointcall_executor.services.managed import (
     ABILITIES,
     NOTHING_LEFT,
@@ -103,6 +103,9 @@ class Process:
         """Whether the main process lives."""
         pidfd = self.pidfd
         return pidfd >= 0 and not readable(pidfd, 0)
+
+    def alive(self) -> int:
+        return self.pid if self.running else 0
 
     # ---- start -----------------------------------------------------------------------------------------------------
 
@@ -286,8 +289,7 @@ class Process:
             if self.pidfd >= 0:
                 return ""
             before = end_elsewhere(self.folder, self.name, self._parent)
-            left = instances(self._parent, self.name)
-            wrong = self._adopt() if left else NOTHING_LEFT
+            wrong = self._adopt() if lives(self._parent, self.name) else NOTHING_LEFT
             if before:
                 wrong = f"it ran in {before}"
             keep = self._groups.relative if self._groups is not None else ""

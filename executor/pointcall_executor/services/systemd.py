@@ -10,14 +10,16 @@ Source: org.freedesktop.systemd1(5).
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from jeepney import DBusAddress, MessageType, new_method_call
-from jeepney.io.blocking import DBusConnection, open_dbus_connection
+from jeepney import DBusAddress, Message, MessageType, new_method_call
+from jeepney.bus import get_bus
+from jeepney.io.blocking import DBusConnection, prep_socket
 from jeepney.wrappers import DBusErrorResponse
 
 from pointcall_attest.declaration import ServiceDeclaration, Systemd
@@ -35,10 +37,13 @@ from pointcall_executor.services.managed import (
 )
 from pointcall_executor.services.reach import SYSTEM_BUS
 from pointcall_executor.services.ready import await_ready, described, unready
-from pointcall_executor.services.spawning import Spawner
+from pointcall_executor.services.spawning import Spawner, readable
 
 ANSWER_SECONDS: Final = 30.0
-LOOK_SECONDS: Final = 0.002  # between two looks at what became of a job
+IDLE_MAX: Final = 4  # connections that are kept: as many as there are actions at once
+LOOK_SECONDS: Final = 0.002  # between two looks at what became of a job, at first
+SHORT_FOR_SECONDS: Final = 0.2
+LONG_LOOK_SECONDS: Final = 0.02
 KILLED_SECONDS: Final = 5.0
 JOIN_SECONDS: Final = 1.0  # from the fork of a main process until it is in its cgroup
 _NAME: Final = "org.freedesktop.systemd1"
@@ -49,6 +54,7 @@ _MANAGER: Final = DBusAddress("/org/freedesktop/systemd1", _NAME, f"{_NAME}.Mana
 class State:
     """What the manager says of a unit. `started_us`: when its main process started, CLOCK_REALTIME."""
 
+    path: str  # of its object on the bus
     load: str
     active: str
     fragment: str
@@ -60,44 +66,86 @@ class State:
     group: str  # in the manager's view of the tree, which may begin below the root of ours
 
 
+class _Connection(DBusConnection):  # type: ignore[misc]
+    """One whose every call has an end, also the first one, which greets the bus when it is made."""
+
+    def send_and_get_reply(self, message: Message, *, timeout: float | None = None) -> Message:
+        return super().send_and_get_reply(message, timeout=ANSWER_SECONDS if timeout is None else timeout)
+
+    @property
+    def broken(self) -> bool:
+        """Whether the bus has ended it meanwhile, as when it was restarted."""
+        try:
+            return readable(self.sock.fileno(), 0) and not self.sock.recv(1, socket.MSG_PEEK)
+        except OSError:
+            return True
+
+
+def _connected(bus: str) -> _Connection:
+    """OSError, ValueError; DBusErrorResponse where the bus does not want us."""
+    channel = prep_socket(get_bus(bus), timeout=ANSWER_SECONDS)
+    try:
+        channel.settimeout(ANSWER_SECONDS)  # for what is sent: it waits for what is received in another way
+        return _Connection(channel)
+    except BaseException:
+        channel.close()
+        raise
+
+
 class Units:
-    """One connection to the manager behind a bus; opened at the first call, and again after it broke. Thread-safe."""
+    """The manager behind a bus. Thread-safe: who asks waits for his own answer and for nobody else's, each on a
+    connection that is kept for the next one. One that broke is replaced."""
 
     def __init__(self, bus: str = SYSTEM_BUS) -> None:
         self._bus = bus
         self._lock = threading.Lock()
-        self._connection: DBusConnection | None = None
+        self._idle: list[_Connection] = []
 
     def call(self, method: str, signature: str, *body: Any) -> tuple[Any, ...]:
         """A method of the manager. ServiceError `service.manager` with what it answered."""
         return self._send(new_method_call(_MANAGER, method, signature or None, body))
 
-    def _send(self, message: Any) -> tuple[Any, ...]:
-        with self._lock:
-            try:
-                if self._connection is None:
-                    self._connection = open_dbus_connection(self._bus)
-                answer = self._connection.send_and_get_reply(message, timeout=ANSWER_SECONDS)
-            except (OSError, TimeoutError, ValueError, KeyError) as error:
-                self._drop()
-                raise ServiceError(
-                    "the service manager does not answer", id="service.manager", want=self._bus, got=str(error),
-                    hint="is the setting systemd_bus right, and may the executor use that bus?",
-                ) from error  # fmt: skip
+    def _send(self, message: Message) -> tuple[Any, ...]:
+        connection = self._take()
+        try:
+            connection = connection or _connected(self._bus)
+            answer = connection.send_and_get_reply(message)
+        except (OSError, ValueError, KeyError, DBusErrorResponse) as error:
+            if connection is not None:
+                connection.close()  # a late answer would be taken for the next one's
+            raise ServiceError(
+                "the service manager does not answer", id="service.manager", want=self._bus,
+                got=str(error) or f"nothing within {ANSWER_SECONDS:g} s",
+                hint="is the setting systemd_bus right, and may the executor use that bus?",
+            ) from error  # fmt: skip
+        self._give_back(connection)
         if answer.header.message_type is MessageType.error:
             refusal = DBusErrorResponse(answer)
             got = f"{refusal.name}: {refusal.data[0] if refusal.data else ''}"
             raise ServiceError("the service manager refuses", id="service.manager", got=got)
         return tuple(answer.body)
 
-    def _drop(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-        self._connection = None
+    def _take(self) -> _Connection | None:
+        while True:
+            with self._lock:
+                found = self._idle.pop() if self._idle else None
+            if found is None or not found.broken:
+                return found
+            found.close()
+
+    def _give_back(self, connection: _Connection) -> None:
+        with self._lock:
+            if len(self._idle) < IDLE_MAX:
+                self._idle.append(connection)
+                return
+        connection.close()
 
     def close(self) -> None:
+        """Let go of what nobody uses now."""
         with self._lock:
-            self._drop()
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
 
     def state(self, unit: str) -> State:
         """What the manager says of a unit, which it loads for that if need be."""
@@ -108,6 +156,7 @@ class Units:
             (rows,) = self._send(new_method_call(properties, "GetAll", "s", (f"{_NAME}.{interface}",)))
             found |= {name: value for name, (_signature, value) in dict(rows).items()}
         return State(
+            path=path,
             load=found["LoadState"],
             active=found["ActiveState"],
             fragment=found["FragmentPath"],
@@ -118,6 +167,12 @@ class Units:
             started_us=found["ExecMainStartTimestamp"],
             group=found["ControlGroup"],
         )
+
+    def active(self, path: str) -> str:
+        """The one word of `state` that who waits for a job looks at again and again."""
+        properties = DBusAddress(path, _NAME, "org.freedesktop.DBus.Properties")
+        ((_signature, value),) = self._send(new_method_call(properties, "Get", "ss", (f"{_NAME}.Unit", "ActiveState")))
+        return str(value)
 
 
 class SystemdService:
@@ -132,6 +187,8 @@ class SystemdService:
         self._units, self._spawner = units, spawner
         self._lock = threading.RLock()
         self._freezer: Freezer | None = None
+        self._main = 0  # the main process that was started or adopted last, and the unit's cgroup as it was then
+        self._place: Cgroup | None = None
 
     # ---- what it is now --------------------------------------------------------------------------------------------
 
@@ -139,16 +196,28 @@ class SystemdService:
     def _state(self) -> State:
         return self._units.state(self._declared.unit)
 
+    def _pids(self) -> tuple[int, ...]:
+        """What lives in the unit's cgroup, as the kernel says."""
+        place = self._place
+        with contextlib.suppress(OSError):
+            return place.pids() if place is not None else ()
+        return ()
+
     @property
     def pid(self) -> int:
-        try:
-            return self._state.pid
-        except ServiceError:
-            return 0
+        """The main process. Nobody is asked: where the manager has started the unit again it is one of the unit's."""
+        pids = self._pids()
+        return self._main if self._main in pids else min(pids, default=0)
+
+    def alive(self) -> int:
+        return self.pid
 
     @property
     def running(self) -> bool:
-        """Whether the manager says that it is active. A manager that does not answer says nothing of the kind."""
+        """Whether the main process lives that was started or adopted; or the manager says that the unit is active. A
+        manager that does not answer says nothing of the kind."""
+        if self._main in self._pids():
+            return True
         try:
             return self._state.active in ("active", "reloading")
         except ServiceError:
@@ -157,16 +226,24 @@ class SystemdService:
     def _group(self) -> Cgroup | None:
         """The unit's cgroup, None where there is none. Found by its main process, which is not yet in it when it has
         just been forked: then it is in the manager's own, which must never be frozen."""
+        if self._main in self._pids():
+            return self._place
         try:
             state = self._state
         except ServiceError:
             return None
         return _unit_group(group_of(state.pid), state.group)
 
+    def _hold(self, pid: int, group: Cgroup | None) -> None:
+        """This is what was started or adopted."""
+        self._main, self._place = pid, group
+
     @property
     def cgroup_id(self) -> int:
         group = self._group()
-        return group.id if group is not None else 0
+        with contextlib.suppress(FileNotFoundError):  # it ended meanwhile
+            return group.id if group is not None else 0
+        return 0
 
     # ---- start and stop --------------------------------------------------------------------------------------------
 
@@ -190,7 +267,9 @@ class SystemdService:
         newest = max(Path(f.path).stat().st_ctime_ns for f in self._declared.files)
         if not state.pid or newest > state.started_us * 1000:
             return "it was started before its files were as they are"
-        if (group := self._group()) is not None:
+        group = _unit_group(group_of(state.pid), state.group)
+        self._hold(state.pid, group)
+        if group is not None:
             self._spawner.thaw(Freezer(group.path))
         return unready(self._declared.ready, self._spawner.connecting)
 
@@ -225,7 +304,8 @@ class SystemdService:
             try:
                 self._begin()
                 spawned = time.monotonic_ns()
-                group = self._joined()
+                pid, group = self._joined()
+                self._hold(pid, group)
                 if group is not None:
                     on_cgroup(group.id)
                 hint = f"see `journalctl -u {self._declared.unit}`"
@@ -235,7 +315,7 @@ class SystemdService:
                 self.destroy(0)
                 raise
             return Started(
-                pid=self.pid,
+                pid=pid,
                 cgroup_id=group.id if group is not None else 0,
                 files=len(self._declared.files),
                 verified_ns=verified - begin,
@@ -244,25 +324,30 @@ class SystemdService:
                 ready_for=" and ".join(filter(None, ("its unit is active", described(self._declared.ready)))),
             )
 
-    def _joined(self) -> Cgroup | None:
-        """The unit's cgroup, once its main process is in it; None if it has no main process."""
+    def _joined(self) -> tuple[int, Cgroup | None]:
+        """The main process and the unit's cgroup, once it is in it; 0 and None if it has no main process."""
         deadline = time.monotonic() + JOIN_SECONDS
-        while (group := self._group()) is None and self.pid and time.monotonic() < deadline:
+        while True:
+            state = self._state
+            group = _unit_group(group_of(state.pid), state.group)
+            if group is not None or not state.pid or time.monotonic() >= deadline:
+                return state.pid, group
             time.sleep(LOOK_SECONDS)
-        return group
 
     def _begin(self) -> None:
-        if self._state.active == "failed":
+        state = self._state
+        if state.active == "failed":
             self._units.call("ResetFailedUnit", "s", self._declared.unit)
         self._units.call("StartUnit", "ss", self._declared.unit, "replace")
-        deadline = time.monotonic() + self._declared.ready.timeout_ms / 1000
-        while (active := self._state.active) != "active":
+        begin = time.monotonic()
+        deadline = begin + self._declared.ready.timeout_ms / 1000
+        while (active := self._units.active(state.path)) != "active":
             if active == "failed":
                 raise ServiceError(f"{self.name} ended at once", id="service.ended", got="the unit failed")
             if time.monotonic() > deadline:
                 want = f"active within {self._declared.ready.timeout_ms} ms"
                 raise ServiceError(f"{self.name} is not ready", id="service.not-ready", want=want, got=active)
-            time.sleep(LOOK_SECONDS)
+            _pause(begin)
 
     def _ended(self, seconds: float) -> bool:
         time.sleep(max(seconds, LOOK_SECONDS))
@@ -273,22 +358,23 @@ class SystemdService:
         with self._lock:
             begin = time.monotonic_ns()
             self.thaw()
-            if self._state.load == "not-found":
+            state = self._state
+            if state.load == "not-found":
                 return time.monotonic_ns() - begin
             self._units.call("StopUnit", "ss", self._declared.unit, "replace")
-            if not self._gone(grace_ns / 1e9):
+            if not self._gone(state.path, grace_ns / 1e9):
                 with contextlib.suppress(ServiceError):  # it ended meanwhile: the manager knows it no more
                     self._units.call("KillUnit", "ssi", self._declared.unit, "all", 9)
-                if not self._gone(KILLED_SECONDS):
+                if not self._gone(state.path, KILLED_SECONDS):
                     raise ServiceError(f"{self.name} does not end", id="service.manager", got=self._state.active)
             return time.monotonic_ns() - begin
 
-    def _gone(self, seconds: float) -> bool:
-        deadline = time.monotonic() + seconds
-        while self._state.active not in ("inactive", "failed"):
-            if time.monotonic() >= deadline:
+    def _gone(self, path: str, seconds: float) -> bool:
+        begin = time.monotonic()
+        while self._units.active(path) not in ("inactive", "failed"):
+            if time.monotonic() >= begin + seconds:
                 return False
-            time.sleep(LOOK_SECONDS)
+            _pause(begin)
         return True
 
     def release(self) -> None:
@@ -327,6 +413,11 @@ class SystemdService:
         if (group := _unit_group(group_of(state.pid), state.group)) is not None and Freezer(group.path).frozen:
             return "it is frozen"
         return unready(self._declared.ready, self._spawner.connecting)
+
+
+def _pause(begin: float) -> None:
+    """Between two looks at a job that was given at `begin`: most end soon, and what takes long must not cost a core."""
+    time.sleep(LOOK_SECONDS if time.monotonic() - begin < SHORT_FOR_SECONDS else LONG_LOOK_SECONDS)
 
 
 def _unit_group(of_process: Cgroup | None, unit: str) -> Cgroup | None:

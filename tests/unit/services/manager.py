@@ -5,10 +5,13 @@ Everything that it starts is in one cgroup, and ends with it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
@@ -105,6 +108,15 @@ class Manager:
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    @contextlib.contextmanager
+    def hung(self) -> Iterator[None]:
+        """Its bus takes every message, and nobody answers."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def __exit__(self, *_exc: object) -> None:
         self._cgroup.kill()

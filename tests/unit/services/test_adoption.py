@@ -385,8 +385,11 @@ def test_a_record_that_is_none_means_that_nothing_is_adopted(stage: Stage, conte
     one.folder.mkdir(parents=True)
     (one.folder / records.FILE).write_bytes(content)
     assert one.adopt() == NOTHING_LEFT
-    Cgroup.create(f"{PARENT}/{one.name}.7")  # something of it is left: whoever took its record away is noticed
-    assert stage.next(stage.declaration()).adopt() == "there is no record of it"
+    group = Cgroup.create(f"{PARENT}/{one.name}.7")
+    with subprocess.Popen(["/bin/sleep", "600"]) as left:
+        group.add(left.pid)  # something of it is left: whoever took its record away is noticed
+        assert stage.next(stage.declaration()).adopt() == "there is no record of it"
+        assert left.wait() == -signal.SIGKILL
     assert not (find_root() / PARENT / f"{one.name}.7").exists()
 
 

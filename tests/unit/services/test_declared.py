@@ -29,6 +29,9 @@ class Remembered:
         self.running = runs
         self.pid = self.cgroup_id = 7 if runs else 0
 
+    def alive(self) -> int:
+        return self.pid if self.running else 0
+
     def adopt(self) -> str:
         self._does.append("adopt")
         return self._refuses

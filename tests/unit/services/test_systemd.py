@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ import pytest
 
 from pointcall_attest.declaration import ServiceDeclaration
 from pointcall_executor.kernel.cgroup import Cgroup
+from pointcall_executor.services import systemd
 from pointcall_executor.services.declared import DeclaredServices, Kinds
 from pointcall_executor.services.groups import remove_empty
 from pointcall_executor.services.managed import NOTHING_LEFT, ServiceError
@@ -282,13 +287,56 @@ def test_a_bus_that_is_not_there_is_an_error_with_its_address(tmp_path: Path) ->
     assert (refusal.value.id, refusal.value.want) == ("service.manager", address)
 
 
-def test_a_connection_that_broke_is_opened_again(stage: Stage) -> None:
+def test_a_bus_that_was_restarted_meanwhile_costs_no_answer(stage: Stage) -> None:
     assert stage.units.state("svc.service").load == "loaded"
-    assert stage.units._connection is not None
-    stage.units._connection.sock.shutdown(2)
-    with pytest.raises(ServiceError):
-        stage.units.state("svc.service")
+    for connection in stage.units._idle:
+        connection.sock.shutdown(2)
     assert stage.units.state("svc.service").load == "loaded"
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(systemd, "ANSWER_SECONDS", 0.5)
+
+
+@contextlib.contextmanager
+def silent_bus(path: Path) -> Iterator[str]:
+    """Everybody is let in, and nobody is answered."""
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as opened:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    channel = opened.enter_context(listener.accept()[0])
+                    channel.recv(4096)
+                    channel.sendall(b"OK 0123456789abcdef0123456789abcdef\r\n")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"unix:path={path}"
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_bus_that_lets_in_and_says_nothing_is_given_up(tmp_path: Path) -> None:
+    with silent_bus(tmp_path / "bus") as address:
+        units, begin = Units(address), time.monotonic()
+        with pytest.raises(ServiceError) as refusal:
+            units.state("x.service")
+        assert (refusal.value.id, refusal.value.want) == ("service.manager", address)
+        assert time.monotonic() - begin < 5
+
+
+@pytest.mark.usefixtures("impatient")
+def test_who_asks_a_manager_that_hangs_waits_for_his_own_answer_only(tmp_path: Path) -> None:
+    with silent_bus(tmp_path / "bus") as address, ThreadPoolExecutor(8) as pool:
+        units, begin = Units(address), time.monotonic()
+        asked = [pool.submit(units.state, "x.service") for _ in range(8)]
+        assert {type(each.exception(timeout=20)) for each in asked} == {ServiceError}
+        assert time.monotonic() - begin < 8 * 0.5
 
 
 @pytest.mark.parametrize(

@@ -185,3 +185,13 @@ def test_an_earlier_executors_service_is_adopted_if_it_is_declared_alike_and_des
     assert first.pids() == {"a": old["a"], "b": 0, "c": old["c"]}
     second.commit()
     assert first.pids()["c"] == 0
+
+
+def test_an_empty_folder_is_nothing_that_was_left(stage: Stage) -> None:
+    empty = find_root() / PARENT / "a.77"
+    empty.mkdir(parents=True)
+    second = stage.started(None, a=SLEEP)
+    assert second.refused == {"a": ""}
+    assert not empty.exists()
+    (find_root() / PARENT / "c.78").mkdir()
+    assert second.commit() == {}

@@ -1,0 +1,221 @@
+"""Whole executors over units of a real service manager, beside a process: what happens to them meanwhile, and to us."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pointcall_executor.backend import ExecutorBackend
+from pointcall_executor.config import Config
+from pointcall_executor.daemon import Executor
+from pointcall_executor.demo import story
+from pointcall_executor.kernel.cgroup import Cgroup
+from pointcall_executor.kernel.probe import BLOBS
+from pointcall_executor.node import KernelNode
+from pointcall_executor.run import Run
+from pointcall_executor.services import systemd
+from pointcall_executor.services.groups import remove_empty
+from pointcall_executor.services.managed import ServiceError
+from pointcall_runbook.vocabulary import Outcome
+from tests.lab import Lab
+from tests.unit.services.manager import Manager
+from tests.unit.services.world import SLEEP, process, sha256
+
+AGAIN = '''"""Start again what was killed."""
+from pointcall_runbook import NO_SERVICE, Decision, ProcessExited, Recreate, runbook
+
+@runbook
+def decide(e: ProcessExited) -> Decision:
+    if e.service == NO_SERVICE:
+        return []
+    return [Recreate(service=e.service, grace=0)]
+'''
+
+pytestmark = pytest.mark.kernel
+
+
+class Stage:
+    """One installation with a service manager; executors one after another."""
+
+    def __init__(self, lab: Lab, manager: Manager, folder: Path) -> None:
+        self.lab, self.manager, self.folder = lab, manager, folder
+        self.group = f"pointcall-kinds-{os.getpid()}"
+        self.config = Config(
+            node="lab", tee="emulated", cgroup=f"{self.group}/services", gate=f"{self.group}/gate",
+            systemd_bus=manager.bus,
+        )  # fmt: skip
+        self.sequence = -1
+        self.receipts: queue.SimpleQueue[Run] = queue.SimpleQueue()
+
+    def unit(self, name: str, unit: str = "", text: str = "ExecStart=/bin/sleep 600", **over: Any) -> None:
+        """Declare a service by this name as a unit, whose file has this text."""
+        unit = unit or name
+        path = self.manager.units / f"{unit}.service"
+        written = f"[Service]\n{text}\n"
+        if not path.exists() or path.read_text() != written:
+            path.write_text(written)
+        files = [{"path": str(path), "sha256": sha256(path)}]
+        body = {"unit": f"{unit}.service", "fragment": str(path), "files": files, "ready": {"timeout_ms": 3000}}
+        self.lab.declare(name, body | over, kind="systemd")
+
+    def process(self, name: str) -> None:
+        self.lab.declare(name, process(self.folder, SLEEP, name=name).process.model_dump(mode="json"))
+
+    def signed(self, *names: str) -> Any:
+        """A manifest of these services, as they are declared now."""
+        self.sequence += 2  # the next one would have to name the one before
+        kinds = {n: json.loads((self.lab.sources / f"{n}.json").read_text())["kind"] for n in names}
+        body = {
+            "runbooks": [
+                {"name": "again", "source": "again", "grants": {"actions": ["recreate"], "services": list(names)}}
+            ],
+            "sensors": [{"name": "breaker"}, {"name": "lifecycle"}],
+            "services": [{"name": n, "kind": kind, "declaration": f"{n}.json"} for n, kind in kinds.items()],
+            "guard": {"maxServicesAtOnce": 10, "maxServicesPercent": 100, "minHealthyPercent": 0},
+        }
+        return self.lab.sign(self.lab.assemble(body, self.sequence, blobs=BLOBS))
+
+    @contextlib.contextmanager
+    def executor(self, *names: str) -> Iterator[Executor]:
+        """One that has armed these services; they are stopped at its end."""
+        executor = Executor(self.lab.state, self.config, self.lab.platform, KernelNode(self.config, self.lab.state))
+        executor.on_receipt = self.receipts.put
+        try:
+            executor.arm(self.signed(*names))
+            yield executor
+        finally:
+            executor.close(stop_services=True)
+
+    def receipt(self) -> Run:
+        return self.receipts.get(timeout=15)
+
+
+@pytest.fixture(scope="module")
+def manager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Manager]:
+    if lacks := Manager.missing():
+        pytest.skip(f"needs {lacks}")
+    with Manager(tmp_path_factory.mktemp("m") / "d") as manager:
+        yield manager
+
+
+@pytest.fixture
+def stage(lab: Lab, manager: Manager, tmp_path: Path) -> Iterator[Stage]:
+    if missing := story.missing_features():
+        pytest.skip("the kernel lacks " + ", ".join(f"{f.id} ({f.detail})" for f in missing))
+    stage = Stage(lab, manager, tmp_path)
+    Cgroup.create(stage.config.gate)
+    lab.runbook("again", AGAIN)
+    yield stage
+    remove_empty(stage.config.cgroup)
+    remove_empty(stage.config.gate)
+    for path in manager.units.glob("*.service"):
+        if path.name != "dbus.service":
+            path.unlink()
+    manager.run("daemon-reload")
+
+
+def took(what: Callable[[], object]) -> float:
+    begin = time.monotonic()
+    what()
+    return time.monotonic() - begin
+
+
+def executes(pid: int) -> bool:
+    """False also for a zombie: whose child it became takes its time to collect it."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(") ")[2][0] != "Z"
+
+
+def test_a_manager_that_hangs_holds_up_nothing_but_its_own_units(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(systemd, "ANSWER_SECONDS", 5.0)
+    names = ["a", "b", "c"]
+    for name in names:
+        stage.unit(name)
+    stage.process("own")
+    with stage.executor(*names, "own") as executor:
+        backend, pids = ExecutorBackend(executor), dict(executor.running_services())
+        assert all(pids.values())
+        with stage.manager.hung():
+            begin = time.monotonic()
+            assert {s.name: s.pid for s in backend.status().services} == pids
+            for name in names:
+                os.kill(pids[name], signal.SIGKILL)
+            os.kill(pids["own"], signal.SIGKILL)
+            assert stage.receipt().acts[0].target == "own"
+            assert {s.name: s.state for s in backend.status().services} == dict.fromkeys(names, "stopped") | {
+                "own": "running"
+            }
+            executor.pause("looking", 60)
+            executor.disarm("it hangs")
+            assert time.monotonic() - begin < 5
+        outcomes = [stage.receipt().acts[0].outcome for _ in names]
+        assert outcomes == [Outcome.APPLIED] * 3  # begun before the end was asked for, done when it answers
+
+
+def test_two_services_that_exchange_their_units_both_run_afterwards(stage: Stage) -> None:
+    stage.unit("a")
+    stage.unit("b")
+    with stage.executor("a", "b") as executor:
+        before = dict(executor.running_services())
+        stage.unit("a", "b")
+        stage.unit("b", "a")
+        executor.arm(stage.signed("a", "b"))
+        now = executor.running_services()
+        assert all(map(executes, now.values()))
+        assert not set(now.values()) & set(before.values())
+        os.kill(now["a"], signal.SIGKILL)
+        assert stage.receipt().acts[0].target == "a"
+        assert all(map(executes, executor.running_services().values()))
+
+
+def test_a_service_takes_the_unit_of_one_that_is_not_declared_any_more(stage: Stage) -> None:
+    stage.unit("a")
+    stage.unit("b")
+    with stage.executor("a", "b") as executor:
+        before = dict(executor.running_services())
+        stage.unit("a", "b")
+        executor.arm(stage.signed("a"))
+        now = executor.running_services()
+        assert executes(now["a"])
+        assert not any(map(executes, before.values()))
+
+
+def test_what_fails_while_it_is_put_back_leaves_nothing_else_down(stage: Stage, tmp_path: Path) -> None:
+    names = ("a", "b", "c", "d")
+    for name in names:
+        stage.unit(name)
+    with stage.executor(*names) as executor:
+        for name in names:
+            stage.unit(name, grace_ms=7)
+        stage.unit("a", text="ExecStart=/bin/sleep 601")  # what ran of it is not there any more
+        stage.unit("d", ready={"file": str(tmp_path / "never"), "timeout_ms": 200})
+        with pytest.raises(ServiceError) as refusal:
+            executor.arm(stage.signed(*names))
+        assert refusal.value.id == "service.not-ready"
+        assert executor.admitted is not None
+        assert executor.admitted.manifest.sequence == 1
+        assert {name for name, pid in executor.running_services().items() if executes(pid)} == {"b", "c", "d"}
+        told = {e.body["check"]: e.body["got"] for e in executor.journal.entries("refusal")}
+        assert "service.digest" in told["service.put-back"] or "service.unit" in told["service.put-back"]
+        os.kill(executor.running_services()["b"], signal.SIGKILL)
+        assert (stage.receipt().acts[0].target, stage.receipts.qsize()) == ("b", 0)
+
+
+def test_one_unit_cannot_be_two_services(stage: Stage) -> None:
+    stage.unit("a")
+    stage.unit("b", "a")
+    with pytest.raises(ServiceError) as refusal, stage.executor("a", "b"):
+        pass
+    assert (refusal.value.id, refusal.value.got) == ("service.unit", "a.service of a and of b")
