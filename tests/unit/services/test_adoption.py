@@ -198,7 +198,8 @@ def test_what_root_started_can_be_ended_by_the_account_that_the_executor_became(
                                     "process": declaration.process.model_dump(mode="json")}))  # fmt: skip
         stage.made.append(Process(ServiceDeclaration.parse(path.read_bytes()), PARENT, Path(name), stage.spawner))
         pid = stage.made[0].start().pid
-        Cgroup.create(f"{PARENT}/svc.7")  # an instance that waited for its turn
+        assert CHORES.finish()  # an instance that waits for its turn
+        Cgroup.create(f"{PARENT}/svc.7")  # and one that waited
         command = [sys.executable, "-c", OTHER, PARENT, str(folder), str(path), "nobody"]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
         said = subprocess.run(command, capture_output=True, env=environment, text=True, check=False, timeout=60)
