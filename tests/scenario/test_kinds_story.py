@@ -23,11 +23,13 @@ from pointcall_executor.kernel.probe import BLOBS
 from pointcall_executor.node import KernelNode
 from pointcall_executor.run import Run
 from pointcall_executor.services import systemd
+from pointcall_executor.services.container import Podman
 from pointcall_executor.services.groups import remove_empty
 from pointcall_executor.services.managed import ServiceError
-from pointcall_runbook.vocabulary import Outcome
+from pointcall_runbook.vocabulary import Outcome, service
 from tests.lab import Lab
 from tests.unit.services.manager import Manager
+from tests.unit.services.podman import PodmanService
 from tests.unit.services.world import SLEEP, process, sha256
 
 AGAIN = '''"""Start again what was killed."""
@@ -67,6 +69,12 @@ class Stage:
         body = {"unit": f"{unit}.service", "fragment": str(path), "files": files, "ready": {"timeout_ms": 3000}}
         self.lab.declare(name, body | over, kind="systemd")
 
+    def container(self, name: str, podman: PodmanService, **over: Any) -> None:
+        """Declare a container, and reach for this Podman."""
+        self.config = self.config.model_copy(update={"podman_socket": str(podman.socket)})
+        body = {"image": podman.image, "command": ["/bin/busybox", "sleep", "600"]}
+        self.lab.declare(name, body | over, kind="container")
+
     def process(self, name: str) -> None:
         self.lab.declare(name, process(self.folder, SLEEP, name=name).process.model_dump(mode="json"))
 
@@ -85,15 +93,15 @@ class Stage:
         return self.lab.sign(self.lab.assemble(body, self.sequence, blobs=BLOBS))
 
     @contextlib.contextmanager
-    def executor(self, *names: str) -> Iterator[Executor]:
-        """One that has armed these services; they are stopped at its end."""
+    def executor(self, *names: str, stop_services: bool = True) -> Iterator[Executor]:
+        """One that has armed these services; they are stopped at its end unless they shall go on."""
         executor = Executor(self.lab.state, self.config, self.lab.platform, KernelNode(self.config, self.lab.state))
         executor.on_receipt = self.receipts.put
         try:
             executor.arm(self.signed(*names))
             yield executor
         finally:
-            executor.close(stop_services=True)
+            executor.close(stop_services=stop_services)
 
     def receipt(self) -> Run:
         return self.receipts.get(timeout=15)
@@ -105,6 +113,14 @@ def manager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Manager]:
         pytest.skip(f"needs {lacks}")
     with Manager(tmp_path_factory.mktemp("m") / "d") as manager:
         yield manager
+
+
+@pytest.fixture(scope="module")
+def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PodmanService]:
+    if lacks := PodmanService.missing():
+        pytest.skip(f"needs {lacks}")
+    with PodmanService(tmp_path_factory.mktemp("p")) as podman:
+        yield podman
 
 
 @pytest.fixture
@@ -164,6 +180,18 @@ def test_a_manager_that_hangs_holds_up_nothing_but_its_own_units(stage: Stage, m
         assert outcomes == [Outcome.APPLIED] * 3  # begun before the end was asked for, done when it answers
 
 
+def test_a_unit_that_could_not_be_ended_is_still_watched(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage.unit("a")
+    with stage.executor("a") as executor:
+        assert executor.session is not None
+        with monkeypatch.context() as patch, stage.manager.hung():
+            patch.setattr(systemd, "ANSWER_SECONDS", 0.3)
+            with pytest.raises(ServiceError, match="does not answer"):
+                executor.session.services.destroy(service("a").number, 0)
+        os.kill(executor.running_services()["a"], signal.SIGKILL)
+        assert stage.receipt().acts[0].outcome is Outcome.APPLIED
+
+
 def test_two_services_that_exchange_their_units_both_run_afterwards(stage: Stage) -> None:
     stage.unit("a")
     stage.unit("b")
@@ -219,3 +247,32 @@ def test_one_unit_cannot_be_two_services(stage: Stage) -> None:
     with pytest.raises(ServiceError) as refusal, stage.executor("a", "b"):
         pass
     assert (refusal.value.id, refusal.value.got) == ("service.unit", "a.service of a and of b")
+
+
+def test_a_container_lives_through_the_lives_of_executors(stage: Stage, podman: PodmanService) -> None:
+    stage.container("box", podman)
+    with stage.executor("box", stop_services=False) as first:
+        pid = first.running_services()["box"]
+        assert executes(pid)
+        first.disarm("a look")
+        assert first.running_services()["box"] == pid
+        first.arm(stage.signed("box"))
+        assert first.running_services()["box"] == pid
+    with stage.executor("box") as second:
+        assert second.running_services()["box"] == pid
+        os.kill(pid, signal.SIGKILL)
+        run = stage.receipt()
+        assert (run.acts[0].outcome, run.acts[0].target) == (Outcome.APPLIED, "box")
+        now = second.running_services()["box"]
+        assert executes(now)
+        stage.container("box", podman, environment={"COLOUR": "red"})
+        second.arm(stage.signed("box"))
+        third = second.running_services()["box"]
+        assert executes(third)
+        assert not executes(now)
+        with contextlib.suppress(ServiceError):  # by hand, beside us: we may be faster to remove it
+            Podman(str(podman.socket)).ask("POST", "/containers/pointcall-box/stop", timeout=0)
+        assert stage.receipt().acts[0].outcome is Outcome.APPLIED
+        assert executes(second.running_services()["box"])
+        assert stage.receipts.qsize() == 0
+    assert podman.run("ps", "-a", "-q") == ""
