@@ -24,13 +24,14 @@ from pointcall_executor.node import KernelNode
 from pointcall_executor.run import Run
 from pointcall_executor.services import systemd
 from pointcall_executor.services.container import Podman
-from pointcall_executor.services.groups import remove_empty
+from pointcall_executor.services.declared import FOLLOW_SECONDS
+from pointcall_executor.services.groups import group_of, remove_empty
 from pointcall_executor.services.managed import ServiceError
 from pointcall_runbook.vocabulary import Outcome, service
 from tests.lab import Lab
 from tests.unit.services.manager import Manager
 from tests.unit.services.podman import PodmanService
-from tests.unit.services.world import SLEEP, process, sha256
+from tests.unit.services.world import SLEEP, process, sha256, wait_for
 
 AGAIN = '''"""Start again what was killed."""
 from pointcall_runbook import NO_SERVICE, Decision, ProcessExited, Recreate, runbook
@@ -41,6 +42,8 @@ def decide(e: ProcessExited) -> Decision:
         return []
     return [Recreate(service=e.service, grace=0)]
 '''
+
+KILLED = AGAIN.replace("e.service == NO_SERVICE", "e.service == NO_SERVICE or e.signal != 9")
 
 pytestmark = pytest.mark.kernel
 
@@ -104,7 +107,10 @@ class Stage:
             executor.close(stop_services=stop_services)
 
     def receipt(self) -> Run:
-        return self.receipts.get(timeout=15)
+        """Of the next run that did something."""
+        while not (run := self.receipts.get(timeout=15)).acts:
+            pass
+        return run
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +196,72 @@ def test_a_unit_that_could_not_be_ended_is_still_watched(stage: Stage, monkeypat
                 executor.session.services.destroy(service("a").number, 0)
         os.kill(executor.running_services()["a"], signal.SIGKILL)
         assert stage.receipt().acts[0].outcome is Outcome.APPLIED
+
+
+def test_a_unit_that_somebody_has_restarted_is_watched_on(stage: Stage) -> None:
+    stage.lab.runbook("again", KILLED)
+    stage.unit("a")
+    with stage.executor("a") as executor:
+        first = executor.running_services()["a"]
+        stage.manager.run("restart", "a.service")
+        wait_for(lambda: executor.running_services()["a"] not in (0, first))
+        restarted = executor.running_services()["a"]
+        session = executor.session
+        assert session is not None
+        wait_for(lambda: group_id(restarted) in session.topology.cgroups)
+        os.kill(restarted, signal.SIGKILL)
+        assert stage.receipt().acts[0].outcome is Outcome.APPLIED
+        assert executor.running_services()["a"] not in (0, first, restarted)
+        time.sleep(2 * FOLLOW_SECONDS)  # what we did ourselves is nobody else's doing
+        assert stage.receipts.qsize() == 0
+
+
+def group_id(pid: int) -> int:
+    found = group_of(pid)
+    return found.id if found is not None else 0
+
+
+@pytest.mark.parametrize("disarmed", [False, True])
+def test_what_somebody_has_started_otherwise_is_not_taken_over_by_the_next_manifest(
+    stage: Stage, disarmed: bool
+) -> None:
+    stage.lab.runbook("again", KILLED)
+    stage.unit("a")
+    stage.unit("b")
+    with stage.executor("a", "b") as executor:
+        before = dict(executor.running_services())
+        if disarmed:
+            executor.disarm("work by hand")
+        stage.unit("a", text="ExecStart=/bin/sleep 666")
+        time.sleep(1.1)  # the manager compares whole seconds
+        stage.manager.run("daemon-reload")
+        stage.manager.run("restart", "a.service")
+        other = executor.running_services()["a"]
+        wait_for(lambda: command(other) == "/bin/sleep 666")
+        stage.unit("a")  # and puts the file back
+        executor.arm(stage.signed("a", "b"))
+        now = executor.running_services()
+        wait_for(lambda: command(now["a"]) == "/bin/sleep 600")
+        assert not executes(other)
+        assert now["b"] == before["b"]
+
+
+def test_a_unit_whose_file_was_away_for_a_while_is_started(stage: Stage) -> None:
+    stage.unit("a")
+    with stage.executor("a") as executor:
+        session, path = executor.session, stage.manager.units / "a.service"
+        assert session is not None
+        text = path.read_text()
+        path.unlink()
+        stage.manager.run("daemon-reload")
+        os.kill(executor.running_services()["a"], signal.SIGKILL)
+        assert stage.receipt().acts[0].outcome is Outcome.FAILED
+        path.write_text(text)
+        assert session.services.start(service("a").number).pid
+
+
+def command(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode()
 
 
 def test_two_services_that_exchange_their_units_both_run_afterwards(stage: Stage) -> None:

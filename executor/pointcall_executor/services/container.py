@@ -22,7 +22,7 @@ from urllib.parse import quote, urlencode
 
 from pointcall_attest.declaration import Container, ServiceDeclaration
 from pointcall_executor.kernel.cgroup import Cgroup
-from pointcall_executor.services.groups import Freezer, group_of, v1_group_of
+from pointcall_executor.services.groups import Freezer, Place, group_of, v1_group_of
 from pointcall_executor.services.managed import (
     ABILITIES,
     NOTHING_LEFT,
@@ -115,6 +115,7 @@ class ContainerService:
         self.pid = 0
         self._pidfd = -1
         self._id = ""  # Podman's
+        self._place: Place | None = None
 
     @property
     def running(self) -> bool:
@@ -122,8 +123,17 @@ class ContainerService:
         pidfd = self._pidfd
         return pidfd >= 0 and not readable(pidfd, 0)
 
+    @property
+    def held(self) -> bool:
+        return self.running
+
+    def found_in(self) -> int:
+        return self._place.living_id() if self._place is not None else 0
+
     def alive(self) -> int:
-        return self.pid if self.running else 0
+        if self.running:
+            return self.pid
+        return min(self._place.living(), default=0) if self._place is not None else 0
 
     @property
     def cgroup_id(self) -> int:
@@ -181,6 +191,8 @@ class ContainerService:
             return False
         self.pid = pid if self._pidfd >= 0 else 0
         self._id = str(about.get("Id") or "")
+        group = self._group()
+        self._place = Place(group) if group is not None else None
         return self.running
 
     def _let_go(self) -> None:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Final, assert_never
 
 from pointcall_attest.admission import Admitted
 from pointcall_attest.declaration import ServiceDeclaration, Systemd
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from pointcall_executor.services.container import Podman
     from pointcall_executor.services.systemd import Units
 
+FOLLOW_SECONDS: Final = 1.0  # between two looks at whether somebody else has started a service again
+
 OnMoved = Callable[[int, int], None]  # service number, its new cgroup id (0: none)
 
 
@@ -40,6 +43,9 @@ class Kinds:
         self.parent, self.folder, self.spawner = parent, folder, spawner
         self._reach = reach or Reach()
         self._closing: list[Callable[[], None]] = []
+        self._followed: DeclaredServices | None = None
+        self._over, self._looking = threading.Event(), threading.Lock()
+        self._following: threading.Thread | None = None
 
     @functools.cached_property
     def _units(self) -> Units:
@@ -80,8 +86,28 @@ class Kinds:
             case _:
                 assert_never(declaration.kind)
 
+    def follow(self, services: DeclaredServices | None) -> None:
+        """From now on see where these run, and no others; None while others take over from them. Only what somebody
+        else's manager starts can move."""
+        with self._looking:
+            self._followed = services
+        managed = services.managed().values() if services is not None else ()
+        others = any(one.ours and one.declaration.kind != "process" for one in managed)
+        if others and self._following is None:
+            self._following = threading.Thread(target=self._follow, name="follow", daemon=True)
+            self._following.start()
+
+    def _follow(self) -> None:
+        while not self._over.wait(FOLLOW_SECONDS):
+            with self._looking:
+                if self._followed is not None:
+                    self._followed.follow()
+
     def close(self) -> None:
         """Let go of connections. Services go on."""
+        self._over.set()
+        if self._following is not None:
+            self._following.join()
         for close in self._closing:
             close()
 
@@ -93,8 +119,10 @@ class DeclaredServices:
         self, admitted: Admitted, kinds: Kinds, before: DeclaredServices | None, on_moved: OnMoved,
         earlier: Iterable[ServiceDeclaration] = (),
     ) -> None:  # fmt: skip
-        self._on_moved, self._kinds, self._before = on_moved, kinds, before
+        self._tell, self._kinds, self._before = on_moved, kinds, before
         self._by_number: dict[int, Managed] = {}
+        self._at: dict[int, int] = {}  # the cgroup that was told last
+        self._changing: dict[int, threading.RLock] = {}  # held while we start or end one ourselves
         self._final = False
         self._stopped: list[int] = []  # of those before: what had to make room
         self._started: list[int] = []
@@ -105,6 +133,7 @@ class DeclaredServices:
             old = before.managed().get(number) if before else None
             same = old is not None and old.declaration.sha256 == declaration.sha256
             self._by_number[number] = old if old and same else kinds.make(declaration)
+            self._changing[number] = threading.RLock()
         # What an earlier executor may have left running, and what would not be found by what is declared now.
         left = () if before else (d for d in earlier if not self._finds(d))
         self._left = {service(d.name).number: d for d in left}
@@ -122,6 +151,24 @@ class DeclaredServices:
         if found is None:
             raise ServiceError("no such service is declared", id="service.unknown", got=str(number))
         return found
+
+    def _on_moved(self, number: int, cgroup_id: int) -> None:
+        self._at[number] = cgroup_id
+        self._tell(number, cgroup_id)
+
+    def follow(self) -> None:
+        """Tell where services run that somebody else has started again: with the tools of their manager, or it by
+        itself. Their exits would not be seen."""
+        for number, one in self._by_number.items():
+            lock = self._changing[number]
+            if one.declaration.kind == "process" or not lock.acquire(blocking=False):
+                continue  # it is we who change it
+            try:
+                if (now := one.found_in()) and now != self._at.get(number):
+                    with contextlib.suppress(PointcallError, OSError):  # it is gone again
+                        self._on_moved(number, now)
+            finally:
+                lock.release()
 
     def name(self, number: int) -> str:
         return self._one(number).name
@@ -156,20 +203,22 @@ class DeclaredServices:
 
     def destroy(self, number: int, grace_ns: int) -> int:
         one = self._one(number)
-        self._on_moved(number, 0)
-        try:
-            return one.destroy(grace_ns)
-        except ServiceError:
-            if one.running:  # what lives on is still watched
-                self._on_moved(number, one.cgroup_id)
-            raise
+        with self._changing[number]:
+            self._on_moved(number, 0)
+            try:
+                return one.destroy(grace_ns)
+            except ServiceError:
+                if one.running:  # what lives on is still watched
+                    self._on_moved(number, one.cgroup_id)
+                raise
 
     def start(self, number: int) -> Started:
         one = self._one(number)
         if not self._final:
             self._make_room(number)
             self._started.append(number)
-        return one.start(on_cgroup=lambda cgroup_id: self._on_moved(number, cgroup_id))
+        with self._changing[number]:
+            return one.start(on_cgroup=lambda cgroup_id: self._on_moved(number, cgroup_id))
 
     def _earlier(self, number: int) -> list[tuple[int, Managed]]:
         """What ran of it a moment ago: by its name, and under another one the same unit."""
@@ -182,11 +231,12 @@ class DeclaredServices:
         another service's."""
         self._end_left(number)
         for earlier, old in self._earlier(number):
-            if self._before is None or old is self._by_number[number] or earlier in self._stopped or not _ends(old):
+            if self._before is None or earlier in self._stopped or not _ends(old):
                 continue
             self._stopped.append(earlier)
-            self._before.destroy(earlier, _grace_ns(old))
-            old.release()
+            if old is not self._by_number[number]:  # else it is not what was started here: its start makes room
+                self._before.destroy(earlier, _grace_ns(old))
+                old.release()
 
     def _end_left(self, number: int) -> bool:
         """End what an earlier executor left of another kind, or under another unit. Whether something had to end."""
@@ -205,17 +255,19 @@ class DeclaredServices:
         What an earlier executor left, or what runs without one, is adopted if it can be proven to be what is declared
         now, and destroyed if not. One that was declared otherwise a moment ago is not: its start makes room for it.
         """
+        self._kinds.follow(None)
         missing = []
         for number, one in self._by_number.items():
             earlier = [old for _, old in self._earlier(number)]
             wrong = "" if earlier else one.adopt()
             if not earlier:
                 self.refused[one.name] = "" if wrong == NOTHING_LEFT else wrong
-            goes_on = one in earlier or not (earlier or wrong)
-            if goes_on and one.running:
+            if not one.ours:  # what a cluster keeps is not started and not waited for here
+                continue
+            goes_on = (one in earlier or not (earlier or wrong)) and one.held
+            if goes_on:
                 self._on_moved(number, one.cgroup_id)
-            # It may have ended before anybody watched it. What a cluster keeps is not started and not waited for here.
-            if one.ours and not (goes_on and one.running):
+            else:  # it may have ended before anybody watched it
                 missing.append(number)
         return missing
 
@@ -240,6 +292,7 @@ class DeclaredServices:
                 names.append(before.name(number))
                 with _telling(failed, names[-1]):
                     before.start(number)
+            self._kinds.follow(before)
         if failed:
             raise ServiceError(
                 "not all that ran before runs again", id="service.undo", want=", ".join(dict.fromkeys(names)),
@@ -250,6 +303,7 @@ class DeclaredServices:
     def commit(self) -> Mapping[str, str]:
         """Destroy those of before that were not taken over; their names, with why one could not be (empty: it was)."""
         before, _, _ = self._end()
+        self._kinds.follow(self)
         if before is None:
             return self._sweep()
         staying, ended = self._by_number.values(), dict[str, str]()

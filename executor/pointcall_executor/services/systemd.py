@@ -25,7 +25,7 @@ from jeepney.wrappers import DBusErrorResponse
 from pointcall_attest.declaration import ServiceDeclaration, Systemd
 from pointcall_executor.kernel.cgroup import Cgroup
 from pointcall_executor.services.files import verify
-from pointcall_executor.services.groups import Freezer, group_of
+from pointcall_executor.services.groups import Freezer, Place, group_of
 from pointcall_executor.services.managed import (
     ABILITIES,
     NOTHING_LEFT,
@@ -188,7 +188,7 @@ class SystemdService:
         self._lock = threading.RLock()
         self._freezer: Freezer | None = None
         self._main = 0  # the main process that was started or adopted last, and the unit's cgroup as it was then
-        self._place: Cgroup | None = None
+        self._place: Place | None = None
 
     # ---- what it is now --------------------------------------------------------------------------------------------
 
@@ -198,10 +198,14 @@ class SystemdService:
 
     def _pids(self) -> tuple[int, ...]:
         """What lives in the unit's cgroup, as the kernel says."""
-        place = self._place
-        with contextlib.suppress(OSError):
-            return place.pids() if place is not None else ()
-        return ()
+        return self._place.living() if self._place is not None else ()
+
+    @property
+    def held(self) -> bool:
+        return self._main in self._pids() if self._main else self.running
+
+    def found_in(self) -> int:
+        return self._place.living_id() if self._place is not None else 0
 
     @property
     def pid(self) -> int:
@@ -226,8 +230,9 @@ class SystemdService:
     def _group(self) -> Cgroup | None:
         """The unit's cgroup, None where there is none. Found by its main process, which is not yet in it when it has
         just been forked: then it is in the manager's own, which must never be frozen."""
-        if self._main in self._pids():
-            return self._place
+        place = self._place
+        if place is not None and self._main in place.living():
+            return place.group
         try:
             state = self._state
         except ServiceError:
@@ -236,7 +241,7 @@ class SystemdService:
 
     def _hold(self, pid: int, group: Cgroup | None) -> None:
         """This is what was started or adopted."""
-        self._main, self._place = pid, group
+        self._main, self._place = pid, Place(group) if group is not None else None
 
     @property
     def cgroup_id(self) -> int:
@@ -291,15 +296,18 @@ class SystemdService:
                 )  # fmt: skip
 
     def start(self, on_cgroup: OnCgroup = nobody) -> Started:
-        """Verify, start, wait until it is active and ready. ServiceError leaves nothing running."""
+        """Verify, start, wait until it is active and ready. ServiceError leaves nothing running. One that runs already
+        is not started; where it cannot be proven to be what is declared it makes room."""
         begin = time.monotonic_ns()
         with self._lock:
             verify(self._declared.files)
             state = self._state
-            if state.reload_needed:
+            if state.reload_needed or state.load != "loaded":  # its file may be there again
                 self._units.call("Reload", "")
                 state = self._state
             self._check(state)
+            if state.active not in ("inactive", "failed") and not self.held and self._differs(state):
+                self.destroy(self._declared.grace_ms * 1_000_000)
             verified = time.monotonic_ns()
             try:
                 self._begin()

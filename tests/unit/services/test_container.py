@@ -285,6 +285,20 @@ def test_an_image_that_is_removed_meanwhile_is_named(tmp_path: Path) -> None:
 
 
 @real
+def test_one_that_somebody_has_started_again_is_found_and_is_not_ours(stage: Stage) -> None:
+    one = stage.service()
+    started = one.start()
+    assert (one.found_in(), one.alive()) == (started.cgroup_id, started.pid)
+    stage.client.ask("POST", "/containers/pointcall-box/restart", t=0)
+    wait_for(lambda: one.alive() not in (0, started.pid))
+    assert one.found_in() not in (0, started.cgroup_id)
+    assert not one.held
+    assert one.start().pid == one.alive()
+    one.destroy(0)
+    assert (one.found_in(), one.alive()) == (0, 0)
+
+
+@real
 def test_one_that_somebody_has_paused_is_not_healthy_and_is_made_anew(stage: Stage) -> None:
     one = stage.service()
     pid = one.start().pid
