@@ -9,11 +9,13 @@ import queue
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pointcall_executor.arming import ArmingError
 from pointcall_executor.backend import ExecutorBackend
 from pointcall_executor.config import Config
 from pointcall_executor.daemon import Executor
@@ -348,3 +350,44 @@ def test_a_container_lives_through_the_lives_of_executors(stage: Stage, podman: 
         assert executes(second.running_services()["box"])
         assert stage.receipts.qsize() == 0
     assert podman.run("ps", "-a", "-q") == ""
+
+
+@pytest.mark.parametrize("disarmed", [False, True])
+def test_arming_while_the_manager_hangs_ends_and_leaves_what_ran(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, disarmed: bool
+) -> None:
+    monkeypatch.setattr(systemd, "ANSWER_SECONDS", 0.5)
+    stage.unit("a")
+    stage.unit("b")
+    with stage.executor("a", "b") as executor, ThreadPoolExecutor(1) as beside:
+        before = dict(executor.running_services())
+        stage.unit("a", grace_ms=7)
+        armed = stage.signed("a", "b")
+        with stage.manager.hung():
+            arming = beside.submit(executor.arm, armed)
+            if disarmed:
+                executor.disarm("it hangs")
+            assert isinstance(arming.exception(timeout=10), ServiceError | ArmingError)
+            assert executor.running_services() == before
+        if not disarmed:
+            os.kill(before["a"], signal.SIGKILL)
+            assert stage.receipt().acts[0].outcome is Outcome.APPLIED
+        stage.unit("a", grace_ms=8)
+        executor.arm(stage.signed("a", "b"))
+        assert all(map(executes, executor.running_services().values()))
+        assert executor.running_services()["b"] == before["b"]
+
+
+def test_closing_while_the_manager_hangs_ends(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(systemd, "ANSWER_SECONDS", 0.5)
+    stage.unit("a")
+    stage.unit("b")
+    with stage.executor("a", "b", stop_services=False) as executor:
+        for name, pid in executor.running_services().items():
+            with stage.manager.hung():
+                os.kill(pid, signal.SIGKILL)
+                if name == "b":
+                    executor.close()
+    stage.unit("a")
+    with stage.executor("a", "b") as executor:
+        assert all(map(executes, executor.running_services().values()))

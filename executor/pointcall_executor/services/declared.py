@@ -264,10 +264,10 @@ class DeclaredServices:
                 self.refused[one.name] = "" if wrong == NOTHING_LEFT else wrong
             if not one.ours:  # what a cluster keeps is not started and not waited for here
                 continue
-            goes_on = (one in earlier or not (earlier or wrong)) and one.held
-            if goes_on:
+            goes_on = one in earlier or not (earlier or wrong)
+            if goes_on and one.held:
                 self._on_moved(number, one.cgroup_id)
-            else:  # it may have ended before anybody watched it
+            if not (goes_on and one.held):  # it may have ended before anybody watched it
                 missing.append(number)
         return missing
 

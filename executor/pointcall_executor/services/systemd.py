@@ -314,8 +314,9 @@ class SystemdService:
                 spawned = time.monotonic_ns()
                 pid, group = self._joined()
                 self._hold(pid, group)
-                if group is not None:
-                    on_cgroup(group.id)
+                if cgroup_id := self.found_in():
+                    on_cgroup(cgroup_id)
+                self._require_alive(pid)
                 hint = f"see `journalctl -u {self._declared.unit}`"
                 connect = self._spawner.connecting
                 await_ready(self._declared.ready, connect, name=self.name, ended=self._ended, hint=hint)
@@ -324,13 +325,23 @@ class SystemdService:
                 raise
             return Started(
                 pid=pid,
-                cgroup_id=group.id if group is not None else 0,
+                cgroup_id=cgroup_id,
                 files=len(self._declared.files),
                 verified_ns=verified - begin,
                 spawned_ns=spawned - verified,
                 ready_ns=time.monotonic_ns() - spawned,
                 ready_for=" and ".join(filter(None, ("its unit is active", described(self._declared.ready)))),
             )
+
+    def _require_alive(self, pid: int) -> None:
+        """It may have ended before anybody watched it, and the manager not know it yet. ServiceError `service.ended`.
+        Where the manager has another main process now, as after a fork, it is that."""
+        if self.held:
+            return
+        state = self._state
+        if state.active not in ("active", "reloading") or state.pid == pid:
+            raise ServiceError(f"{self.name} ended at once", id="service.ended", got=f"its unit is {state.active}")
+        self._hold(state.pid, _unit_group(group_of(state.pid), state.group))
 
     def _joined(self) -> tuple[int, Cgroup | None]:
         """The main process and the unit's cgroup, once it is in it; 0 and None if it has no main process."""

@@ -114,6 +114,20 @@ def test_a_killed_unit_is_recreated(stage: Stage) -> None:
     assert one.start().pid != first.pid
 
 
+def test_a_unit_that_ends_before_anybody_watches_it_was_not_started(stage: Stage) -> None:
+    one = stage.service()
+
+    def killed(_cgroup: int) -> None:
+        pid = one.pid
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: one.pid != pid)
+
+    with pytest.raises(ServiceError) as refusal:
+        one.start(killed)
+    assert refusal.value.id == "service.ended"
+    assert not one.running
+
+
 def test_a_freeze_is_a_lease(stage: Stage) -> None:
     one = stage.service()
     one.start()
