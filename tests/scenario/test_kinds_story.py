@@ -7,6 +7,7 @@ import json
 import os
 import queue
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,13 +25,14 @@ from pointcall_executor.kernel.cgroup import Cgroup
 from pointcall_executor.kernel.probe import BLOBS
 from pointcall_executor.node import KernelNode
 from pointcall_executor.run import Run
-from pointcall_executor.services import systemd
+from pointcall_executor.services import cluster, systemd
 from pointcall_executor.services.container import Podman
 from pointcall_executor.services.declared import FOLLOW_SECONDS
 from pointcall_executor.services.groups import group_of, remove_empty
 from pointcall_executor.services.managed import ServiceError
 from pointcall_runbook.vocabulary import Outcome, service
 from tests.lab import Lab
+from tests.unit.services.apiserver import IMAGE, ApiServer
 from tests.unit.services.manager import Manager
 from tests.unit.services.podman import PodmanService
 from tests.unit.services.world import SLEEP, process, sha256, wait_for
@@ -391,3 +393,24 @@ def test_closing_while_the_manager_hangs_ends(stage: Stage, monkeypatch: pytest.
     stage.unit("a")
     with stage.executor("a", "b") as executor:
         assert all(map(executes, executor.running_services().values()))
+
+
+def test_a_cluster_that_hangs_is_not_asked_for_the_status_or_for_a_hot_reload(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "ANSWER_SECONDS", 5.0)
+    body = {"namespace": "shop", "workload": "Deployment/web", "selector": {"app": "web"}, "images": {"web": IMAGE}}
+    stage.lab.declare("web", body, kind="kubernetes")
+    stage.process("own")
+    with ApiServer(tmp_path) as server:
+        stage.config = stage.config.model_copy(update={"kubeconfig": str(server.kubeconfig())})
+        entered = contextlib.ExitStack()
+        executor = entered.enter_context(stage.executor("web", "own"))
+    with entered, socket.create_server(("127.0.0.1", server.port)):  # it lets in, and says nothing
+        begin = time.monotonic()
+        state = {s.name: (s.state, s.health) for s in ExecutorBackend(executor).status().services}
+        assert state == {"web": ("elsewhere", "elsewhere"), "own": ("running", "running")}
+        executor.arm(stage.signed("web", "own"))
+        os.kill(executor.running_services()["own"], signal.SIGKILL)
+        assert stage.receipt().acts[0].target == "own"
+        assert time.monotonic() - begin < 5
