@@ -9,10 +9,11 @@ import queue
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -28,7 +29,7 @@ from pointcall_executor.run import Run
 from pointcall_executor.services import cluster, systemd
 from pointcall_executor.services.container import Podman
 from pointcall_executor.services.declared import FOLLOW_SECONDS
-from pointcall_executor.services.groups import group_of, remove_empty
+from pointcall_executor.services.groups import Freezer, group_of, remove_empty
 from pointcall_executor.services.managed import ServiceError
 from pointcall_runbook.vocabulary import Outcome, service
 from tests.lab import Lab
@@ -47,6 +48,25 @@ def decide(e: ProcessExited) -> Decision:
     return [Recreate(service=e.service, grace=0)]
 '''
 
+# What happens to the unit `a` is decided by which of the others was killed.
+HOLDS = '''"""Every action that holds something."""
+from pointcall_runbook import Decision, Freeze, Isolate, Kill, ProcessExited, Thaw, runbook, service
+
+A = service("a")
+HOLD = 60_000_000_000
+
+@runbook
+def decide(e: ProcessExited) -> Decision:
+    if e.service == service("f"):
+        return [Freeze(service=A, hold=HOLD)]
+    if e.service == service("i"):
+        return [Isolate(service=A, hold=HOLD)]
+    if e.service == service("t"):
+        return [Thaw(service=A)]
+    if e.service == service("k"):
+        return [Kill(service=A, signal=15)]
+    return []
+'''
 KILLED = AGAIN.replace("e.service == NO_SERVICE", "e.service == NO_SERVICE or e.signal != 9")
 
 pytestmark = pytest.mark.kernel
@@ -85,27 +105,28 @@ class Stage:
     def process(self, name: str) -> None:
         self.lab.declare(name, process(self.folder, SLEEP, name=name).process.model_dump(mode="json"))
 
-    def signed(self, *names: str) -> Any:
+    def signed(self, *names: str, actions: Sequence[str] = ("recreate",)) -> Any:
         """A manifest of these services, as they are declared now."""
         self.sequence += 2  # the next one would have to name the one before
         kinds = {n: json.loads((self.lab.sources / f"{n}.json").read_text())["kind"] for n in names}
+        grants, limits = {"actions": [*actions], "services": list(names)}, {"perMinute": 600, "burst": 100}
         body = {
-            "runbooks": [
-                {"name": "again", "source": "again", "grants": {"actions": ["recreate"], "services": list(names)}}
-            ],
-            "sensors": [{"name": "breaker"}, {"name": "lifecycle"}],
+            "runbooks": [{"name": "again", "source": "again", "grants": grants, "limits": limits}],
+            "sensors": [{"name": "breaker"}, {"name": "lifecycle"}, {"name": "isolate"}],
             "services": [{"name": n, "kind": kind, "declaration": f"{n}.json"} for n, kind in kinds.items()],
             "guard": {"maxServicesAtOnce": 10, "maxServicesPercent": 100, "minHealthyPercent": 0},
         }
         return self.lab.sign(self.lab.assemble(body, self.sequence, blobs=BLOBS))
 
     @contextlib.contextmanager
-    def executor(self, *names: str, stop_services: bool = True) -> Iterator[Executor]:
+    def executor(
+        self, *names: str, stop_services: bool = True, actions: Sequence[str] = ("recreate",)
+    ) -> Iterator[Executor]:
         """One that has armed these services; they are stopped at its end unless they shall go on."""
         executor = Executor(self.lab.state, self.config, self.lab.platform, KernelNode(self.config, self.lab.state))
         executor.on_receipt = self.receipts.put
         try:
-            executor.arm(self.signed(*names))
+            executor.arm(self.signed(*names, actions=actions))
             yield executor
         finally:
             executor.close(stop_services=stop_services)
@@ -414,3 +435,62 @@ def test_a_cluster_that_hangs_is_not_asked_for_the_status_or_for_a_hot_reload(
         os.kill(executor.running_services()["own"], signal.SIGKILL)
         assert stage.receipt().acts[0].target == "own"
         assert time.monotonic() - begin < 5
+
+
+@pytest.mark.parametrize("hung", [False, True])
+def test_a_unit_is_frozen_freed_isolated_and_killed_by_a_runbook(stage: Stage, hung: bool) -> None:
+    stage.lab.runbook("again", HOLDS)
+    stage.unit("a")
+    others = ("f", "t", "i", "k")
+    for name in others:
+        stage.process(name)
+    with stage.executor("a", *others, actions=["freeze", "thaw", "isolate", "kill"]) as executor:
+        session, number = executor.session, service("a").number
+        assert session is not None
+        unit = executor.running_services()["a"]
+        with stage.manager.hung() if hung else contextlib.nullcontext():
+            for name, amiss in (("f", "it is frozen"), ("t", ""), ("i", "")):
+                os.kill(executor.running_services()[name], signal.SIGKILL)
+                (act,) = stage.receipt().acts
+                assert (act.target, act.outcome) == ("a", Outcome.APPLIED)
+                assert session.services.healthy(number) == amiss
+            assert group_id(unit) in session.sensors.isolations()
+        os.kill(executor.running_services()["k"], signal.SIGKILL)
+        assert stage.receipt().acts[0].outcome is Outcome.APPLIED
+        wait_for(lambda: not executes(unit))
+        assert session.services.healthy(number) == "its unit is inactive"
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_an_executor_that_is_killed_leaves_its_unit_running_for_the_next_one(stage: Stage, frozen: bool) -> None:
+    stage.unit("a")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads: it needs none of them
+        child = os.fork()
+    if child == 0:
+        _killed(stage, frozen)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    stage.sequence += 2  # that it has armed
+    unit = int((stage.folder / "pid").read_text())
+    group = group_of(unit)
+    assert group is not None
+    wait_for(lambda: not Freezer(group.path).frozen)
+    with stage.executor("a") as executor:
+        assert executor.running_services()["a"] == unit
+        assert executor.journal.entries("refusal") == []
+        os.kill(unit, signal.SIGKILL)
+        assert stage.receipt().acts[0].outcome is Outcome.APPLIED
+
+
+def _killed(stage: Stage, frozen: bool) -> NoReturn:
+    """An executor in a process of its own, which dies in the middle of its work."""
+    try:
+        with stage.executor("a") as executor:
+            (stage.folder / "pid").write_text(str(executor.running_services()["a"]))
+            if frozen:
+                number = service("a").number
+                executor.session.services.freeze(number, time.monotonic_ns() + 60_000_000_000)
+                assert executor.session.services.frozen(number, 0)
+            os.kill(os.getpid(), signal.SIGKILL)
+    finally:
+        os._exit(1)

@@ -426,10 +426,15 @@ class SystemdService:
         return freezer is not None and freezer.settled(until_ns)
 
     def healthy(self) -> str:
-        state = self._state
-        if state.active != "active":
-            return f"its unit is {state.active}"
-        if (group := _unit_group(group_of(state.pid), state.group)) is not None and Freezer(group.path).frozen:
+        """The manager is asked only where the main process that was started or adopted does not live any more."""
+        place = self._place
+        if place is None or self._main not in place.living():
+            state = self._state
+            if state.active != "active":
+                return f"its unit is {state.active}"
+            found = _unit_group(group_of(state.pid), state.group)
+            place = Place(found) if found is not None else None
+        if place is not None and Freezer(place.group.path).frozen:
             return "it is frozen"
         return unready(self._declared.ready, self._spawner.connecting)
 
