@@ -66,6 +66,10 @@ class State:
     group: str  # in the manager's view of the tree, which may begin below the root of ours
 
 
+class ManagerRefusal(ServiceError):
+    """The manager's own no: it has answered."""
+
+
 class _Connection(DBusConnection):  # type: ignore[misc]
     """One whose every call has an end, also the first one, which greets the bus when it is made."""
 
@@ -122,7 +126,7 @@ class Units:
         if answer.header.message_type is MessageType.error:
             refusal = DBusErrorResponse(answer)
             got = f"{refusal.name}: {refusal.data[0] if refusal.data else ''}"
-            raise ServiceError("the service manager refuses", id="service.manager", got=got)
+            raise ManagerRefusal("the service manager refuses", id="service.manager", got=got)
         return tuple(answer.body)
 
     def _take(self) -> _Connection | None:
@@ -355,7 +359,8 @@ class SystemdService:
 
     def _begin(self) -> None:
         state = self._state
-        if state.active == "failed":
+        # Also of one that has not failed: the manager counts starts, and how often is the guard's matter.
+        with contextlib.suppress(ManagerRefusal):  # it is not loaded: then nothing was counted
             self._units.call("ResetFailedUnit", "s", self._declared.unit)
         self._units.call("StartUnit", "ss", self._declared.unit, "replace")
         begin = time.monotonic()
@@ -382,7 +387,7 @@ class SystemdService:
                 return time.monotonic_ns() - begin
             self._units.call("StopUnit", "ss", self._declared.unit, "replace")
             if not self._gone(state.path, grace_ns / 1e9):
-                with contextlib.suppress(ServiceError):  # it ended meanwhile: the manager knows it no more
+                with contextlib.suppress(ManagerRefusal):  # it ended meanwhile: the manager knows it no more
                     self._units.call("KillUnit", "ssi", self._declared.unit, "all", 9)
                 if not self._gone(state.path, KILLED_SECONDS):
                     raise ServiceError(f"{self.name} does not end", id="service.manager", got=self._state.active)

@@ -128,6 +128,20 @@ def test_a_unit_that_ends_before_anybody_watches_it_was_not_started(stage: Stage
     assert not one.running
 
 
+def test_a_unit_is_recreated_more_often_than_its_manager_would_start_it(stage: Stage) -> None:
+    one, wants = stage.service(), stage.manager.units / "basic.target.wants"
+    wants.mkdir()
+    (wants / "svc.service").symlink_to(stage.path)  # enabled: the manager keeps in mind how often it started
+    stage.manager.run("daemon-reload")
+    try:
+        for _ in range(8):  # StartLimitBurst is 5 in 10 s unless the unit says otherwise
+            one.destroy(5_000_000_000)
+            assert one.start().pid
+    finally:
+        (wants / "svc.service").unlink()
+        wants.rmdir()
+
+
 def test_a_freeze_is_a_lease(stage: Stage) -> None:
     one = stage.service()
     one.start()
