@@ -190,17 +190,15 @@ class ExecutorBackend:
         executor, admitted = self._executor, self._executor.admitted
         history, now_ns = executor.state.guard.history, executor.now_ns()
         declared = {s.name: s for s in admitted.manifest.services} if admitted else {}
-        return tuple(
-            ServiceState(
-                name,
-                declared[name].kind if name in declared else "process",
-                "running" if pid else "stopped",
-                history.count(("restart", service(name).number), now_ns),
-                pid,
-                _health(pid, declared[name].listen if name in declared else ()),
-            )
-            for name, pid in executor.running_services().items()
-        )
+        kinds = {name: s.kind for name, s in declared.items()}
+        found = []
+        for name, pid in executor.running_services().items():
+            kind = kinds.get(name, "process")
+            state = _word(kind, pid)
+            restarts = history.count(("restart", service(name).number), now_ns)
+            health = _health(state, declared[name].listen if name in declared else ())
+            found.append(ServiceState(name, kind, state, restarts, pid, health))
+        return tuple(found)
 
     def _circuits(self) -> tuple[CircuitState, ...]:
         session, now_us = self._executor.session, self._executor.now_ns() // 1000
@@ -339,10 +337,15 @@ def _words(target: Target, names: Mapping[int, str]) -> str:
     return " ".join((str(kind), ":".join(map(str, rest)))).strip()
 
 
-def _health(pid: int, places: Iterable[Any]) -> str:
+def _word(kind: str, pid: int) -> str:
+    """What becomes of it elsewhere is not known here: who asks for the status must not wait for a cluster."""
+    return "elsewhere" if kind == "kubernetes" else "running" if pid else "stopped"
+
+
+def _health(state: str, places: Iterable[Any]) -> str:
     """What a look from outside says: whether every declared TCP address accepts."""
-    if not pid:
-        return "stopped"
+    if state != "running":
+        return state
     wanted = [(Address.parse(p.address), p.port) for p in places if p.protocol == "tcp"]
     if not wanted:
         return "running"

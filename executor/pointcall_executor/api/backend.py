@@ -35,8 +35,8 @@ class ArmedRunbook:
 
 @dataclass(frozen=True, slots=True)
 class ServiceState:
-    """One declared service; `state` is a word of the supervisor, such as running or stopped. `health`: whether its
-    declared addresses accept, as the kernel's table of listening sockets says."""
+    """One declared service; `state` is running, stopped, or elsewhere: a cluster's, which is not asked. `health`:
+    whether its declared addresses accept, as the kernel's table of listening sockets says."""
 
     name: str
     kind: str

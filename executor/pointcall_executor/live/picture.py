@@ -135,7 +135,7 @@ def _manifest(status: Any, now: datetime) -> Iterable[Line]:
 def _services(services: Iterable[Any]) -> Iterable[Line]:
     for s in services:
         again = f", recreated {s.restarts} times in 1 h" if s.restarts else ""
-        if s.state != "running":
+        if s.state not in ("running", "elsewhere"):
             yield Line(
                 "alarm",
                 f"service {s.name} does not run{again}",

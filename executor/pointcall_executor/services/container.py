@@ -8,6 +8,7 @@ Source: Podman 4 API, libpod.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import math
@@ -21,7 +22,7 @@ from urllib.parse import quote, urlencode
 
 from pointcall_attest.declaration import Container, ServiceDeclaration
 from pointcall_executor.kernel.cgroup import Cgroup
-from pointcall_executor.services.groups import Freezer, group_of, v1_group_of
+from pointcall_executor.services.groups import Freezer, Place, group_of, v1_group_of
 from pointcall_executor.services.managed import (
     ABILITIES,
     NOTHING_LEFT,
@@ -50,8 +51,8 @@ _SIGNALS: Final = {"TERM": 15, "INT": 2, "QUIT": 3, "HUP": 1, "KILL": 9}
 class _Connection(http.client.HTTPConnection):
     """HTTP over a Unix socket."""
 
-    def __init__(self, path: str) -> None:
-        super().__init__("podman", timeout=ANSWER_SECONDS)
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("podman", timeout=timeout_s)
         self._path = path
 
     def connect(self) -> None:
@@ -60,23 +61,30 @@ class _Connection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
+class PodmanRefusal(ServiceError):
+    """Podman's own no: it has answered."""
+
+
 class Podman:
     """Podman's API behind a Unix socket: one connection for each request, so that requests may be made at once."""
 
     def __init__(self, path: str = PODMAN_SOCKET) -> None:
         self._path = path
 
-    def ask(self, method: str, path: str, body: dict[str, Any] | None = None, **query: Any) -> dict[str, Any] | None:
-        """The JSON object of the answer, {} if it has none; None for 404. ServiceError `service.manager`."""
+    def ask(
+        self, method: str, path: str, body: dict[str, Any] | None = None, *, takes_s: float = 0.0, **query: Any
+    ) -> dict[str, Any] | None:
+        """The JSON object of the answer, {} if it has none; None for 404. ServiceError `service.manager` where it says
+        no, or nothing for ANSWER_SECONDS longer than `takes_s`, in which what is asked for is done."""
         url = f"{_BASE}{path}" + (f"?{urlencode(query)}" if query else "")
         headers = {"Content-Type": "application/json"} if body is not None else {}
-        connection = _Connection(self._path)
+        connection = _Connection(self._path, ANSWER_SECONDS + takes_s)
         try:
             connection.request(method, url, None if body is None else json.dumps(body), headers)
             answer = connection.getresponse()
             raw = answer.read(MAX_ANSWER_BYTES)
             found = json.loads(raw) if raw else {}
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
             raise ServiceError(
                 "Podman does not answer", id="service.manager", want=self._path, got=str(error) or repr(error),
                 hint="is podman.socket active, and is the setting podman_socket right?",
@@ -87,7 +95,7 @@ class Podman:
             return None
         if answer.status >= 400:
             got = f"{answer.status} {found.get('message', '') if isinstance(found, dict) else ''}"
-            raise ServiceError("Podman refuses", id="service.manager", want=f"{method} {path}", got=got[:500])
+            raise PodmanRefusal("Podman refuses", id="service.manager", want=f"{method} {path}", got=got[:500])
         return found if isinstance(found, dict) else {}
 
 
@@ -107,6 +115,7 @@ class ContainerService:
         self.pid = 0
         self._pidfd = -1
         self._id = ""  # Podman's
+        self._place: Place | None = None
 
     @property
     def running(self) -> bool:
@@ -114,8 +123,17 @@ class ContainerService:
         pidfd = self._pidfd
         return pidfd >= 0 and not readable(pidfd, 0)
 
+    @property
+    def held(self) -> bool:
+        return self.running
+
+    def found_in(self) -> int:
+        return self._place.living_id() if self._place is not None else 0
+
     def alive(self) -> int:
-        return self.pid if self.running else 0
+        if self.running:
+            return self.pid
+        return min(self._place.living(), default=0) if self._place is not None else 0
 
     @property
     def cgroup_id(self) -> int:
@@ -152,7 +170,8 @@ class ContainerService:
         about = self._podman.ask("GET", f"{self._path}/json")
         if about is None:
             return NOTHING_LEFT
-        if (about.get("Config") or {}).get("Labels", {}).get(LABEL) != self.declaration.sha256:
+        labels = (about.get("Config") or {}).get("Labels") or {}
+        if labels.get(LABEL) != self.declaration.sha256:
             return "it was declared otherwise"
         if about.get("ImageDigest") != self._declared.digest:
             return "it was made from another image"
@@ -172,6 +191,8 @@ class ContainerService:
             return False
         self.pid = pid if self._pidfd >= 0 else 0
         self._id = str(about.get("Id") or "")
+        group = self._group()
+        self._place = Place(group) if group is not None else None
         return self.running
 
     def _let_go(self) -> None:
@@ -187,7 +208,8 @@ class ContainerService:
             verified = time.monotonic_ns()
             self.destroy(0)
             try:
-                self._podman.ask("POST", "/containers/create", self._specification(image))
+                if self._podman.ask("POST", "/containers/create", self._specification(image)) is None:
+                    raise self._without_image("it was removed meanwhile")
                 if self._podman.ask("POST", f"{self._path}/start") is None:
                     raise ServiceError(f"{self.name} is gone", id="service.ended", got="removed by somebody else")
                 self._take(self._podman.ask("GET", f"{self._path}/json") or {})
@@ -224,11 +246,14 @@ class ContainerService:
         about = self._podman.ask("GET", f"/images/{quote(self._declared.image, safe='')}/json")
         digest = about.get("Digest") if about is not None else None
         if about is None or digest != self._declared.digest:
-            raise ServiceError(
-                "the declared image is not on this node", id="service.image", want=self._declared.image,
-                got=str(digest or "no such image"), hint="pull it by this digest when the node is set up",
-            )  # fmt: skip
-        return str(about["Id"])
+            raise self._without_image(str(digest or "no such image"))
+        return str(about.get("Id"))
+
+    def _without_image(self, got: str) -> ServiceError:
+        return ServiceError(
+            "the declared image is not on this node", id="service.image", want=self._declared.image, got=got,
+            hint="pull it by this digest when the node is set up",
+        )  # fmt: skip
 
     def _specification(self, image: str) -> dict[str, Any]:
         declared = self._declared
@@ -268,14 +293,17 @@ class ContainerService:
         return body | ({"resource_limits": limits} if limits else {})
 
     def destroy(self, grace_ns: int) -> int:
-        """Stop and remove the container; ns that it took. Not there is no error."""
+        """Stop and remove the container; ns that it took. Not there is no error. One that cannot be removed is held on
+        to: it lives on."""
         with self._lock:
             begin = time.monotonic_ns()
             self.thaw()
             if grace_ns > 0 and self.running:
-                self._podman.ask("POST", f"{self._path}/stop", timeout=max(1, math.ceil(grace_ns / 1e9)))
-            self._let_go()
+                seconds = max(1, math.ceil(grace_ns / 1e9))
+                with contextlib.suppress(PodmanRefusal):  # as of one that somebody has paused: it goes all the same
+                    self._podman.ask("POST", f"{self._path}/stop", takes_s=seconds, timeout=seconds)
             self._remove()
+            self._let_go()
             return time.monotonic_ns() - begin
 
     def _remove(self) -> None:
@@ -285,7 +313,7 @@ class ContainerService:
             try:
                 self._podman.ask("DELETE", self._path, force="true", timeout=0)
                 return
-            except ServiceError:
+            except PodmanRefusal:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(REMOVE_PAUSE_SECONDS)
@@ -324,7 +352,7 @@ class ContainerService:
     def healthy(self) -> str:
         if not self.running:
             return "its main process does not run"
-        if self._freezer is not None and self._freezer.frozen:
+        if (freezer := self._freezes()) is not None and freezer.frozen:  # also by somebody else's pause
             return "it is frozen"
         return unready(self._declared.ready, self._spawner.connecting)
 

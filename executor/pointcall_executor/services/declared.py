@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, assert_never
+from typing import TYPE_CHECKING, Final, Self, assert_never
 
 from pointcall_attest.declaration import ServiceDeclaration, Systemd
 from pointcall_executor.services.elsewhere import end_elsewhere
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from pointcall_executor.services.container import Podman
     from pointcall_executor.services.systemd import Units
 
+FOLLOW_SECONDS: Final = 1.0  # between two looks at whether somebody else has started a service again
+
 OnMoved = Callable[[int, int], None]  # service number, its new cgroup id (0: none)
 
 
@@ -39,6 +42,9 @@ class Kinds:
         self.parent, self.folder, self.spawner = parent, folder, spawner
         self._reach = reach or Reach()
         self._closing: list[Callable[[], None]] = []
+        self._followed: DeclaredServices | None = None
+        self._over, self._looking = threading.Event(), threading.Lock()
+        self._following: threading.Thread | None = None
 
     @functools.cached_property
     def _units(self) -> Units:
@@ -79,8 +85,28 @@ class Kinds:
             case _:
                 assert_never(declaration.kind)
 
+    def follow(self, services: DeclaredServices | None) -> None:
+        """From now on see where these run, and no others; None while others take over from them. Only what somebody
+        else's manager starts can move."""
+        with self._looking:
+            self._followed = services
+        managed = services.managed().values() if services is not None else ()
+        others = any(one.ours and one.declaration.kind != "process" for one in managed)
+        if others and self._following is None:
+            self._following = threading.Thread(target=self._follow, name="follow", daemon=True)
+            self._following.start()
+
+    def _follow(self) -> None:
+        while not self._over.wait(FOLLOW_SECONDS):
+            with self._looking:
+                if self._followed is not None:
+                    self._followed.follow()
+
     def close(self) -> None:
         """Let go of connections. Services go on."""
+        self._over.set()
+        if self._following is not None:
+            self._following.join()
         for close in self._closing:
             close()
 
@@ -92,8 +118,10 @@ class DeclaredServices:
         self, declarations: Mapping[str, ServiceDeclaration], kinds: Kinds, before: DeclaredServices | None,
         on_moved: OnMoved,
     ) -> None:  # fmt: skip
-        self._on_moved, self._kinds, self._before = on_moved, kinds, before
+        self._tell, self._kinds, self._before = on_moved, kinds, before
         self._by_number: dict[int, Managed] = {}
+        self._at: dict[int, int] = {}  # the cgroup that was told last
+        self._changing: dict[int, threading.RLock] = {}  # held while we start or end one ourselves
         self._final = self._unseen = False
         self._passed: set[int] = set()  # of those before: what had to make room
         self._stopped: list[int] = []  # of these: what ran
@@ -104,6 +132,7 @@ class DeclaredServices:
             old = before.managed().get(number) if before else None
             same = old is not None and old.declaration.sha256 == declaration.sha256
             self._by_number[number] = old if old and same else kinds.make(declaration)
+            self._changing[number] = threading.RLock()
 
     @classmethod
     def left(cls, declarations: Mapping[str, ServiceDeclaration], kinds: Kinds, on_moved: OnMoved) -> Self:
@@ -126,6 +155,24 @@ class DeclaredServices:
         if found is None:
             raise ServiceError("no such service is declared", id="service.unknown", got=str(number))
         return found
+
+    def _on_moved(self, number: int, cgroup_id: int) -> None:
+        self._at[number] = cgroup_id
+        self._tell(number, cgroup_id)
+
+    def follow(self) -> None:
+        """Tell where services run that somebody else has started again: with the tools of their manager, or it by
+        itself. Their exits would not be seen."""
+        for number, one in self._by_number.items():
+            lock = self._changing[number]
+            if one.declaration.kind == "process" or not lock.acquire(blocking=False):
+                continue  # it is we who change it
+            try:
+                if (now := one.found_in()) and now != self._at.get(number):
+                    with contextlib.suppress(PointcallError, OSError):  # it is gone again
+                        self._on_moved(number, now)
+            finally:
+                lock.release()
 
     def name(self, number: int) -> str:
         return self._one(number).name
@@ -160,20 +207,22 @@ class DeclaredServices:
 
     def destroy(self, number: int, grace_ns: int) -> int:
         one = self._one(number)
-        self._on_moved(number, 0)
-        try:
-            return one.destroy(grace_ns)
-        except ServiceError:
-            if one.running:  # what lives on is still watched
-                self._on_moved(number, one.cgroup_id)
-            raise
+        with self._changing[number]:
+            self._on_moved(number, 0)
+            try:
+                return one.destroy(grace_ns)
+            except ServiceError:
+                if one.running:  # what lives on is still watched
+                    self._on_moved(number, one.cgroup_id)
+                raise
 
     def start(self, number: int) -> Started:
         one = self._one(number)
         if not self._final:
             self._make_room(number)
             self._started.append(number)
-        return one.start(on_cgroup=lambda cgroup_id: self._on_moved(number, cgroup_id))
+        with self._changing[number]:
+            return one.start(on_cgroup=lambda cgroup_id: self._on_moved(number, cgroup_id))
 
     def _earlier(self, number: int) -> list[tuple[int, Managed]]:
         """What ran of it a moment ago: by its name, and under another one the same unit."""
@@ -186,17 +235,19 @@ class DeclaredServices:
         another service's."""
         before = self._before
         for earlier, old in self._earlier(number):
-            if before is None or old is self._by_number[number] or earlier in self._passed or not old.ours:
+            if before is None or earlier in self._passed or not old.ours:
                 continue
-            if before._unseen:
-                self._adopted(old)
             self._passed.add(earlier)
+            mine = old is self._by_number[number]  # it is not what was started here: its start makes room
+            if before._unseen and not mine:
+                self._adopted(old)
             if old.running:
                 self._stopped.append(earlier)
             elif old.declaration.kind != "process":  # of a process something may live on without it
                 continue
-            before.destroy(earlier, _grace_ns(old))
-            old.release()
+            if not mine:
+                before.destroy(earlier, _grace_ns(old))
+                old.release()
 
     def _adopted(self, one: Managed) -> bool:
         """Whether what was left of it goes on as declared; otherwise nothing of it is left."""
@@ -210,15 +261,17 @@ class DeclaredServices:
         What an earlier executor left, or what runs without one, is adopted if it can be proven to be what is declared
         now, and destroyed if not. One that was declared otherwise a moment ago is not: its start makes room for it.
         """
+        self._kinds.follow(None)
         missing = []
         for number, one in self._by_number.items():
             earlier = [old for _, old in self._earlier(number)]
             unseen = not earlier or (one in earlier and self._before is not None and self._before._unseen)
             goes_on = self._adopted(one) if unseen else one in earlier
-            if goes_on and one.running:
+            if not one.ours:  # what a cluster keeps is not started and not waited for here
+                continue
+            if goes_on and one.held:
                 self._on_moved(number, one.cgroup_id)
-            # It may have ended before anybody watched it. What a cluster keeps is not started and not waited for here.
-            if one.ours and not (goes_on and one.running):
+            if not (goes_on and one.held):  # it may have ended before anybody watched it
                 missing.append(number)
         return missing
 
@@ -246,11 +299,14 @@ class DeclaredServices:
                     before.start(number)
         if before._unseen:
             before.release()  # nobody watches it until something is armed
+        else:
+            self._kinds.follow(before)
         return told
 
     def commit(self) -> Mapping[str, str]:
         """Destroy those of before that were not taken over; their names, with why one could not be (empty: it was)."""
         before, _, _ = self._end()
+        self._kinds.follow(self)
         unseen = before is not None and before._unseen
         told: dict[str, str] = {}
         staying = self._by_number.values()

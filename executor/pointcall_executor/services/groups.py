@@ -83,6 +83,25 @@ class Freezer:
         return True
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The cgroup that somebody else's manager gave a service. It gives the next instance one of the same path."""
+
+    group: Cgroup
+
+    def living(self) -> tuple[int, ...]:
+        """What lives there."""
+        with contextlib.suppress(OSError):
+            return self.group.pids()
+        return ()
+
+    def living_id(self) -> int:
+        """Its id where something lives there, else 0."""
+        with contextlib.suppress(OSError):
+            return self.group.id if self.group.populated() else 0
+        return 0
+
+
 class ServiceGroups:
     """The folders of one instance below the executor's parent folder."""
 

@@ -116,6 +116,14 @@ class KubernetesService:
         except ServiceError:
             return False
 
+    @property
+    def held(self) -> bool:
+        """The cluster holds it."""
+        return True
+
+    def found_in(self) -> int:
+        return 0
+
     def alive(self) -> int:
         return 0
 

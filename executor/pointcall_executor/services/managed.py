@@ -70,6 +70,17 @@ class Managed(Protocol):
         """Whether this node runs it: only then it ends when it is not declared any more. A cluster keeps its own."""
         ...
 
+    @property
+    def held(self) -> bool:
+        """Whether what was started or adopted here lives on, that very instance. Somebody else may have started
+        another one in its place, of which nothing is proven."""
+        ...
+
+    def found_in(self) -> int:
+        """Id of the cgroup that it has now, whoever started it there; 0 where there is none, or the kind has none on
+        this node. Answered from the kernel alone."""
+        ...
+
     def alive(self) -> int:
         """The pid of a process of it, its main one where that lives; 0 if none does, or not on this node. Answered
         from the kernel alone: whoever asks for the status must not wait for a manager that hangs."""

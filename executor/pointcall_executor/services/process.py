@@ -104,6 +104,14 @@ class Process:
         pidfd = self.pidfd
         return pidfd >= 0 and not readable(pidfd, 0)
 
+    @property
+    def held(self) -> bool:
+        """Nobody else starts it."""
+        return self.running
+
+    def found_in(self) -> int:
+        return self.cgroup_id
+
     def alive(self) -> int:
         return self.pid if self.running else 0
 

@@ -25,7 +25,7 @@ from jeepney.wrappers import DBusErrorResponse
 from pointcall_attest.declaration import ServiceDeclaration, Systemd
 from pointcall_executor.kernel.cgroup import Cgroup
 from pointcall_executor.services.files import verify
-from pointcall_executor.services.groups import Freezer, group_of
+from pointcall_executor.services.groups import Freezer, Place, group_of
 from pointcall_executor.services.managed import (
     ABILITIES,
     NOTHING_LEFT,
@@ -64,6 +64,10 @@ class State:
     pid: int
     started_us: int
     group: str  # in the manager's view of the tree, which may begin below the root of ours
+
+
+class ManagerRefusal(ServiceError):
+    """The manager's own no: it has answered."""
 
 
 class _Connection(DBusConnection):  # type: ignore[misc]
@@ -122,7 +126,7 @@ class Units:
         if answer.header.message_type is MessageType.error:
             refusal = DBusErrorResponse(answer)
             got = f"{refusal.name}: {refusal.data[0] if refusal.data else ''}"
-            raise ServiceError("the service manager refuses", id="service.manager", got=got)
+            raise ManagerRefusal("the service manager refuses", id="service.manager", got=got)
         return tuple(answer.body)
 
     def _take(self) -> _Connection | None:
@@ -188,7 +192,7 @@ class SystemdService:
         self._lock = threading.RLock()
         self._freezer: Freezer | None = None
         self._main = 0  # the main process that was started or adopted last, and the unit's cgroup as it was then
-        self._place: Cgroup | None = None
+        self._place: Place | None = None
 
     # ---- what it is now --------------------------------------------------------------------------------------------
 
@@ -198,10 +202,14 @@ class SystemdService:
 
     def _pids(self) -> tuple[int, ...]:
         """What lives in the unit's cgroup, as the kernel says."""
-        place = self._place
-        with contextlib.suppress(OSError):
-            return place.pids() if place is not None else ()
-        return ()
+        return self._place.living() if self._place is not None else ()
+
+    @property
+    def held(self) -> bool:
+        return self._main in self._pids() if self._main else self.running
+
+    def found_in(self) -> int:
+        return self._place.living_id() if self._place is not None else 0
 
     @property
     def pid(self) -> int:
@@ -226,8 +234,9 @@ class SystemdService:
     def _group(self) -> Cgroup | None:
         """The unit's cgroup, None where there is none. Found by its main process, which is not yet in it when it has
         just been forked: then it is in the manager's own, which must never be frozen."""
-        if self._main in self._pids():
-            return self._place
+        place = self._place
+        if place is not None and self._main in place.living():
+            return place.group
         try:
             state = self._state
         except ServiceError:
@@ -236,7 +245,7 @@ class SystemdService:
 
     def _hold(self, pid: int, group: Cgroup | None) -> None:
         """This is what was started or adopted."""
-        self._main, self._place = pid, group
+        self._main, self._place = pid, Place(group) if group is not None else None
 
     @property
     def cgroup_id(self) -> int:
@@ -291,23 +300,27 @@ class SystemdService:
                 )  # fmt: skip
 
     def start(self, on_cgroup: OnCgroup = nobody) -> Started:
-        """Verify, start, wait until it is active and ready. ServiceError leaves nothing running."""
+        """Verify, start, wait until it is active and ready. ServiceError leaves nothing running. One that runs already
+        is not started; where it cannot be proven to be what is declared it makes room."""
         begin = time.monotonic_ns()
         with self._lock:
             verify(self._declared.files)
             state = self._state
-            if state.reload_needed:
+            if state.reload_needed or state.load != "loaded":  # its file may be there again
                 self._units.call("Reload", "")
                 state = self._state
             self._check(state)
+            if state.active not in ("inactive", "failed") and not self.held and self._differs(state):
+                self.destroy(self._declared.grace_ms * 1_000_000)
             verified = time.monotonic_ns()
             try:
                 self._begin()
                 spawned = time.monotonic_ns()
                 pid, group = self._joined()
                 self._hold(pid, group)
-                if group is not None:
-                    on_cgroup(group.id)
+                if cgroup_id := self.found_in():
+                    on_cgroup(cgroup_id)
+                self._require_alive(pid)
                 hint = f"see `journalctl -u {self._declared.unit}`"
                 connect = self._spawner.connecting
                 await_ready(self._declared.ready, connect, name=self.name, ended=self._ended, hint=hint)
@@ -316,13 +329,23 @@ class SystemdService:
                 raise
             return Started(
                 pid=pid,
-                cgroup_id=group.id if group is not None else 0,
+                cgroup_id=cgroup_id,
                 files=len(self._declared.files),
                 verified_ns=verified - begin,
                 spawned_ns=spawned - verified,
                 ready_ns=time.monotonic_ns() - spawned,
                 ready_for=" and ".join(filter(None, ("its unit is active", described(self._declared.ready)))),
             )
+
+    def _require_alive(self, pid: int) -> None:
+        """It may have ended before anybody watched it, and the manager not know it yet. ServiceError `service.ended`.
+        Where the manager has another main process now, as after a fork, it is that."""
+        if self.held:
+            return
+        state = self._state
+        if state.active not in ("active", "reloading") or state.pid == pid:
+            raise ServiceError(f"{self.name} ended at once", id="service.ended", got=f"its unit is {state.active}")
+        self._hold(state.pid, _unit_group(group_of(state.pid), state.group))
 
     def _joined(self) -> tuple[int, Cgroup | None]:
         """The main process and the unit's cgroup, once it is in it; 0 and None if it has no main process."""
@@ -336,7 +359,8 @@ class SystemdService:
 
     def _begin(self) -> None:
         state = self._state
-        if state.active == "failed":
+        # Also of one that has not failed: the manager counts starts, and how often is the guard's matter.
+        with contextlib.suppress(ManagerRefusal):  # it is not loaded: then nothing was counted
             self._units.call("ResetFailedUnit", "s", self._declared.unit)
         self._units.call("StartUnit", "ss", self._declared.unit, "replace")
         begin = time.monotonic()
@@ -363,7 +387,7 @@ class SystemdService:
                 return time.monotonic_ns() - begin
             self._units.call("StopUnit", "ss", self._declared.unit, "replace")
             if not self._gone(state.path, grace_ns / 1e9):
-                with contextlib.suppress(ServiceError):  # it ended meanwhile: the manager knows it no more
+                with contextlib.suppress(ManagerRefusal):  # it ended meanwhile: the manager knows it no more
                     self._units.call("KillUnit", "ssi", self._declared.unit, "all", 9)
                 if not self._gone(state.path, KILLED_SECONDS):
                     raise ServiceError(f"{self.name} does not end", id="service.manager", got=self._state.active)
@@ -407,10 +431,15 @@ class SystemdService:
         return freezer is not None and freezer.settled(until_ns)
 
     def healthy(self) -> str:
-        state = self._state
-        if state.active != "active":
-            return f"its unit is {state.active}"
-        if (group := _unit_group(group_of(state.pid), state.group)) is not None and Freezer(group.path).frozen:
+        """The manager is asked only where the main process that was started or adopted does not live any more."""
+        place = self._place
+        if place is None or self._main not in place.living():
+            state = self._state
+            if state.active != "active":
+                return f"its unit is {state.active}"
+            found = _unit_group(group_of(state.pid), state.group)
+            place = Place(found) if found is not None else None
+        if place is not None and Freezer(place.group.path).frozen:
             return "it is frozen"
         return unready(self._declared.ready, self._spawner.connecting)
 

@@ -143,7 +143,7 @@ class Metrics:
         read.put("pointcall_storm_left_seconds", status.storm_left_ms / 1000)
         read.put("pointcall_records_lost_total", self._lost.now(status.lost_events))
         read.put("pointcall_targets_in_flight", len(status.in_flight))
-        for state in ("running", "stopped"):
+        for state in ("running", "stopped", "elsewhere"):
             read.put("pointcall_services", sum(s.state == state for s in status.services), state=state)
         for state in ("closed", "open", "half", "forced"):
             read.put("pointcall_circuits", sum(c.state == state for c in status.circuits), state=state)

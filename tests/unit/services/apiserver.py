@@ -190,10 +190,15 @@ class ApiServer:
         self._thread.join()
         self._server.server_close()
 
+    @property
+    def port(self) -> int:
+        """Where it listens, or did."""
+        return int(self._server.server_address[1])
+
     def kubeconfig(self, *, cluster: dict[str, Any] | None = None, user: dict[str, Any] | None = None) -> Path:
         """A kubeconfig for this server; `cluster` and `user` change its fields."""
         authority = base64.b64encode((self.folder / "ca.pem").read_bytes()).decode()
-        host = f"https://127.0.0.1:{self._server.server_address[1]}"
+        host = f"https://127.0.0.1:{self.port}"
         document = {
             "current-context": "here",
             "contexts": [{"name": "here", "context": {"cluster": "c", "user": "u"}}],

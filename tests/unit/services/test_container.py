@@ -6,15 +6,18 @@ import json
 import os
 import signal
 import socket
+import socketserver
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pointcall_executor.services import container
 from pointcall_executor.services.container import LABEL, ContainerService, Podman, _own
 from pointcall_executor.services.groups import remove_empty
 from pointcall_executor.services.managed import NOTHING_LEFT, ServiceError
@@ -186,6 +189,128 @@ def test_what_podman_refuses_is_an_error_with_its_words(tmp_path: Path, status: 
         Podman(str(tmp_path / "s")).ask("GET", "/info")
     assert refusal.value.id == "service.manager"
     assert refusal.value.got.startswith(got)
+
+
+Answer = tuple[int, Any]
+
+
+@contextmanager
+def scripted(path: Path, answers: Callable[[str, str], Answer]) -> Iterator[Podman]:
+    """A Podman that answers what the script says to (method, path below the version)."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            length = int(self.headers.get("Content-Length", 0))
+            self.rfile.read(length)
+            status, found = answers(self.command, self.path.partition("/libpod")[2])
+            body = b"" if found is None else json.dumps(found).encode()
+            with suppress(OSError):  # who asked has gone
+                self.wfile.write(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body))
+
+        do_POST = do_DELETE = do_GET  # noqa: N815 - the names of the library
+
+        def address_string(self) -> str:
+            return "podman"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with socketserver.ThreadingUnixStreamServer(str(path), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield Podman(str(path))
+        server.shutdown()
+        thread.join()
+
+
+def box(client: Podman, **over: Any) -> ContainerService:
+    body = {"image": "localhost/box@sha256:" + "a" * 64} | over
+    spawner: Any = None
+    return ContainerService(declared("container", "box", body), client, spawner)
+
+
+@pytest.mark.parametrize("labels", [{"Labels": None}, {}])
+def test_a_container_without_labels_was_declared_otherwise(tmp_path: Path, labels: dict[str, Any]) -> None:
+    removed: list[str] = []
+
+    def answers(method: str, path: str) -> Answer:
+        if method == "DELETE":
+            removed.append(path.partition("?")[0])
+        return 200, {"Id": "b" * 64, "Config": labels, "State": {"Running": False}}
+
+    with scripted(tmp_path / "s", answers) as client:
+        assert box(client).adopt() == "it was declared otherwise"
+    assert removed == ["/containers/pointcall-box"]
+
+
+def test_a_stop_is_waited_for_as_long_as_the_grace_that_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(container, "ANSWER_SECONDS", 0.3)
+    asked: list[str] = []
+
+    def answers(method: str, path: str) -> Answer:
+        asked.append(f"{method} {path.partition('?')[0]}")
+        if path.startswith("/containers/pointcall-box/stop"):
+            time.sleep(0.8)
+        return 200, None
+
+    with scripted(tmp_path / "s", answers) as client:
+        one = box(client)
+        one._pidfd = os.pidfd_open(os.getpid())  # something that runs
+        one.destroy(2_000_000_000)
+    assert asked == ["POST /containers/pointcall-box/stop", "DELETE /containers/pointcall-box"]
+    assert not one.running
+
+
+def test_a_container_that_cannot_be_removed_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(container, "REMOVE_SECONDS", 0.1)
+    with scripted(tmp_path / "s", lambda _method, _path: (500, {"message": "storage is busy"})) as client:
+        one = box(client)
+        one.pid, one._pidfd = os.getpid(), os.pidfd_open(os.getpid())
+        with pytest.raises(ServiceError, match="Podman refuses"):
+            one.destroy(0)
+        assert one.running
+        assert one.alive() == os.getpid()
+    one._let_go()
+
+
+def test_an_image_that_is_removed_meanwhile_is_named(tmp_path: Path) -> None:
+    def answers(_method: str, path: str) -> Answer:
+        return (200, {"Id": "i", "Digest": "sha256:" + "a" * 64}) if path.startswith("/images") else (404, {})
+
+    with scripted(tmp_path / "s", answers) as client, pytest.raises(ServiceError) as refusal:
+        box(client).start()
+    assert refusal.value.id == "service.image"
+
+
+@real
+def test_one_that_somebody_has_started_again_is_found_and_is_not_ours(stage: Stage) -> None:
+    one = stage.service()
+    started = one.start()
+    assert (one.found_in(), one.alive()) == (started.cgroup_id, started.pid)
+    stage.client.ask("POST", "/containers/pointcall-box/restart", t=0)
+    wait_for(lambda: one.alive() not in (0, started.pid))
+    assert one.found_in() not in (0, started.cgroup_id)
+    assert not one.held
+    assert one.start().pid == one.alive()
+    one.destroy(0)
+    assert (one.found_in(), one.alive()) == (0, 0)
+
+
+@real
+def test_one_that_somebody_has_paused_is_not_healthy_and_is_made_anew(stage: Stage) -> None:
+    one = stage.service()
+    pid = one.start().pid
+    stage.client.ask("POST", "/containers/pointcall-box/pause")
+    wait_for(lambda: one.healthy() == "it is frozen")
+    one.destroy(1_000_000_000)
+    assert stage.about() is None
+    pid = one.start().pid
+    stage.client.ask("POST", "/containers/pointcall-box/pause")
+    assert stage.service().adopt() == "it does not run"
+    assert one.start().pid != pid
+    assert one.healthy() == ""
 
 
 def test_a_socket_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -113,6 +113,34 @@ def test_a_killed_unit_is_recreated(stage: Stage) -> None:
     assert one.start().pid != first.pid
 
 
+def test_a_unit_that_ends_before_anybody_watches_it_was_not_started(stage: Stage) -> None:
+    one = stage.service()
+
+    def killed(_cgroup: int) -> None:
+        pid = one.pid
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: one.pid != pid)
+
+    with pytest.raises(ServiceError) as refusal:
+        one.start(killed)
+    assert refusal.value.id == "service.ended"
+    assert not one.running
+
+
+def test_a_unit_is_recreated_more_often_than_its_manager_would_start_it(stage: Stage) -> None:
+    one, wants = stage.service(), stage.manager.units / "basic.target.wants"
+    wants.mkdir()
+    (wants / "svc.service").symlink_to(stage.path)  # enabled: the manager keeps in mind how often it started
+    stage.manager.run("daemon-reload")
+    try:
+        for _ in range(8):  # StartLimitBurst is 5 in 10 s unless the unit says otherwise
+            one.destroy(5_000_000_000)
+            assert one.start().pid
+    finally:
+        (wants / "svc.service").unlink()
+        wants.rmdir()
+
+
 def test_a_freeze_is_a_lease(stage: Stage) -> None:
     one = stage.service()
     one.start()
