@@ -60,6 +60,7 @@ class SlowFs:
         self._delays = mmap.mmap(-1, 8 * 64)  # shared with the server
 
     def delay(self, op: Op, seconds: float) -> None:
+        """From now on; what waits already waits so long, too."""
         struct.pack_into("<d", self._delays, 8 * op, seconds)
 
     def fail(self, op: Op) -> None:
@@ -76,9 +77,17 @@ class SlowFs:
                     continue
                 return
             op = HEADER.unpack_from(request)[1]
+            server.answer(request, broken=self._waited(op) < 0)
+
+    def _waited(self, op: int) -> float:
+        """Wait as long as is wanted of this operation; how long that was wanted."""
+        start = time.monotonic()
+        while True:
             (seconds,) = struct.unpack_from("<d", self._delays, 8 * op) if op < 64 else (0.0,)
-            time.sleep(max(seconds, 0))
-            server.answer(request, broken=seconds < 0)
+            left = start + seconds - time.monotonic()
+            if left <= 0:
+                return float(seconds)
+            time.sleep(min(left, 0.05))
 
 
 class _Server:
