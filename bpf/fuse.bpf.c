@@ -14,7 +14,7 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-enum { FUSE_READ = 15, FUSE_WRITE = 16, FUSE_FSYNC = 20 };
+enum { FUSE_READ = 15, FUSE_WRITE = 16, FUSE_FSYNC = 20, FUSE_SETLKW = 33 };
 
 static __always_inline __u32 device_of(struct fuse_req *rq)
 {
@@ -35,13 +35,17 @@ int pc_fuse_end(__u64 *ctx)
 	return pc_latency_end(ctx[0], 0);
 }
 
-// Runs in the task that asks: its cgroup is known here.
+// Runs in the task that asks: its cgroup is known here. Waiting for a lock is no slow storage, and what has no file
+// system is a character device (CUSE).
 SEC("tp_btf/fuse_request_send")
 int pc_fuse_send(__u64 *ctx)
 {
 	struct fuse_req *rq = (struct fuse_req *)ctx[0];
+	__u32 device = device_of(rq);
 
-	return pc_latency_begin(ctx[0], bpf_get_current_cgroup_id(), device_of(rq), operation_of(rq));
+	if (!device || BPF_CORE_READ(rq, in.h.opcode) == FUSE_SETLKW)
+		return 0;
+	return pc_latency_begin(ctx[0], bpf_get_current_cgroup_id(), device, operation_of(rq));
 }
 
 // No tracepoint tells the end of a request whose caller was killed before the server had read it. Nobody refers to it

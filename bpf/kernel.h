@@ -106,6 +106,7 @@ struct inet_sock {
 
 struct super_block {
 	__u32 s_dev;
+	unsigned long s_magic;
 };
 
 struct inode {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import signal
@@ -150,13 +151,64 @@ def test_a_sync_that_never_ends(slow_fs: SlowFs, group: Cgroup, tmp_path_factory
 def test_a_read_of_any_file_system_that_never_ends(slow_fs: SlowFs, group: Cgroup) -> None:
     with slow_fs.path.open("rb", buffering=0) as file, Armed(group, "vfs", hung_ms=HUNG_MS) as armed:
         device = kernel_device(os.fstat(file.fileno()).st_dev)
+        seen: list[StorageEvent] = []
         with member("reads") as mine, hanging(slow_fs, Op.READ, lambda: os.pread(file.fileno(), 512, 0)):
-            seen: list[StorageEvent] = []
-            until(lambda: seen.extend(armed.told(1)) or len([e for e in seen if e.device == device]) == 2)  # type: ignore[func-returns-value]
-        first, second = (e for e in seen if e.device == device)
-        assert (first.operation, first.cgroup, first.source) == (Operation.READ, mine.id, Source.VFS)
+            reader = mine.id
+            deadline = time.monotonic() + 60
+            while len(seen) < 2 and time.monotonic() < deadline:
+                seen += [event for event in armed.told(1) if event.device == device]
+        first, second = seen
+        assert (first.operation, first.cgroup, first.source) == (Operation.READ, reader, Source.VFS)
         assert HUNG_MS * 10**6 <= first.longest_ns < second.longest_ns
         assert [e for e in armed.told(1.5) if e.device == device] == []
+
+
+def test_a_file_that_waits_by_design_is_no_storage(group: Cgroup) -> None:
+    """The pipe of a trace, which is a regular file, and an eventfd, which is one since 6.16."""
+    traces = Path("/sys/kernel/tracing/instances")
+    need_blob("vfs")
+    if not traces.is_dir():
+        pytest.skip("no tracefs at /sys/kernel/tracing")
+    folder, event = traces / f"pctest-{os.getpid()}", os.eventfd(0)
+    folder.mkdir()
+    try:
+        with (folder / "trace_pipe").open("rb", buffering=0) as pipe, Armed(group, "vfs", hung_ms=HUNG_MS) as armed:
+            trace_device = kernel_device(os.fstat(pipe.fileno()).st_dev)
+            waits = [
+                threading.Thread(target=lambda: pipe.read(64)),
+                threading.Thread(target=os.eventfd_read, args=[event]),
+            ]
+            for wait in waits:
+                wait.start()
+            time.sleep(0.2)
+            sensor = armed.sensors._objects["vfs"]
+            assert isinstance(sensor, StorageSensor)
+            devices = {e.what.device for e in sensor.in_flight(0)}
+            assert not devices & {trace_device, kernel_device(os.fstat(event).st_dev)}
+            assert [e for e in armed.told(2) if e.device == trace_device] == []
+            assert all(wait.is_alive() for wait in waits)
+            (folder / "trace_marker").write_text("enough\n")
+            os.eventfd_write(event, 1)
+            for wait in waits:
+                wait.join(timeout=60)
+                assert not wait.is_alive()
+    finally:
+        os.close(event)
+        folder.rmdir()
+
+
+def test_a_wait_for_a_lock_is_no_slow_storage(slow_fs: SlowFs) -> None:
+    """The server keeps the second one waiting for what the first one holds."""
+    with (
+        slow_fs.path.open("r+b", buffering=0) as one, slow_fs.path.open("r+b", buffering=0) as other,
+        StorageSensor(need_blob("fuse")) as sensor,
+    ):  # fmt: skip
+        sensor.attach()
+        with hanging(slow_fs, Op.SETLKW, lambda: fcntl.lockf(one, fcntl.LOCK_EX)):
+            until(lambda: slow_fs.waits(Op.SETLKW))
+            assert sensor.in_flight(0) == []
+        with hanging(slow_fs, Op.FSYNC, lambda: os.fsync(other.fileno())):
+            until(lambda: sensor.in_flight(0))
 
 
 def test_zero_is_never_and_nobody_looks(slow_fs: SlowFs, group: Cgroup) -> None:

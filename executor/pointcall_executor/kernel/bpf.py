@@ -69,6 +69,7 @@ class AttachType(enum.IntEnum):
 
 MAP_TYPE_ARRAY: Final = 2
 PROG_SLEEPABLE: Final = 1 << 4
+MISSED_AT: Final = 208  # recursion_misses in struct bpf_prog_info
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -260,7 +261,7 @@ def prog_exists(number: int) -> bool:
 def program_info(fd: int) -> ProgramInfo:
     raw = _info(fd, 232)
     _, number, tag, _, size = struct.unpack_from("<II8sII", raw)
-    (missed,) = struct.unpack_from("<Q", raw, 208)
+    (missed,) = struct.unpack_from("<Q", raw, MISSED_AT)
     return ProgramInfo(number, raw[64:80].split(b"\0")[0].decode("ascii", "replace"), tag.hex(), size, missed)
 
 

@@ -37,8 +37,8 @@ from pointcall_executor.core.event import (
     decode,
     encode,
 )
+from pointcall_executor.kernel import bpf, storage
 from pointcall_executor.kernel import breaker as sensor
-from pointcall_executor.kernel import storage
 from pointcall_executor.kernel.sensor import COUNTERS
 from pointcall_runbook.vocabulary import Address, Operation, Resource
 
@@ -89,6 +89,7 @@ ENUMS = {
     **{f"POINTCALL_SOURCE_{source.name}": source.value for source in Source},
     **{f"PC_{answer.name}": answer.value for answer in storage.Answer},
     **{f"PC_{state.name}": state.value for state in model.State},
+    "offsetof(struct bpf_prog_info,recursion_misses)": bpf.MISSED_AT,
     "PC_TIME_MASK": model.TIME_MASK,
     "PC_COUNT_MAX": model.COUNT_MAX,
     "PC_STREAK_MAX": model.STREAK_MAX,
@@ -107,7 +108,7 @@ def c_says(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     folder = tmp_path_factory.mktemp("layout")
     lines = "\n".join(f'printf("%s=%llu\\n", "{q}", (unsigned long long)({q}));' for q in questions)
     (folder / "ask.c").write_text(
-        "#include <linux/types.h>\n#include <stddef.h>\n#include <stdio.h>\n"
+        "#include <linux/bpf.h>\n#include <linux/types.h>\n#include <stddef.h>\n#include <stdio.h>\n"
         f'#include "event.h"\n#include "circuit.h"\n#include "operation.h"\nint main(void) {{\n{lines}\nreturn 0; }}\n'
     )
     subprocess.run(["cc", f"-I{BPF}", "-o", folder / "ask", folder / "ask.c"], check=True)
