@@ -24,7 +24,10 @@ int pc_sync_exit(__u64 *ctx)
 SEC("tp_btf/ext4_sync_file_enter")
 int pc_sync_enter(__u64 *ctx)
 {
-	__u32 device = BPF_CORE_READ((struct file *)ctx[0], f_inode, i_sb, s_dev);
+	struct file *file = (struct file *)ctx[0];
 
-	return pc_latency_begin(pc_thread(), bpf_get_current_cgroup_id(), device, POINTCALL_FSYNC);
+	if (!file)
+		return 0;
+	return pc_latency_begin(pc_thread(), bpf_get_current_cgroup_id(), BPF_CORE_READ(file, f_inode, i_sb, s_dev),
+				POINTCALL_FSYNC);
 }

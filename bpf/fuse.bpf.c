@@ -41,8 +41,11 @@ SEC("tp_btf/fuse_request_send")
 int pc_fuse_send(__u64 *ctx)
 {
 	struct fuse_req *rq = (struct fuse_req *)ctx[0];
-	__u32 device = device_of(rq);
+	__u32 device;
 
+	if (!rq)
+		return 0;
+	device = device_of(rq);
 	if (!device || BPF_CORE_READ(rq, in.h.opcode) == FUSE_SETLKW)
 		return 0;
 	return pc_latency_begin(ctx[0], bpf_get_current_cgroup_id(), device, operation_of(rq));
