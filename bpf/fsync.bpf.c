@@ -11,23 +11,23 @@
 #include "ring.h"
 #define PC_SOURCE POINTCALL_SOURCE_FSYNC
 #include "latency.h"
+#include "thread.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
-
-SEC("tp_btf/ext4_sync_file_enter")
-int pc_sync_enter(__u64 *ctx)
-{
-	return pc_latency_begin(bpf_get_current_pid_tgid(), bpf_get_current_cgroup_id());
-}
 
 SEC("tp_btf/ext4_sync_file_exit")
 int pc_sync_exit(__u64 *ctx)
 {
-	struct inode *inode = (struct inode *)ctx[0];
-	struct pc_latency_key key = {.operation = POINTCALL_FSYNC};
+	return pc_latency_end(pc_thread(), (int)ctx[1] != 0);
+}
 
-	if (!inode)
+SEC("tp_btf/ext4_sync_file_enter")
+int pc_sync_enter(__u64 *ctx)
+{
+	struct file *file = (struct file *)ctx[0];
+
+	if (!file)
 		return 0;
-	key.device = BPF_CORE_READ(inode, i_sb, s_dev);
-	return pc_latency_end(bpf_get_current_pid_tgid(), &key, (int)ctx[1] != 0);
+	return pc_latency_begin(pc_thread(), bpf_get_current_cgroup_id(), BPF_CORE_READ(file, f_inode, i_sb, s_dev),
+				POINTCALL_FSYNC);
 }

@@ -106,6 +106,7 @@ struct inet_sock {
 
 struct super_block {
 	__u32 s_dev;
+	unsigned long s_magic;
 };
 
 struct inode {
@@ -138,10 +139,13 @@ struct bio {
 	struct blkcg_gq *bi_blkg;
 };
 
+enum mq_rq_state { MQ_RQ_IDLE = 0 };
+
 struct request {
 	struct request_queue *q;
 	__u32 cmd_flags;
 	struct bio *bio;
+	enum mq_rq_state state;
 };
 
 struct fuse_in_header {
@@ -152,7 +156,16 @@ struct fuse_mount {
 	struct super_block *sb;
 };
 
+typedef struct {
+	int counter;
+} atomic_t;
+
+typedef struct refcount_struct {
+	atomic_t refs;
+} refcount_t;
+
 struct fuse_req {
+	refcount_t count;
 	struct {
 		struct fuse_in_header h;
 	} in;
@@ -164,6 +177,7 @@ struct pt_regs {
 };
 
 struct task_struct {
+	int exit_state;
 	int exit_code;
 	int pid;
 	int tgid;

@@ -2,11 +2,16 @@
  *
  * Latency by (cgroup, device, operation): a log2 histogram and one verdict per window. Included once by an object.
  * A window is judged when its last slow operation ends: enough slow ones and a large enough share, or one very long.
+ * What does not end is in the map `in_flight`: user space looks there, and asks `pc_still` about what is old.
+ *
+ * An object defines its programs at the end before those at the begin: they are attached in this order, so that every
+ * begin that is seen has an end that is seen.
  */
 #ifndef POINTCALL_LATENCY_H
 #define POINTCALL_LATENCY_H
 
-#define PC_BUCKETS 32
+#include "operation.h"
+
 #ifndef PC_SOURCE
 #define PC_SOURCE POINTCALL_SOURCE_STORAGE
 #endif
@@ -17,28 +22,6 @@ volatile const __u64 window_ns = 1000000000;
 volatile const __u32 slow_min = 5;
 volatile const __u32 slow_percent = 20;
 volatile const __u32 error_min = 1;
-
-struct pc_latency_key { /* 16 bytes */
-	__u64 cgroup;
-	__u32 device; /* the kernel's form: major << 20 | minor */
-	__u32 operation; /* enum pointcall_operation */
-};
-
-struct pc_latency { /* 312 bytes */
-	__u64 since;
-	__u64 count;   /* in this window */
-	__u64 slow;
-	__u64 longest;
-	__u64 errors;
-	__u64 fired;   /* bit 0: slow was reported in this window, bit 1: errors were */
-	__u64 total;   /* never reset while the entry lives */
-	__u64 bucket[PC_BUCKETS]; /* log2 of microseconds (1,024 ns), as long as `total` */
-};
-
-struct pc_started {
-	__u64 at_ns;
-	__u64 cgroup; /* of the one who asked, 0 where it is not known */
-};
 
 /* Bounded: of too many the one that was used longest ago makes room. Cgroups come and go, and a request whose end no
  * tracepoint told would stay for good: the newest slow operation must be seen all the same. */
@@ -56,12 +39,31 @@ struct {
 	__type(value, struct pc_latency);
 } latencies SEC(".maps");
 
-static __always_inline int pc_latency_begin(__u64 id, __u64 cgroup)
+static __always_inline int pc_latency_begin(__u64 id, __u64 cgroup, __u32 device, __u32 operation)
 {
-	struct pc_started started = {bpf_ktime_get_ns(), cgroup};
+	struct pc_started started = {bpf_ktime_get_ns(), {cgroup, device, operation}};
 
 	bpf_map_update_elem(&in_flight, &id, &started, BPF_ANY);
 	return 0;
+}
+
+/* What the kernel's own memory says. Each object has its own. */
+static enum pc_answer pc_goes_on(__u64 id, const struct pc_started *started);
+
+/* An end that no tracepoint told would leave its entry for good: here it goes. */
+SEC("syscall")
+int pc_still(struct pc_question *ctx)
+{
+	struct pc_question asked = *ctx;
+	struct pc_started *started = bpf_map_lookup_elem(&in_flight, &asked.id);
+	enum pc_answer answer;
+
+	if (!started || started->at_ns != asked.at_ns)
+		return PC_ENDED;
+	answer = pc_goes_on(asked.id, started);
+	if (answer == PC_ENDED)
+		bpf_map_delete_elem(&in_flight, &asked.id);
+	return answer;
 }
 
 static __always_inline __u32 pc_log2(__u64 v)
@@ -108,23 +110,24 @@ static __always_inline void pc_judge(const struct pc_latency_key *key, struct pc
 }
 
 /* Counters are racy by design at the edge of a window: an operation may be counted in the one beside it. */
-static __always_inline int pc_latency_end(__u64 id, struct pc_latency_key *key, int failed)
+static __always_inline int pc_latency_end(__u64 id, int failed)
 {
 	static const struct pc_latency zero;
 	struct pc_started *started = bpf_map_lookup_elem(&in_flight, &id);
 	__u64 now = bpf_ktime_get_ns(), took;
+	struct pc_latency_key key;
 	struct pc_latency *l;
 	__u32 bucket;
 
 	if (!started)
 		return 0;
 	took = now - started->at_ns;
-	key->cgroup = started->cgroup;
+	key = started->key;
 	bpf_map_delete_elem(&in_flight, &id);
-	l = bpf_map_lookup_elem(&latencies, key);
+	l = bpf_map_lookup_elem(&latencies, &key);
 	if (!l) {
-		bpf_map_update_elem(&latencies, key, (void *)&zero, BPF_NOEXIST);
-		l = bpf_map_lookup_elem(&latencies, key);
+		bpf_map_update_elem(&latencies, &key, (void *)&zero, BPF_NOEXIST);
+		l = bpf_map_lookup_elem(&latencies, &key);
 		if (!l)
 			return 0;
 	}
@@ -142,7 +145,7 @@ static __always_inline int pc_latency_end(__u64 id, struct pc_latency_key *key, 
 		__sync_fetch_and_add(&l->slow, 1);
 	if (failed)
 		__sync_fetch_and_add(&l->errors, 1);
-	pc_judge(key, l, took, failed, now);
+	pc_judge(&key, l, took, failed, now);
 	return 0;
 }
 

@@ -23,15 +23,20 @@ class Param:
     lo: int
     hi: int
     step: int = 1  # only multiples of it
+    off: bool = False  # 0 as well, whatever the range: never
 
     def takes(self, value: int) -> bool:
-        return self.lo <= value <= self.hi and value % self.step == 0
+        return (self.lo <= value <= self.hi and value % self.step == 0) or (self.off and value == 0)
 
     def __str__(self) -> str:
-        return f"{self.lo}..{self.hi}" + (f", a multiple of {self.step}" if self.step > 1 else "")
+        off = "0 or " if self.off else ""
+        return f"{off}{self.lo}..{self.hi}" + (f", a multiple of {self.step}" if self.step > 1 else "")
 
 
 HOUR_MS: Final = 3_600_000
+STORAGE: Final = ("storage", "fuse", "fsync", "vfs")
+# What goes on for less than a second is seen when it ends, by the programs.
+HUNG_MS: Final = Param(60_000, 1_000, HOUR_MS, off=True)
 OWN_PARAMS: Final[Mapping[str, Mapping[str, Param]]] = {
     "breaker": {"stuck_ms": Param(60_000, 0, HOUR_MS)},  # 0: never reported
     "syscalls": {"learn_ms": Param(600_000, 0, 24 * HOUR_MS)},
@@ -50,6 +55,7 @@ OWN_PARAMS: Final[Mapping[str, Mapping[str, Param]]] = {
         # The kernel takes no other from who has no CAP_SYS_RESOURCE, which the executor gives up.
         "window_ms": Param(2_000, 2_000, 10_000, 2_000),
     },
+    **{name: {"hung_ms": HUNG_MS} for name in STORAGE},
 }
 
 PERCENT: Final = Param(0, 0, 100)
@@ -58,7 +64,7 @@ WINDOW_NS: Final = Param(0, MS_NS, HOUR_MS * MS_NS)
 CONSTANTS: Final[Mapping[str, Mapping[str, Param]]] = {
     "transport": {"window_ns": WINDOW_NS},
     "syscalls": {"window_ns": WINDOW_NS, "error_percent": PERCENT},
-    **{name: {"window_ns": WINDOW_NS, "slow_percent": PERCENT} for name in ("storage", "fuse", "fsync", "vfs")},
+    **{name: {"window_ns": WINDOW_NS, "slow_percent": PERCENT} for name in STORAGE},
 }
 SET_HERE: Final[Mapping[str, frozenset[str]]] = {  # constants that the executor sets, whatever a manifest says
     "breaker": frozenset({"scope_cgroup", "scope_level"}),

@@ -19,9 +19,10 @@ from pointcall_attest import manifest as manifests
 from pointcall_attest.admission import Admitted
 from pointcall_executor.arming import destinations_of, node_wide, policies_of
 from pointcall_executor.core.breaker import State, Word
-from pointcall_executor.core.event import Destination, KernelEvent, Kind, PressureEvent, encode
+from pointcall_executor.core.event import Destination, KernelEvent, Kind, PressureEvent, Source, encode
 from pointcall_executor.core.guard import Rules
 from pointcall_executor.core.stuck import Known, Seen, look
+from pointcall_executor.hung_watch import HungWatch
 from pointcall_executor.kernel.breaker import BreakerSensor, CircuitPolicy, CircuitState, netns_cookie, normalised
 from pointcall_executor.kernel.cgroup import by_id
 from pointcall_executor.kernel.connections import ConnectionKiller
@@ -92,6 +93,7 @@ class KernelSensors:
         self._changing = threading.RLock()  # services move on other threads than the one that lets go
         self._stuck: Known = {}
         self._stuck_ns = 0
+        self._hung: list[HungWatch] = []
         self._denied = 0  # attempts on a link when somebody asked last
         self._lost_before: int | None = None  # what had been recorded of it before these were armed
         with contextlib.ExitStack() as undo:
@@ -129,6 +131,8 @@ class KernelSensors:
         made = self._objects[sensor.name] = self._loading.loaded(sensor, files[sensor.blob], params)
         if sensor.name == "breaker":
             self._stuck_ns = own["stuck_ms"] * MS_NS
+        if isinstance(made, StorageSensor) and own["hung_ms"]:
+            self._hung.append(HungWatch(made, Source[sensor.name.upper()], own["hung_ms"] * MS_NS))
         if isinstance(made, SyscallSensor):
             self._learning = Learning(made, self._learned, own["learn_ms"] * MS_NS)
 
@@ -145,7 +149,7 @@ class KernelSensors:
         for each in self._objects.values():
             if isinstance(each, Sensor | TamperGuard):
                 each.attach()
-        if self._pressure is not None or (self.breaker is not None and self._stuck_ns):
+        if self._pressure is not None or self._hung or (self.breaker is not None and self._stuck_ns):
             self._pressure = self._pressure or PressureWatch({})
             self._lookout = Lookout(self._look, self._pressure.interrupt)
             self._lookout.start()
@@ -161,7 +165,7 @@ class KernelSensors:
     def _look(self, timeout_s: float) -> list[bytes]:
         """On the lookout's thread."""
         assert self._pressure is not None
-        fired = self._pressure.wait(CALM_SECONDS if self._calm() else timeout_s)
+        fired = self._pressure.wait(self._until_next(timeout_s))
         now_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         found: list[KernelEvent] = [
             PressureEvent(Kind.PRESSURE, now_ns, p.cgroup, p.resource, p.stalled_ns, p.window_ns) for p in fired
@@ -171,12 +175,20 @@ class KernelSensors:
             circuits = [Seen(c.destination, c.state, c.t_open_ns, c.probes, c.closed) for c in breaker.circuits()]
             self._stuck, stuck = look(self._stuck, circuits, now_ns, self._stuck_ns)
             found += stuck
+        found += [event for each in self._hung for event in each.look(now_ns)]
         return [encode(event) for event in found]
 
-    def _calm(self) -> bool:
-        """Nothing is open, so nothing can be stuck soon: the kernel keeps when a circuit opens."""
+    def _until_next(self, timeout_s: float) -> float:
+        """How long the next look may wait, in seconds. Nothing open can be stuck soon: the kernel keeps when a circuit
+        opens; and it keeps when an operation began."""
         assert self._pressure is not None
-        return not self._stuck and self._stuck_ns >= CALM_STUCK_NS and not self._pressure.measures
+        now_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        waits = [each.due_ns(now_ns) / 1e9 for each in self._hung]
+        if self._pressure.measures:
+            waits.append(timeout_s)
+        if self._stuck_ns:
+            waits.append(timeout_s if self._stuck or self._stuck_ns < CALM_STUCK_NS else CALM_SECONDS)
+        return min(waits)
 
     # ---- what the loop asks for ------------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ from pointcall_executor.kernel.loader import Loaded, load
 from pointcall_executor.kernel.maps import Map
 from pointcall_executor.kernel.ring import Ring
 from pointcall_executor.kernel.sensor import Sensor
-from pointcall_executor.kernel.storage import StorageSensor
+from pointcall_executor.kernel.storage import STARTED, StorageSensor
 from tests.bench import peers
 from tests.kernel.lab import black_hole, here, private_network, read_blob
 
@@ -55,6 +55,7 @@ def main() -> None:
         half_open(clients)
         peer_figures(clients)
         always_on_figures(Path(folder), args.rounds)
+    in_flight_figures()
     ring_figures()
     peers.compare()
 
@@ -312,6 +313,26 @@ def _stamps() -> Iterator[Callable[[int], int]]:
             yield lambda port: int.from_bytes(times.get(port.to_bytes(4, "little")) or b"", "little")
         finally:
             os.close(link)
+
+
+def in_flight_figures(operations: int = 1000) -> None:
+    """One look at what is in flight, as the executor has every 10 s: at nothing, at many, at many that ended unseen."""
+    with StorageSensor(read_blob("storage")) as sensor:
+        sensor.attach()
+        nothing = statistics.median(_look(sensor, 0) for _ in range(200))
+        figure("look_in_flight_us", nothing, "us", 200)
+        for number in range(operations):
+            sensor._maps["in_flight"].set((2**63 + 8 * number).to_bytes(8, "little"), STARTED.pack(1, 0, 0, 0))
+        young = statistics.median(_look(sensor, 0) for _ in range(20))
+        figure("look_many_in_flight_us", young, "us", operations, "nothing in flight", young / nothing)
+        asked = _look(sensor, 2)
+        figure("look_many_asked_about_us", asked, "us", operations, "not asked about", asked / young)
+
+
+def _look(sensor: StorageSensor, before_ns: int) -> float:
+    start = time.perf_counter_ns()
+    sensor.in_flight(before_ns)
+    return (time.perf_counter_ns() - start) / 1e3
 
 
 def ring_figures() -> None:

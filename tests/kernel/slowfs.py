@@ -25,7 +25,7 @@ from tests.kernel.lab import CLONE_NEWNS, unshare
 
 CLONE_FS = 0x200
 
-ROOT, DATA, DIRECT_IO = 1, 2, 1
+ROOT, DATA, DIRECT_IO, POSIX_LOCKS = 1, 2, 1, 2
 NOSUID_NODEV, DETACH = 6, 2
 SIZE = 64 << 20
 HEADER = struct.Struct("<IIQQ")
@@ -48,6 +48,8 @@ class Op(enum.IntEnum):
     OPENDIR = 27
     RELEASEDIR = 29
     FSYNCDIR = 30
+    SETLK = 32
+    SETLKW = 33
     INTERRUPT = 36
     BATCH_FORGET = 42
 
@@ -58,13 +60,19 @@ class SlowFs:
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / "data"
         self._delays = mmap.mmap(-1, 8 * 64)  # shared with the server
+        self._waits = mmap.mmap(-1, 64)
 
     def delay(self, op: Op, seconds: float) -> None:
+        """From now on; what waits already waits so long, too."""
         struct.pack_into("<d", self._delays, 8 * op, seconds)
 
     def fail(self, op: Op) -> None:
         """Answer EIO from now on."""
         self.delay(op, -1.0)
+
+    def waits(self, op: Op) -> bool:
+        """Whether the server keeps such an operation waiting now."""
+        return self._waits[op] != 0
 
     def serve(self, fd: int) -> None:
         server = _Server(fd)
@@ -76,9 +84,19 @@ class SlowFs:
                     continue
                 return
             op = HEADER.unpack_from(request)[1]
+            server.answer(request, broken=self._waited(op) < 0)
+
+    def _waited(self, op: int) -> float:
+        """Wait as long as is wanted of this operation; how long that was wanted."""
+        start = time.monotonic()
+        while True:
             (seconds,) = struct.unpack_from("<d", self._delays, 8 * op) if op < 64 else (0.0,)
-            time.sleep(max(seconds, 0))
-            server.answer(request, broken=seconds < 0)
+            left = start + seconds - time.monotonic()
+            if op < 64:
+                self._waits[op] = left > 0
+            if left <= 0:
+                return float(seconds)
+            time.sleep(min(left, 0.05))
 
 
 class _Server:
@@ -98,7 +116,7 @@ class _Server:
     def _data(self, op: int, node: int, body: bytes) -> bytes | None:
         match op:
             case Op.INIT:
-                return struct.pack("<IIIIHHIIHHI", 7, 31, 65536, 0, 12, 10, 1 << 20, 1, 256, 0, 0) + bytes(24)
+                return struct.pack("<IIIIHHIIHHI", 7, 31, 65536, POSIX_LOCKS, 12, 10, 1 << 20, 1, 256, 0, 0) + bytes(24)
             case Op.LOOKUP:
                 known = body.rstrip(b"\0") == b"data"
                 return struct.pack("<QQQQII", DATA, 0, 1, 1, 0, 0) + _attributes(DATA) if known else None
@@ -113,7 +131,7 @@ class _Server:
                 _handle, offset, size = struct.unpack_from("<QQI", body)
                 self.content[offset : offset + size] = body[40 : 40 + size]
                 return struct.pack("<II", size, 0)
-            case Op.RELEASE | Op.FSYNC | Op.FLUSH | Op.RELEASEDIR | Op.FSYNCDIR:
+            case Op.RELEASE | Op.FSYNC | Op.FLUSH | Op.RELEASEDIR | Op.FSYNCDIR | Op.SETLK | Op.SETLKW:
                 return b""
             case Op.STATFS:
                 return struct.pack("<QQQQQIIII24x", 1, 1, 1, 1, 1, 4096, 255, 4096, 0)

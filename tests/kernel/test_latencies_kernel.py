@@ -19,7 +19,7 @@ from pointcall_executor.core.event import Kind, decode
 from pointcall_executor.core.guard import Rules
 from pointcall_executor.core.trigger import Topology
 from pointcall_executor.kernel.cgroup import Cgroup
-from pointcall_executor.kernel.storage import BUCKETS, KEY, VALUE, StorageSensor
+from pointcall_executor.kernel.storage import BUCKETS, KEY, STARTED, VALUE, StorageSensor
 from pointcall_executor.sensors import KernelSensors
 from pointcall_executor.session import Session
 from pointcall_executor.telemetry.latencies import NODE, Latencies
@@ -176,7 +176,7 @@ def test_what_is_slow_is_reported_however_many_cgroups_were_there_before(slow_fs
                 KEY.pack(number, 8 << 20, 1), VALUE.pack(*[0] * 6, 1, 1, *[0] * (BUCKETS - 1))
             )
         for number in range(2 * sensor._maps["in_flight"].info.max_entries):  # their ends were never told
-            sensor._maps["in_flight"].set(struct.pack("<Q", 2**63 + number), bytes(16))
+            sensor._maps["in_flight"].set(struct.pack("<Q", 2**63 + number), bytes(STARTED.size))
         with slow_fs.path.open("r+b", buffering=0) as file:
             slow_fs.delay(Op.WRITE, 0.05)
             write(file, 1)

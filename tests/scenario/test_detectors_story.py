@@ -95,6 +95,9 @@ class Worker:
     def silent(self, line: str, *, seconds: float) -> None:
         """Ask, and see that no answer comes."""
         self._socket.sendall(line.encode() + b"\n")
+        self.still_silent(seconds)
+
+    def still_silent(self, seconds: float = 0) -> None:
         assert select.select([self._socket], [], [], seconds)[0] == []
 
     def close(self) -> None:
@@ -242,6 +245,24 @@ def test_a_slow_file_system(tell: Tell, slow_fs: SlowFs) -> None:
         assert worker.do(f"os.pwrite(os.open({str(slow_fs.path)!r}, os.O_RDWR), b'x' * 512, 0)") == "512"
         slow_fs.delay(Op.WRITE, 0)
         proven(story, story.receipt("FilesystemSlow"), "fuse")
+
+
+def test_a_file_system_that_hangs_is_acted_upon_while_it_hangs(tell: Tell, slow_fs: SlowFs) -> None:
+    """The end would be no event: only its hanging is."""
+    params = {"slow_ns": 10**15, "stall_ns": 10**15, "hung_ms": 1000}
+    with tell({"name": "fuse", "params": params}) as story, contextlib.closing(Worker()) as worker:
+        slow_fs.delay(Op.WRITE, 3600)
+        try:
+            worker.silent(f"os.pwrite(os.open({str(slow_fs.path)!r}, os.O_RDWR), b'x' * 512, 0)", seconds=0.3)
+            first, second = story.receipt("FilesystemSlow"), story.receipt("FilesystemSlow")
+            worker.still_silent()
+        finally:
+            slow_fs.delay(Op.WRITE, 0)
+        assert worker.line() == "512"
+        proven(story, first, "fuse")
+        longest = [int(receipt.inputs.fields["longest"]) for receipt in (first, second)]
+        assert 10**9 <= longest[0] <= longest[1] - 10**9
+        assert first.inputs.fields["service"] == "worker"
 
 
 def test_the_operator_sees_how_long_storage_took_by_service(tell: Tell, slow_fs: SlowFs) -> None:

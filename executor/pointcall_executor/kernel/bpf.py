@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import errno
 import os
 import platform
 import struct
@@ -35,6 +36,7 @@ class Command(enum.IntEnum):
     OBJ_GET_INFO_BY_FD = 15
     RAW_TRACEPOINT_OPEN = 17
     MAP_FREEZE = 22
+    MAP_LOOKUP_BATCH = 24
     LINK_CREATE = 28
     ITER_CREATE = 33
 
@@ -67,6 +69,7 @@ class AttachType(enum.IntEnum):
 
 MAP_TYPE_ARRAY: Final = 2
 PROG_SLEEPABLE: Final = 1 << 4
+MISSED_AT: Final = 208  # recursion_misses in struct bpf_prog_info
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -75,15 +78,20 @@ _libc.syscall.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.
 
 def bpf(command: Command, attr: bytes) -> tuple[int, bytes]:
     """The raw call: (return value, `attr` as the kernel left it). OSError where it fails."""
+    buffer = ctypes.create_string_buffer(attr, len(attr))
+    result, error = _call(command, buffer)
+    if error:
+        raise OSError(error, f"bpf {command.name}: {os.strerror(error)}")
+    return result, buffer.raw
+
+
+def _call(command: Command, attr: ctypes.Array[ctypes.c_char]) -> tuple[int, int]:
+    """(return value, error number or 0); the kernel may change `attr` in both cases."""
     number = NR_BPF.get(platform.machine())
     if number is None:
         raise OSError(38, f"bpf(2) on {platform.machine()} is not known here")
-    buffer = ctypes.create_string_buffer(attr, len(attr))
-    result = _libc.syscall(number, command, buffer, len(attr))
-    if result < 0:
-        error = ctypes.get_errno()
-        raise OSError(error, f"bpf {command.name}: {os.strerror(error)}")
-    return int(result), buffer.raw
+    result = int(_libc.syscall(number, command, attr, len(attr)))
+    return result, ctypes.get_errno() if result < 0 else 0
 
 
 class _Memory:
@@ -129,6 +137,37 @@ def map_next_key(fd: int, key: bytes | None, key_size: int) -> bytes:
     k, n = _Memory(key or b"\0"), _Memory(bytes(key_size))
     bpf(Command.MAP_GET_NEXT_KEY, struct.pack("<I4xQQ8x", fd, k.address if key else 0, n.address))
     return n.raw
+
+
+def map_batch(
+    fd: int, after: bytes | None, count: int, key_size: int, value_size: int
+) -> tuple[bytes | None, bytes, bytes]:
+    """At most `count` entries of a hash map after that position (None: from the first): the next position, None after
+    the last entry, their keys, their values. OSError ENOSPC where a bucket has more than `count`."""
+    position, keys, values = (
+        _Memory(after or bytes(4)),
+        _Memory(bytes(count * key_size)),
+        _Memory(bytes(count * value_size)),
+    )
+    attr = ctypes.create_string_buffer(
+        struct.pack(
+            "<QQQQIIQQ",
+            position.address if after else 0,
+            position.address,
+            keys.address,
+            values.address,
+            count,
+            fd,
+            0,
+            0,
+        ),
+        56,
+    )
+    error = _call(Command.MAP_LOOKUP_BATCH, attr)[1]
+    if error not in (0, errno.ENOENT):
+        raise OSError(error, f"bpf MAP_LOOKUP_BATCH: {os.strerror(error)}")
+    (found,) = struct.unpack_from("<I", attr.raw, 32)
+    return position.raw if not error else None, keys.raw[: found * key_size], values.raw[: found * value_size]
 
 
 def map_freeze(fd: int) -> None:
@@ -207,6 +246,7 @@ class ProgramInfo:
     name: str
     tag: str
     size: int  # bytes of its instructions after the verifier
+    missed: int  # how often the kernel skipped it, because it was already running on that CPU
 
 
 def prog_exists(number: int) -> bool:
@@ -221,7 +261,8 @@ def prog_exists(number: int) -> bool:
 def program_info(fd: int) -> ProgramInfo:
     raw = _info(fd, 232)
     _, number, tag, _, size = struct.unpack_from("<II8sII", raw)
-    return ProgramInfo(number, raw[64:80].split(b"\0")[0].decode("ascii", "replace"), tag.hex(), size)
+    (missed,) = struct.unpack_from("<Q", raw, MISSED_AT)
+    return ProgramInfo(number, raw[64:80].split(b"\0")[0].decode("ascii", "replace"), tag.hex(), size, missed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from typing import Final
 
 from pointcall_executor.kernel import bpf
+
+BATCH: Final = 1024  # entries a call: more than a bucket of any map of ours has
 
 
 class Map:
@@ -64,3 +67,17 @@ class Map:
             value = self.get(key)
             if value is not None:
                 yield key, value
+
+    def batch(self) -> list[tuple[bytes, bytes]]:
+        """Every entry of a hash map that was there all the time, also while others come and go; a thousand a call."""
+        found: list[tuple[bytes, bytes]] = []
+        position, key_size, value_size = None, self.info.key_size, self.info.value_size
+        while True:
+            position, keys, values = bpf.map_batch(self.fd, position, BATCH, key_size, value_size)
+            found += zip(_split(keys, key_size), _split(values, value_size), strict=True)
+            if position is None:
+                return found
+
+
+def _split(raw: bytes, size: int) -> list[bytes]:
+    return [raw[at : at + size] for at in range(0, len(raw), size)]

@@ -35,6 +35,9 @@ def test_ours_are_taken_out_and_the_rest_are_constants() -> None:
     "wrong",
     [
         sensor("breaker", stuck_ms=-1),
+        sensor("storage", hung_ms=-1),
+        sensor("fuse", hung_ms=999),
+        sensor("fsync", hung_ms=3_600_001),
         sensor("pressure", cpu_ms=10_001),
         sensor("pressure", disk_ms=1),
         sensor("pressure", window_ms=1_000),
@@ -54,6 +57,15 @@ def test_out_of_range_or_unknown_is_refused_by_name(wrong: Sensor) -> None:
         split(wrong)
     assert refused.value.id == "arm.sensor-param"
     assert next(iter(wrong.params)) in refused.value.got
+
+
+def test_hung_may_be_never_or_a_second_and_more() -> None:
+    for name in ("storage", "fuse", "fsync", "vfs"):
+        assert split(sensor(name, slow_ns=1)) == ({"slow_ns": 1}, {"hung_ms": 60_000})
+        assert [split(sensor(name, hung_ms=ms))[1]["hung_ms"] for ms in (0, 1_000, 3_600_000)] == [0, 1_000, 3_600_000]
+    with pytest.raises(ArmingError) as refused:
+        split(sensor("vfs", hung_ms=500))
+    assert "hung_ms 0 or 1000..3600000" in refused.value.want
 
 
 def test_the_kernels_rule_for_windows_is_said() -> None:

@@ -37,6 +37,7 @@ from pointcall_executor.core.event import (
     decode,
     encode,
 )
+from pointcall_executor.kernel import bpf, storage
 from pointcall_executor.kernel import breaker as sensor
 from pointcall_executor.kernel.sensor import COUNTERS
 from pointcall_runbook.vocabulary import Address, Operation, Resource
@@ -65,6 +66,14 @@ FIELDS = {  # C expression -> (struct of ours, index of the field)
     "pointcall_destination": (sensor.KEY, ["address", "netns", "port", "protocol"]),
     "pointcall_command": (sensor.COMMAND, ["destination", "until_us", "before", "after", "op"]),
     "pointcall_counters": (COUNTERS, ["events", "lost"]),
+    "pc_latency_key": (storage.KEY, ["cgroup", "device", "operation"]),
+    "pc_latency": (
+        storage.VALUE,
+        ["since", "count", "slow", "longest", "errors", "fired", "total",
+         *[f"bucket[{i}]" for i in range(storage.BUCKETS)]],
+    ),
+    "pc_started": (storage.STARTED, ["at_ns", "key.cgroup", "key.device", "key.operation"]),
+    "pc_question": (storage.QUESTION, ["id", "at_ns"]),
     "pointcall_circuit": (
         sensor.VALUE,
         ["word", *[f"probe[{i}]" for i in range(8)], "attempts", "t_seen_ns", "t_open_ns", "t_refused_ns", "failures",
@@ -78,7 +87,9 @@ ENUMS = {
     **{f"POINTCALL_{command.name}": command.value for command in sensor.Command},
     **{f"POINTCALL_{operation.name}": operation.value for operation in Operation},
     **{f"POINTCALL_SOURCE_{source.name}": source.value for source in Source},
+    **{f"PC_{answer.name}": answer.value for answer in storage.Answer},
     **{f"PC_{state.name}": state.value for state in model.State},
+    "offsetof(struct bpf_prog_info,recursion_misses)": bpf.MISSED_AT,
     "PC_TIME_MASK": model.TIME_MASK,
     "PC_COUNT_MAX": model.COUNT_MAX,
     "PC_STREAK_MAX": model.STREAK_MAX,
@@ -97,8 +108,8 @@ def c_says(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     folder = tmp_path_factory.mktemp("layout")
     lines = "\n".join(f'printf("%s=%llu\\n", "{q}", (unsigned long long)({q}));' for q in questions)
     (folder / "ask.c").write_text(
-        "#include <linux/types.h>\n#include <stddef.h>\n#include <stdio.h>\n"
-        f'#include "event.h"\n#include "circuit.h"\nint main(void) {{\n{lines}\nreturn 0; }}\n'
+        "#include <linux/bpf.h>\n#include <linux/types.h>\n#include <stddef.h>\n#include <stdio.h>\n"
+        f'#include "event.h"\n#include "circuit.h"\n#include "operation.h"\nint main(void) {{\n{lines}\nreturn 0; }}\n'
     )
     subprocess.run(["cc", f"-I{BPF}", "-o", folder / "ask", folder / "ask.c"], check=True)
     answer = subprocess.run([folder / "ask"], check=True, capture_output=True, text=True).stdout

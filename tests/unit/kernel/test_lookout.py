@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from pointcall_executor.core.event import Kind, Source, StorageEvent, decode
 from pointcall_executor.kernel.lookout import PERIOD_SECONDS, Lookout
 from pointcall_executor.kernel.pressure import Pressure
 from pointcall_executor.sensors import CALM_SECONDS, KernelSensors
+from pointcall_runbook.vocabulary import Operation
 
 
 class Look:
@@ -105,6 +107,36 @@ def test_circuits_are_looked_at_rarely_only_while_none_is_open(
 ) -> None:
     sensors, waited = KernelSensors.__new__(KernelSensors), Waited(measures=measures)
     sensors._pressure, sensors._stuck, sensors._stuck_ns = waited, known, stuck_ns  # type: ignore[assignment]
-    sensors._objects = {}
+    sensors._objects, sensors._hung = {}, []
     assert sensors._look(PERIOD_SECONDS) == []
     assert waited.seconds == [CALM_SECONDS if calm else PERIOD_SECONDS]
+
+
+class Due:
+    """A sensor of storage that is to be looked at after so long."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def due_ns(self, _now_ns: int) -> int:
+        return int(self.seconds * 1e9)
+
+    def look(self, _now_ns: int) -> list[StorageEvent]:
+        return [TOLD]
+
+
+TOLD = StorageEvent(Kind.STORAGE_SLOW, 9, 7, 8 << 20, Operation.READ, 1, 1, 0, Source.FUSE, 70)
+
+
+@pytest.mark.parametrize(
+    ("stuck_ns", "measures", "waits"),
+    [(0, False, 10.0), (60_000_000_000, False, CALM_SECONDS), (0, True, PERIOD_SECONDS)],
+)
+def test_storage_alone_wakes_nobody_before_it_is_due_and_what_it_says_comes_out(
+    stuck_ns: int, measures: bool, waits: float
+) -> None:
+    sensors, waited = KernelSensors.__new__(KernelSensors), Waited(measures=measures)
+    sensors._pressure, sensors._stuck, sensors._stuck_ns = waited, {}, stuck_ns  # type: ignore[assignment]
+    sensors._objects, sensors._hung = {}, [Due(10.0), Due(10.5)]  # type: ignore[list-item]
+    assert [decode(raw) for raw in sensors._look(PERIOD_SECONDS)] == [TOLD, TOLD]
+    assert waited.seconds == [waits]
