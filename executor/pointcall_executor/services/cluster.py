@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from pointcall_executor.services.exchange import connected
 from pointcall_executor.services.managed import ServiceError
 
 ANSWER_SECONDS: Final = 10.0
@@ -76,9 +77,10 @@ class Cluster:
             access.host, access.port, timeout=ANSWER_SECONDS, context=access.context
         )
         try:
-            connection.request(method, access.prefix + path, raw, headers)
-            answer = connection.getresponse()
-            content = answer.read(MAX_ANSWER_BYTES + 1)
+            with connected(connection, ANSWER_SECONDS):
+                connection.request(method, access.prefix + path, raw, headers)
+                answer = connection.getresponse()
+                content = answer.read(MAX_ANSWER_BYTES + 1)
             if len(content) > MAX_ANSWER_BYTES:
                 raise ValueError("the answer is too long")
             found = json.loads(content) if content else {}

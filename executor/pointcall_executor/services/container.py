@@ -22,6 +22,7 @@ from urllib.parse import quote, urlencode
 
 from pointcall_attest.declaration import Container, ServiceDeclaration
 from pointcall_executor.kernel.cgroup import Cgroup
+from pointcall_executor.services.exchange import connected
 from pointcall_executor.services.groups import Freezer, Place, group_of, v1_group_of
 from pointcall_executor.services.managed import (
     ABILITIES,
@@ -80,9 +81,10 @@ class Podman:
         headers = {"Content-Type": "application/json"} if body is not None else {}
         connection = _Connection(self._path, ANSWER_SECONDS + takes_s)
         try:
-            connection.request(method, url, None if body is None else json.dumps(body), headers)
-            answer = connection.getresponse()
-            raw = answer.read(MAX_ANSWER_BYTES)
+            with connected(connection, ANSWER_SECONDS + takes_s):
+                connection.request(method, url, None if body is None else json.dumps(body), headers)
+                answer = connection.getresponse()
+                raw = answer.read(MAX_ANSWER_BYTES)
             found = json.loads(raw) if raw else {}
         except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
             raise ServiceError(

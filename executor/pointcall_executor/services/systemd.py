@@ -257,9 +257,13 @@ class SystemdService:
     # ---- start and stop --------------------------------------------------------------------------------------------
 
     def adopt(self) -> str:
-        """Take over the unit if it runs, and if nothing that it was started from changed since."""
+        """Take over the unit if it runs, and if nothing that it was started from changed since. One that the manager is
+        just starting, as after a boot, is waited for as long as it may take to be ready."""
         with self._lock:
-            state = self._state
+            begin = time.monotonic()
+            deadline = begin + self._declared.ready.timeout_ms / 1000
+            while (state := self._state).active in ("activating", "reloading") and time.monotonic() < deadline:
+                _pause(begin)
             wrong = self._differs(state) if state.active == "active" else f"it is {state.active}"
             if wrong:
                 self.destroy(self._declared.grace_ms * 1_000_000)

@@ -7,11 +7,13 @@ unknown field, a missing precondition. Source: Kubernetes API v1.31, policy/v1 E
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime as dt
 import ipaddress
 import json
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -69,6 +71,7 @@ class ApiServer:
         self.evictions: list[dict[str, Any]] = []
         self.before_eviction: Callable[[Self, str], None] = lambda _server, _name: None
         self.replaces = True
+        self.drip_seconds = 0.0  # between two bytes of an answer
         self._numbers = iter(range(1, 10_000))
         self._lock = threading.RLock()
         for _ in range(replicas):
@@ -167,7 +170,10 @@ class ApiServer:
                 self.send_response(answer[0])
                 self.send_header("Content-Length", str(len(raw)))
                 self.end_headers()
-                self.wfile.write(raw)
+                with contextlib.suppress(OSError):  # who asked has gone
+                    for part in (raw[i : i + 1] for i in range(40)) if outer.drip_seconds else (raw,):
+                        time.sleep(outer.drip_seconds)
+                        self.wfile.write(part)
 
             def do_GET(self) -> None:
                 url = urlsplit(self.path)

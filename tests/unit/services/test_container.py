@@ -313,6 +313,32 @@ def test_one_that_somebody_has_paused_is_not_healthy_and_is_made_anew(stage: Sta
     assert one.healthy() == ""
 
 
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{", b"HTTP/1.1 200 OK\r\n\r\n{"])
+def test_an_answer_that_comes_a_byte_at_a_time_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: bytes
+) -> None:
+    monkeypatch.setattr(container, "ANSWER_SECONDS", 0.5)
+
+    def drip(listener: socket.socket) -> None:
+        with listener.accept()[0] as channel, suppress(OSError):
+            channel.recv(65536)
+            channel.sendall(head)
+            for _ in range(40):
+                time.sleep(0.1)
+                channel.sendall(b" ")
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        thread = threading.Thread(target=drip, args=(listener,))
+        thread.start()
+        begin = time.monotonic()
+        with pytest.raises(ServiceError, match="does not answer"):
+            Podman(str(tmp_path / "s")).ask("GET", "/info")
+        assert time.monotonic() - begin < 3
+        thread.join()
+
+
 def test_a_socket_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ServiceError) as refusal:
         Podman(str(tmp_path / "s")).ask("GET", "/info")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pointcall_executor.services import kubernetes
+from pointcall_executor.services import cluster, kubernetes
 from pointcall_executor.services.cluster import Cluster
 from pointcall_executor.services.kubernetes import KubernetesService
 from pointcall_executor.services.managed import ServiceError
@@ -193,6 +194,15 @@ def test_a_kubeconfig_that_is_not_safe_is_refused(
         Cluster(server.kubeconfig(cluster=cluster, user=user)).ask("GET", PODS)
     assert refusal.value.id == "service.kubeconfig"
     assert got in refusal.value.got
+
+
+def test_an_answer_that_comes_a_byte_at_a_time_is_given_up(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "ANSWER_SECONDS", 0.5)
+    server.drip_seconds = 0.1
+    begin = time.monotonic()
+    with pytest.raises(ServiceError, match="does not answer"):
+        Cluster(server.kubeconfig()).ask("GET", f"{PODS}?labelSelector=app%3Dweb")
+    assert time.monotonic() - begin < 3
 
 
 @pytest.mark.parametrize("content", ["", "[]", "a: [", "current-context: x\ncontexts: []\n", "\x00"])

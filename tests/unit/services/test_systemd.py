@@ -233,6 +233,18 @@ def test_what_runs_as_declared_is_adopted_and_what_was_started_from_other_files_
     assert stage.service().adopt() == NOTHING_LEFT
 
 
+@pytest.mark.parametrize("timeout_ms", [5000, 100])
+def test_a_unit_that_its_manager_is_just_starting_is_waited_for_as_long_as_it_may_take(
+    stage: Stage, timeout_ms: int
+) -> None:
+    stage.write("/bin/sleep 600", "ExecStartPre=/bin/sleep 0.7")
+    stage.manager.run("daemon-reload")
+    stage.manager.run("start", "--no-block", "svc.service")
+    one = stage.service(ready={"timeout_ms": timeout_ms})
+    assert one.adopt() == ("" if timeout_ms > 700 else "it is activating")
+    assert one.running == (timeout_ms > 700)
+
+
 class Life:
     """Services of one executor after another, on the stage's manager."""
 
