@@ -29,7 +29,7 @@ from pointcall_executor.journal import JournalReader
 from pointcall_executor.kernel.cgroup import Cgroup, find_root
 from pointcall_executor.kernel.probe import BLOBS
 from pointcall_executor.privileges import CAPABILITIES, NEEDED
-from pointcall_executor.services.groups import remove_empty
+from pointcall_executor.services.groups import remove_empty, trees
 from pointcall_keys.private_sigstore import PrivateSigstore
 from tests.lab import Lab
 from tests.scenario import test_real_story
@@ -173,6 +173,22 @@ def recovers(lab: Lab, run: Running, port: int) -> None:
     told = events(lab)
     assert any(i["kind"] == "circuit" and "opened after 3 failures" in i["text"] for i in told)
     assert any(i["kind"] == "run" and "recreate api: applied" in i["text"] for i in told)
+
+
+@pytest.mark.kernel
+def test_the_first_start_on_a_node_makes_its_cgroups_in_the_root_of_each_tree(lab: Lab) -> None:
+    """Who gave up CAP_DAC_OVERRIDE can make no folder there: arming would have none for the service."""
+    name, port = f"pointcall-first-{os.getpid()}", free_port()
+    places = [root / f"{name}-services" for root in trees()]
+    put_service(lab, port)
+    try:
+        with running(lab, cgroup=f"{name}-services", gate=f"{name}-gate") as run:
+            assert "sequence=1" in run.until("armed")
+            assert accepts(port)
+            assert all(place.is_dir() for place in places)
+    finally:
+        for place in (*places, *find_root().glob(f"{name}-*")):
+            Cgroup(place).remove()
 
 
 @pytest.mark.kernel
