@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
         with connection.operator(args, timeout_s=ARM_SECONDS) as client:
             answer = client.call("Control/Arm", bundles=list(bundle.signatures), files=dict(bundle.files))
     except UnreachableError as refusal:
-        raise connection.unreachable(refusal, state_dir(args) / "run" / "operator.sock") from None
+        raise connection.unreachable(refusal, state_dir(args) / "run" / "operator.sock", changes=True) from None
     failed = [(c.id, c.expected, c.observed) for c in answer.checks if c.outcome == "fail"]
     if args.json:
         print_json({"ok": answer.armed, "manifest": answer.manifest_sha256, "failed": [f[0] for f in failed]})

@@ -64,8 +64,9 @@ def items(
                             return
                         sleep(POLL_SECONDS)
         except UnreachableError as refusal:
-            if not follow:
-                raise connection.unreachable(refusal, path) from None
+            said = connection.unreachable(refusal, path)
+            if not follow or said.id == "api.permission":
+                raise said from None
             if not away:
                 yield _ours("alarm", f"no executor answers on {path}; circuits in the kernel may go on; waiting")
                 away = True

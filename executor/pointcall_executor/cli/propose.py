@@ -50,7 +50,7 @@ def _submit(args: argparse.Namespace) -> int:
         with Client(socket) as client:
             made = client.call("Proposals/SubmitProposal", source=_source(args.file), **fields)
     except UnreachableError as refusal:
-        raise connection.unreachable(refusal, socket) from None
+        raise connection.unreachable(refusal, socket, changes=True) from None
     _show(made, as_json=args.json)
     return output.Exit.OK if made.state == "open" else output.Exit.REFUSED
 

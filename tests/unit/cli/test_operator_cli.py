@@ -373,7 +373,53 @@ def test_one_that_does_not_answer_in_time_is_not_said_to_be_gone(
     assert time.monotonic() - begin < 10
     error = json.loads(capsys.readouterr().out)["error"]
     assert (error["id"], error["want"]) == ("api.deadline", "an answer within 0.3 s")
-    assert "may still be done" in error["hint"]
+    assert "pointcall halt" in error["hint"]  # asking again would wait again
+
+
+@pytest.mark.parametrize("words", [("status",), ("pause",), ("events", "-f"), ("approve", "--list")])
+def test_who_may_not_is_not_told_that_nobody_answers(node: Node, words: tuple[str, ...]) -> None:
+    """Who believes that nobody answers restarts an executor that runs."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a socket to somebody else")
+    for path in (node.state / "run").glob("*.sock"):
+        os.chown(path, 65534, 65534)
+    confined = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]  # nobody special, whoever it is
+    done = subprocess.run(
+        [*confined, sys.executable, "-m", "pointcall_executor.cli", *words, "--state-dir", str(node.state)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == Exit.ENVIRONMENT, done.stderr
+    assert "[api.permission]" in done.stderr
+    assert "sudo" in done.stderr
+
+
+def test_a_folder_where_nothing_ran_is_said_to_be_another_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["status", "--state-dir", str(tmp_path)]) == Exit.ENVIRONMENT
+    said = capsys.readouterr().err
+    assert "no executor has run with this state folder" in said
+    assert "--state-dir" in said
+    (tmp_path / "run").mkdir()
+    assert cli.main(["status", "--state-dir", str(tmp_path)]) == Exit.ENVIRONMENT
+    assert f"pointcall log tail --state-dir {tmp_path}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("top",), ("top", "--json")])
+def test_top_without_a_terminal_says_so_and_ends(node: Node, words: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pointcall_executor.cli", *words, "--state-dir", str(node.state)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20,
+    )  # fmt: skip
+    assert done.returncode == Exit.ENVIRONMENT
+    assert "top.terminal" in done.stdout + done.stderr
+
+
+def test_an_empty_reason_does_not_disarm(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    assert node.run("disarm", "--reason", "") == Exit.USAGE
+    assert node.backend.asked == []
 
 
 def test_arming_waits_longer_than_runs_in_flight_may_take() -> None:
