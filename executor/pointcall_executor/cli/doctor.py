@@ -90,7 +90,6 @@ def _status(state: Path) -> Any:
 
 
 def _show(features: list[Feature], absent: list[Feature]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -99,7 +98,7 @@ def _show(features: list[Feature], absent: list[Feature]) -> None:
     for feature in features:
         mark = "[green]ok[/]" if feature.present else "[red]MISSING[/]" if feature.required else "[yellow]absent[/]"
         table.add_row(mark, feature.id, feature.detail, f"[dim]{feature.needed_for}[/]")
-    console = Console(highlight=False)
+    console = output.console()
     console.print(f"kernel {platform.release()} on {platform.machine()}")
     console.print(table)
     if absent:

@@ -70,13 +70,12 @@ def _name(path: Path) -> str:
 
 def _show(made: Any, *, as_json: bool) -> None:
     from google.protobuf.json_format import MessageToDict
-    from rich.console import Console
     from rich.markup import escape
 
     if as_json:
         output.print_json(MessageToDict(made, preserving_proto_field_name=True))
         return
-    console = Console(highlight=False)
+    console = output.console()
     marks = {"pass": "[green]ok[/]", "fail": "[red]FAIL[/]", "not-checked": "[yellow]--[/]"}
     for check in made.checks:
         console.print(f"{marks[check.outcome]}  {check.id}  {escape(check.observed)}")

@@ -56,10 +56,9 @@ def _ready(status: Any, *, as_json: bool) -> int:
 
 
 def _show(status: Any, runs: Any) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = output.console()
     colour = {"armed": "green", "paused": "yellow"}.get(status.state, "red")
     console.print(f"[bold]{status.node}[/]  [{colour}]{status.state}[/]")
     if status.tier == "emulated":

@@ -15,11 +15,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.json or not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise output.EnvironmentRefusal(
-            "the live view needs a terminal", id="top.terminal", want="standard input and output at a terminal",
-            got="--json" if args.json else "a pipe or a file", hint="pointcall status, pointcall events -f",
-        )  # fmt: skip
     try:
         from pointcall_executor.live import view
     except ImportError as missing:
@@ -29,6 +24,11 @@ def run(args: argparse.Namespace) -> int:
             got=str(missing),
             hint="pip install 'pointcall[executor]'; `pointcall status` and `pointcall events -f` need nothing",
         ) from None
+    if args.json or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise output.EnvironmentRefusal(
+            "the live view needs a terminal", id="top.terminal", want="standard input and output at a terminal",
+            got="--json" if args.json else "a pipe or a file", hint="pointcall status, pointcall events -f",
+        )  # fmt: skip
     folder = output.state_dir(args) / "run"
     socket = args.socket or connection.socket_of(folder)
     if (refusal := connection.forbidden(socket)) is not None:
