@@ -180,9 +180,41 @@ def test_status_shows_everything_that_a_person_asks_for(
         "9 entries (2 after the last checkpoint)", "2.5 MB", "0 events", "up 2 h 5 min",
         "db process running 4711 accepting 2", "10.0.0.7:5432 db forced ends in 1 min 5 s 3 17",
         "[::1]:53 udp dns closed - 0 0",
-        "recreate service/db: guard.rate", "EMULATED",
+        "recreate service/db: held back by guard.rate", "EMULATED",
     ):  # fmt: skip
         assert words in text, words
+
+
+def test_status_never_cuts_what_is_pasted_into_the_next_command(
+    node: Node, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    node.backend.log.recover()
+    assert node.run("status") == Exit.OK
+    text = capsys.readouterr().out
+    assert re.search(r"^[0-9A-Z]{26} +\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ ", text, re.MULTILINE), text
+    assert "…" not in text
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("halted: look", "halted: look: pointcall halt --clear; then pointcall arm DIR"),
+        ("", "nothing was admitted: pointcall events --kind refusal says why"),
+        ("a person disarmed it: x", "a person disarmed it: x: pointcall arm DIR"),
+    ],
+)
+def test_status_says_how_it_is_armed_again(
+    node: Node, reason: str, words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    from tests.unit.api import fake_backend
+
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(fake_backend, "STATUS", replace(STATUS, state="disarmed", reason=reason))
+    assert node.run("status") == Exit.OK
+    assert words in capsys.readouterr().out
 
 
 def test_status_begins_with_who_waits_for_a_person(
@@ -251,8 +283,10 @@ def test_events_are_lines_with_what_would_have_allowed_it(node: Node, capsys: py
     node.backend.log.refuse()
     assert node.run("events", "--last", "2") == Exit.OK
     lines = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3}   run +refusing-dependency on .*: applied \(3\.9 ms\) \w{26}", lines[0])
-    assert re.fullmatch(r"[\d:.]+ ! refusal +manifest edge-recovery: .* \[manifest\.expired\]", lines[1])
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ   run +refusing-dependency on .*: applied \(3\.9 ms\) \w{26}", lines[0]
+    )
+    assert re.fullmatch(r"[\dT:Z-]+ ! refusal +manifest edge-recovery: .* \[manifest\.expired\]", lines[1])
     assert lines[2].strip() == "allowed by: sign a newer manifest"
 
 
@@ -261,6 +295,18 @@ def test_only_the_kinds_that_were_asked_for(node: Node, capsys: pytest.CaptureFi
     node.backend.log.refuse()
     assert node.run("events", "--json", "--kind", "refusal") == Exit.OK
     assert [json.loads(line)["kind"] for line in capsys.readouterr().out.splitlines()] == ["refusal"]
+
+
+def test_a_kind_that_is_rare_is_found_behind_many_others(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a person is told to look for must not be hidden by what happened since."""
+    node.backend.log.refuse()
+    for _ in range(30):
+        node.backend.log.recover()
+    assert node.run("events", "--kind", "refusal", "--last", "1") == Exit.OK
+    assert "[manifest.expired]" in capsys.readouterr().out
+    assert node.run("events", "--kind", "proposal") == Exit.OK
+    assert "none of this kind among the last 100" in capsys.readouterr().err
+    assert node.run("events", "--last", "101") == Exit.USAGE
 
 
 def opened(n: int) -> CircuitEvent:
