@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 
+from pointcall_attest.verdict import Check, Verdict
 from pointcall_executor import cli, daemon
 from pointcall_executor.api import backend
 from pointcall_executor.api.server import Server, serve
@@ -466,6 +467,17 @@ def test_top_without_a_terminal_says_so_and_ends(node: Node, words: tuple[str, .
 def test_an_empty_reason_does_not_disarm(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     assert node.run("disarm", "--reason", "") == Exit.USAGE
     assert node.backend.asked == []
+
+
+def test_a_manifest_that_is_refused_is_told_with_what_to_do(
+    node: Node, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "m.sigstore.json").write_text("{}")
+    failed = Check.of("tee.measurement", False, expected="a", observed="b", hint="look")
+    answer = backend.ArmAnswer(armed=False, manifest_sha256="", verdict=Verdict((failed,)))
+    monkeypatch.setattr(node.backend, "arm", lambda *_: answer)
+    assert node.run("arm", str(tmp_path)) == Exit.REFUSED
+    assert capsys.readouterr().out == "refused: tee.measurement\n  want a\n  got  b\n  hint: look\n"
 
 
 def test_arming_waits_longer_than_runs_in_flight_may_take() -> None:
