@@ -6,6 +6,7 @@ lost on a terminal without colours. What is not known is said to be not known.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,13 +19,14 @@ from pointcall_executor.cli.status import WATCHING, arm_again, called, held_back
 Level = Literal["info", "warning", "alarm"]
 MARKS: Final = {"info": " ", "warning": "!", "alarm": "‼"}
 RECENT_S: Final = 900  # an alarm of the feed counts as wrong now for so long
-HELD_S: Final = 3600  # a refusal of the feed counts as held back for so long: so long an approval waits
+HELD_S: Final = 900  # a refusal of the feed counts as held back for so long; what still waits is in the status
 TODAY_S: Final = 72_000  # what is older is told with its date
 SOON_S: Final = 86_400  # before a manifest ends
 LATE_RENEWAL_MS: Final = 150_000  # renewing waits two minutes for runs in flight, and tries again every 30 s
 PEOPLE_MAX: Final = 3  # escalations and approvals with a line of their own
 LATE_COPY_S: Final = 60  # the default of the setting lag_seconds
 UNSIGNED_MAX: Final = 1000  # entries after the newest checkpoint; one is made every second
+_DIGEST: Final = re.compile(r"\b[0-9a-f]{40,}\b")
 _LEVELS: Final = ("alarm", "warning", "info")
 
 
@@ -138,7 +140,7 @@ def _manifest(status: Any, now: datetime) -> Iterable[Line]:
 
 def _services(services: Iterable[Any]) -> Iterable[Line]:
     for s in services:
-        again = f", recreated {s.restarts} times in 1 h" if s.restarts else ""
+        again = f", recreated {s.restarts} time{'s' * (s.restarts != 1)} in 1 h" if s.restarts else ""
         if s.state != "running":
             yield Line(
                 "alarm",
@@ -265,7 +267,7 @@ def page(shown: Picture, width: int, height: int, now: datetime) -> tuple[Row, .
         _Section("WRONG NOW", _rows(shown.wrong), "nothing is wrong", max(2, room // 3)),
         _Section("DO NEXT", [("do", f"→ {text}") for text in shown.next], "", max(2, room // 5)),
         _Section("HELD BACK", _rows(shown.held), "nothing is held back", max(2, room // 4)),
-        _Section("LAST DONE", _rows(shown.done), "nothing yet", max(2, min(4, room // 5))),
+        _Section("LAST DONE", _rows(shown.done), "nothing yet", max(2, min(6, room // 4))),
     )
     sizes = [section.whole(width) for section in sections]
     for n in reversed(range(len(sections))):
@@ -276,7 +278,12 @@ def page(shown: Picture, width: int, height: int, now: datetime) -> tuple[Row, .
 
 
 def _rows(lines: Iterable[Line]) -> list[tuple[str, str]]:
-    return [(line.level, f"{MARKS[line.level]} {line.text}") for line in lines]
+    return [(line.level, f"{MARKS[line.level]} {_DIGEST.sub(_short, line.text)}") for line in lines]
+
+
+def _short(digest: re.Match[str]) -> str:
+    """Nobody compares 64 digits on this page; the events have them whole."""
+    return digest[0][:16] + "…"
 
 
 @dataclass(frozen=True, slots=True)

@@ -202,6 +202,17 @@ def test_what_was_held_back_long_ago_is_not_held_back_now() -> None:
     assert told(QUIET, run).done[0].text.startswith("2026-11-20 03:01 run: ")
 
 
+def test_a_digest_does_not_take_the_room_of_the_rest() -> None:
+    item = replace(HAPPENED[2], text=f"manifest: want {'ab' * 48}, got {'cd' * 48}", hint="look")
+    assert any(f"want {'ab' * 8}…, got {'cd' * 8}…" in row for row in rows(QUIET, (item,), 120, 40))
+
+
+def test_what_was_done_last_keeps_a_few_rows() -> None:
+    runs = tuple(replace(HAPPENED[1], text=f"done {n}") for n in range(40))
+    got = rows(BAD, (*runs, *[HAPPENED[2]] * 40), 80, 22)
+    assert sum("run: done" in row for row in got) >= 3, got
+
+
 def test_an_approval_that_was_given_is_not_asked_for_again() -> None:
     item = replace(HAPPENED[2], run="01HELD", id="guard.approval")
     assert all("guard.approval" not in line.text for line in told(QUIET, item).held)
