@@ -95,6 +95,7 @@ def _show(features: list[Feature], absent: list[Feature]) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column()
     table.add_column(no_wrap=True, min_width=max(len(feature.id) for feature in features))
+    table.add_column(overflow="fold")
     for feature in features:
         mark = "[green]ok[/]" if feature.present else "[red]MISSING[/]" if feature.required else "[yellow]absent[/]"
         table.add_row(mark, feature.id, feature.detail, f"[dim]{feature.needed_for}[/]")
@@ -103,3 +104,6 @@ def _show(features: list[Feature], absent: list[Feature]) -> None:
     console.print(table)
     if absent:
         sys.stderr.write(f"pointcall: missing: {', '.join(f.id for f in absent)}\n")
+        return
+    others = ", ".join(f.id for f in features if not f.present)
+    print("everything that is required is there" + (f"; what needs these is not possible: {others}" if others else ""))

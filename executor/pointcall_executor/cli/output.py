@@ -165,6 +165,8 @@ def print_verdict(verdict: Verdict, *, title: str = "") -> None:
     terminal = console()
     heading = Text(shown(title)) if title else None
     table = Table(title=heading, title_justify="left", box=None, pad_edge=False, show_header=False)
+    for _ in range(3):
+        table.add_column(overflow="fold")  # half a digest is none
     marks = {"pass": "[green]ok[/]", "fail": "[red]FAIL[/]", "not-checked": "[yellow]--[/]"}
     for check in verdict.checks:
         want, got = shown(check.expected, MAX_DETAIL_CHARS), shown(check.observed, MAX_DETAIL_CHARS)

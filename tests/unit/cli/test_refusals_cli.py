@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from pointcall_attest.verdict import Check, Verdict
 from pointcall_executor import cli
 from pointcall_executor.cli import output
 from pointcall_executor.cli.output import Exit
@@ -198,6 +199,16 @@ def test_a_terminal_without_the_characters_gets_others() -> None:
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "?\n", "")
+
+
+def test_a_verdict_has_whole_digests_on_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    output.print_verdict(Verdict((Check.of("manifest.form", True, expected="x", observed="ab" * 48),)))
+    text = capsys.readouterr().out
+    assert "…" not in text
+    assert "ab" * 48 in "".join(text.split())
 
 
 def test_an_output_that_is_full_is_said_once() -> None:
