@@ -284,7 +284,7 @@ def test_a_stop_while_services_start_lets_no_other_one_start(open_lab: Lab, agai
             run.process.send_signal(signal.SIGHUP)
         else:
             run.until("privileges dropped")
-            eventually(lambda: (open_lab.state / "journal.db").exists())
+            eventually(lambda: (open_lab.state / "run" / "operator.sock").exists())  # the journal is begun by then
         eventually(started)
         run.process.send_signal(signal.SIGTERM)
         assert "check=arm.interrupted" in run.until("refused")
