@@ -27,12 +27,14 @@ from pointcall_executor.cli.output import EnvironmentRefusal
 from pointcall_executor.config import Config, ConfigError, load
 from pointcall_executor.halt import announce
 from pointcall_executor.handover import delegate, hand_over, inside, remove_place
+from pointcall_executor.kernel.cgroup import find_root
 from pointcall_executor.kernel.probe import probe_required
 from pointcall_executor.memory import give_back
 from pointcall_executor.node import KernelNode
 from pointcall_executor.notices import FOLDER, read_notices
 from pointcall_executor.privileges import drop, limit
 from pointcall_executor.service_manager import ServiceManager
+from pointcall_executor.services.groups import trees
 from pointcall_executor.tee.platform import Platform, PlatformError
 
 if TYPE_CHECKING:
@@ -168,6 +170,7 @@ def _give_up(config: Config, state: Path, node: KernelNode, groups: Mapping[Role
         with inside(config.cgroup):
             node.begin()
     else:
+        _make_places(config)
         node.begin()
     os.umask(0o077)  # after the spawner: services have the umask of the unit
     if config.privileges == "keep":
@@ -177,3 +180,12 @@ def _give_up(config: Config, state: Path, node: KernelNode, groups: Mapping[Role
     kept = drop(config.user, set(groups.values()), config.capabilities)
     rules = syscall_filter.apply() if config.seccomp else 0
     say("privileges dropped", keeps=",".join(kept) or "none", user=config.user or os.getuid(), filter_rules=rules)
+
+
+def _make_places(config: Config) -> None:
+    """The folders of the settings, in the trees that limits need too: nobody may write the root of a tree without
+    CAP_DAC_OVERRIDE, which is given up. Where one cannot be made, arming says so."""
+    places = [root / config.cgroup for root in trees()] + ([find_root() / config.gate] if config.gate else [])
+    for place in places:
+        with contextlib.suppress(OSError):
+            place.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from typing import Final
 
 from pointcall_attest.model import instant
 from pointcall_executor.durable import write_whole
+from pointcall_runbook.errors import PointcallError
 
 FILE: Final = "halt.json"
 RUNNING: Final = "executor.json"  # below run/: which process is the executor
@@ -71,12 +72,57 @@ def _started(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
 
 
+class RunningError(PointcallError):
+    """Another executor of this state folder is alive."""
+
+    id = "executor.running"
+
+
 def announce(state: Path) -> None:
-    """This process is the executor of this state folder."""
+    """This process is the executor of this state folder. RunningError where another one is: it would be out of the kill
+    switch's reach if this one took its place there, and then ended for the journal's lock."""
     folder = state / "run"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     pid = os.getpid()
+    if (other := _alive(state)) is not None:
+        os.close(other.fd)
+        if other.pid != pid:
+            raise RunningError(
+                "an executor of this state folder runs", want="one executor", got=f"process {other.pid}, {state}",
+                hint="pointcall status; systemctl restart pointcall ends it and starts another",
+            )  # fmt: skip
     write_whole(folder / RUNNING, json.dumps({"pid": pid, "started": _started(pid)}).encode())
+
+
+@dataclass(frozen=True, slots=True)
+class _Announced:
+    """A process that announced itself and has not ended; `fd` is its pidfd, to be closed."""
+
+    pid: int
+    fd: int
+
+
+def _alive(state: Path) -> _Announced | None:
+    try:
+        body = json.loads((state / "run" / RUNNING).read_bytes())
+        pid, started = int(body["pid"]), str(body["started"])
+        fd = os.pidfd_open(pid)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    try:
+        if _started(pid) == started and not _ended(fd, 0):
+            return _Announced(pid, fd)
+    except (ProcessLookupError, FileNotFoundError):
+        pass
+    os.close(fd)
+    return None
+
+
+def _ended(fd: int, within: float) -> bool:
+    """Whether all its threads end within so many seconds, also where nobody waits for it."""
+    ended = select.poll()
+    ended.register(fd, select.POLLIN)
+    return bool(ended.poll(within * 1000))
 
 
 def kill_executor(state: Path, *, within: float) -> str:
@@ -84,27 +130,18 @@ def kill_executor(state: Path, *, within: float) -> str:
 
     It lets go by removing nothing: only its end, or its own word over the API, shows. So the caller asks first.
     """
-    try:
-        body = json.loads((state / "run" / RUNNING).read_bytes())
-        pid, started = int(body["pid"]), str(body["started"])
-        fd = os.pidfd_open(pid)
-    except (OSError, ValueError, KeyError, TypeError):
+    found = _alive(state)
+    if found is None:
         return "no executor runs"
     try:
-        if _started(pid) != started:
-            return "no executor runs"
-        ended = select.poll()
-        ended.register(fd, select.POLLIN)  # readable once all its threads have ended, also where nobody waits for it
-        if ended.poll(0):
-            return "no executor runs"
-        signal.pidfd_send_signal(fd, signal.SIGKILL)
-        if not ended.poll(within * 1000):
-            return f"executor {pid} was killed and has not ended yet"
-        return f"executor {pid} was killed"
-    except (ProcessLookupError, FileNotFoundError):
+        signal.pidfd_send_signal(found.fd, signal.SIGKILL)
+        if not _ended(found.fd, within):
+            return f"executor {found.pid} was killed and has not ended yet"
+        return f"executor {found.pid} was killed"
+    except ProcessLookupError:
         return "no executor runs"
     finally:
-        os.close(fd)
+        os.close(found.fd)
 
 
 def now() -> datetime:

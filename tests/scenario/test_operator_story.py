@@ -29,7 +29,7 @@ from pointcall_executor.journal import JournalReader
 from pointcall_executor.kernel.cgroup import Cgroup, find_root
 from pointcall_executor.kernel.probe import BLOBS
 from pointcall_executor.privileges import CAPABILITIES, NEEDED
-from pointcall_executor.services.groups import remove_empty
+from pointcall_executor.services.groups import remove_empty, trees
 from pointcall_keys.private_sigstore import PrivateSigstore
 from tests.lab import Lab
 from tests.scenario import test_real_story
@@ -176,6 +176,22 @@ def recovers(lab: Lab, run: Running, port: int) -> None:
 
 
 @pytest.mark.kernel
+def test_the_first_start_on_a_node_makes_its_cgroups_in_the_root_of_each_tree(lab: Lab) -> None:
+    """Who gave up CAP_DAC_OVERRIDE can make no folder there: arming would have none for the service."""
+    name, port = f"pointcall-first-{os.getpid()}", free_port()
+    places = [root / f"{name}-services" for root in trees()]
+    put_service(lab, port)
+    try:
+        with running(lab, cgroup=f"{name}-services", gate=f"{name}-gate") as run:
+            assert "sequence=1" in run.until("armed")
+            assert accepts(port)
+            assert all(place.is_dir() for place in places)
+    finally:
+        for place in (*places, *find_root().glob(f"{name}-*")):
+            Cgroup(place).remove()
+
+
+@pytest.mark.kernel
 def test_without_its_privileges_it_rehearses_a_slow_file(open_lab: Lab) -> None:
     if not Path("/dev/fuse").exists():
         pytest.skip("no /dev/fuse")
@@ -268,7 +284,7 @@ def test_a_stop_while_services_start_lets_no_other_one_start(open_lab: Lab, agai
             run.process.send_signal(signal.SIGHUP)
         else:
             run.until("privileges dropped")
-            eventually(lambda: (open_lab.state / "journal.db").exists())
+            eventually(lambda: (open_lab.state / "run" / "operator.sock").exists())  # the journal is begun by then
         eventually(started)
         run.process.send_signal(signal.SIGTERM)
         assert "check=arm.interrupted" in run.until("refused")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Iterator
 from datetime import timedelta
@@ -112,6 +113,9 @@ def test_the_verb_writes_what_is_to_be_signed(
     assert main(["manifest", "restore", "--list", "--json", *state]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(row["sha256"], row["sequence"]) for row in rows] == [(good.sha256, 1), (bad.sha256, 5)]
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", row["at"]) for row in rows)
+    assert main(["manifest", "restore", "--list", *state]) == 0
+    assert capsys.readouterr().out.startswith(f"     1  {rows[0]['at']}  {good.sha256}  entry ")
     assert main(["manifest", "restore", *state]) == 2
     assert main(["manifest", "restore", "0" * 64, "--out", out, *state]) == 1
     capsys.readouterr()

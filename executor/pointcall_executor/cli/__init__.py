@@ -10,7 +10,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, NoReturn
 
 from pointcall_executor import VERSION
 
@@ -55,11 +55,22 @@ VERBS: Final[Mapping[str, str]] = {
 }
 
 
-def parser_of(verb: str) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Words that do not fit leave as every other error does: with an id, and as JSON where that was asked for."""
+
+    def error(self, message: str) -> NoReturn:
+        from pointcall_executor.cli.output import UsageRefusal
+
+        raise UsageRefusal(message, hint=f"{self.prog} --help")
+
+
+def parser_of(verb: str) -> Parser:
     """The parser of one verb, with the options that all have; the verb adds its own."""
-    parser = argparse.ArgumentParser(prog=f"pointcall {verb}", description=VERBS[verb])
+    parser = Parser(prog=f"pointcall {verb}", description=VERBS[verb])
     parser.add_argument("--json", action="store_true", help="machine-readable output")
-    parser.add_argument("--state-dir", metavar="DIR", help="where all state lives (default: XDG state folder)")
+    parser.add_argument(
+        "--state-dir", metavar="DIR", help="where all state lives (default: the node's for root, else XDG)"
+    )
     return parser
 
 
@@ -87,8 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     verb, rest = words[0], words[1:]
     if verb not in VERBS:
-        sys.stderr.write(f"pointcall: error: no verb is called {verb!r} [cli.verb]\n  hint: pointcall --help\n")
-        return 2
+        from pointcall_executor.cli import output
+
+        unknown = output.UsageRefusal(f"no verb is called {verb!r}", id="cli.verb", hint="pointcall --help")
+        return output.failed(unknown, as_json="--json" in rest)
     return _run(verb, rest)
 
 
@@ -96,9 +109,13 @@ def _run(verb: str, rest: list[str]) -> int:
     module = importlib.import_module(f"pointcall_executor.cli.{verb.replace('-', '_')}")
     parser = parser_of(verb)
     module.configure(parser)
-    args = parser.parse_args(rest)
     from pointcall_executor.cli import output
 
+    output.speak_safely()
+    try:
+        args = parser.parse_args(rest)
+    except output.UsageRefusal as error:
+        return output.failed(error, as_json="--json" in rest)
     try:
         return int(module.run(args))
     except KeyboardInterrupt:

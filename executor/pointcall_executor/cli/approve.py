@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         with operator(args) as client:
             return _listed(client, as_json=args.json) if args.list else _approve(args, client)
     except UnreachableError as refusal:
-        raise unreachable(refusal, state_dir(args) / "run" / "operator.sock") from None
+        raise unreachable(refusal, state_dir(args) / "run" / "operator.sock", changes=not args.list) from None
 
 
 def _approve(args: argparse.Namespace, client: Client) -> int:

@@ -26,13 +26,13 @@ def run(args: argparse.Namespace) -> int:
         with connection.operator(args, timeout_s=ARM_SECONDS) as client:
             answer = client.call("Control/Arm", bundles=list(bundle.signatures), files=dict(bundle.files))
     except UnreachableError as refusal:
-        raise connection.unreachable(refusal, state_dir(args) / "run" / "operator.sock") from None
-    failed = [(c.id, c.expected, c.observed) for c in answer.checks if c.outcome == "fail"]
+        raise connection.unreachable(refusal, state_dir(args) / "run" / "operator.sock", changes=True) from None
+    failed = [(c.id, c.expected, c.observed, c.hint) for c in answer.checks if c.outcome == "fail"]
     if args.json:
         print_json({"ok": answer.armed, "manifest": answer.manifest_sha256, "failed": [f[0] for f in failed]})
     else:
-        for check, want, got in failed:
-            print(f"refused: {check}\n  want {want}\n  got  {got}")
+        for check, want, got, hint in failed:
+            print(f"refused: {check}\n  want {want}\n  got  {got}" + (f"\n  hint: {hint}" if hint else ""))
         if answer.armed:
             print(f"armed: manifest {answer.manifest_sha256}")
     return Exit.OK if answer.armed else Exit.REFUSED

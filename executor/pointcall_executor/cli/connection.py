@@ -55,6 +55,13 @@ def reason(args: argparse.Namespace) -> str:
     return args.reason or f"no reason given by {_user()}"
 
 
+def with_words(given: str) -> str:
+    """A reason that has to be given. UsageRefusal where it is empty."""
+    if not given.strip():
+        raise output.UsageRefusal("this needs a reason", want='--reason "why"', got=repr(given))
+    return given
+
+
 def reason_by(tool: str) -> str:
     """For what was decided at a screen, where nobody types a reason."""
     return f"from {tool} by {_user()}"
@@ -62,26 +69,57 @@ def reason_by(tool: str) -> str:
 
 def _user() -> str:
     sudo = os.environ.get("SUDO_USER", "")
+    return f"{_name()} for {sudo}" if sudo else _name()
+
+
+def _name() -> str:
     try:
-        return f"{getpass.getuser()} for {sudo}" if sudo else getpass.getuser()
+        return getpass.getuser()
     except (OSError, KeyError):
         return f"uid {os.getuid()}"
 
 
 def socket_of(folder: Path) -> Path:
-    """The operator's socket if it can be opened, else the auditor's."""
-    operator = folder / "operator.sock"
-    return operator if os.access(operator, os.W_OK) else folder / "auditor.sock"
+    """The operator's socket if it can be opened or if there is no other, else the auditor's."""
+    operator, auditor = folder / "operator.sock", folder / "auditor.sock"
+    return auditor if not os.access(operator, os.W_OK) and os.access(auditor, os.F_OK) else operator
 
 
-def unreachable(refusal: Any, socket: Path) -> output.EnvironmentRefusal:
-    """The error of a verb whose executor does not answer."""
+def unreachable(refusal: Any, socket: Path, *, changes: bool = False) -> output.EnvironmentRefusal:
+    """The error of a verb whose executor does not answer: which of the reasons it is. `changes`: it asked for something
+    to be done, which may still happen."""
     if refusal.id == "api.deadline":
+        stuck = "it is stopped, stuck or very busy; `pointcall halt --reason ...` needs no answer"
         return output.EnvironmentRefusal(
-            refusal.message, id=refusal.id, want=refusal.want, got=str(socket), hint=refusal.hint
+            refusal.message, id=refusal.id, want=refusal.want, got=str(socket), hint=refusal.hint if changes else stuck
         )
-    hint = "is `pointcall run` running with this --state-dir? Its journal says what was last: pointcall log list"
+    if (why := forbidden(socket)) is not None:
+        return why
+    if not os.access(socket.parent, os.F_OK):
+        return output.EnvironmentRefusal(
+            "no executor has run with this state folder", id=refusal.id, want=str(socket.parent), got="no such folder",
+            hint="--state-dir DIR; `systemctl cat pointcall` shows which one",
+        )  # fmt: skip
+    folder = socket.parent.parent
+    hint = f"systemctl status pointcall; what was last: pointcall log tail --state-dir {folder}"
     return output.EnvironmentRefusal(refusal.message, id=refusal.id, got=str(socket), hint=hint)
+
+
+def forbidden(socket: Path) -> output.EnvironmentRefusal | None:
+    """What to say where this user may not use the socket, whoever listens there; None where that is not known."""
+    try:
+        socket.lstat()
+    except PermissionError:
+        pass
+    except OSError:
+        return None
+    else:
+        if os.access(socket, os.W_OK):
+            return None
+    return output.EnvironmentRefusal(
+        f"user {_name()} may not talk to the executor", id="api.permission", want="write access to the role's socket",
+        got=str(socket), hint="sudo, or be in the group that the setting `groups` gives the role",
+    )  # fmt: skip
 
 
 def operator(args: argparse.Namespace, *, timeout_s: float = 30) -> Client:
@@ -100,7 +138,7 @@ def control(args: argparse.Namespace, method: str, **fields: Any) -> int:
         with operator(args) as client:
             answer = client.call(f"Control/{method}", **fields)
     except UnreachableError as refusal:
-        raise unreachable(refusal, output.state_dir(args) / "run" / "operator.sock") from None
+        raise unreachable(refusal, output.state_dir(args) / "run" / "operator.sock", changes=True) from None
     if args.json:
         output.print_json({"ok": True, "state": answer.state, "detail": answer.detail})
     else:

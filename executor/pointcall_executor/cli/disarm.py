@@ -12,4 +12,4 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    return connection.control(args, "Disarm", reason=args.reason)
+    return connection.control(args, "Disarm", reason=connection.with_words(args.reason))

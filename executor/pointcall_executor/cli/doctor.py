@@ -90,17 +90,20 @@ def _status(state: Path) -> Any:
 
 
 def _show(features: list[Feature], absent: list[Feature]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column()
     table.add_column(no_wrap=True, min_width=max(len(feature.id) for feature in features))
+    table.add_column(overflow="fold")
     for feature in features:
         mark = "[green]ok[/]" if feature.present else "[red]MISSING[/]" if feature.required else "[yellow]absent[/]"
         table.add_row(mark, feature.id, feature.detail, f"[dim]{feature.needed_for}[/]")
-    console = Console(highlight=False)
+    console = output.console()
     console.print(f"kernel {platform.release()} on {platform.machine()}")
     console.print(table)
     if absent:
         sys.stderr.write(f"pointcall: missing: {', '.join(f.id for f in absent)}\n")
+        return
+    others = ", ".join(f.id for f in features if not f.present)
+    print("everything that is required is there" + (f"; what needs these is not possible: {others}" if others else ""))

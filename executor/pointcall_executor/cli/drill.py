@@ -77,7 +77,7 @@ def _through_the_executor(args: argparse.Namespace) -> int:
                 time.sleep(seconds)
             report = client.call("Control/EndDrill", id=id_)
     except UnreachableError as refusal:
-        raise connection.unreachable(refusal, output.state_dir(args) / "run" / "operator.sock") from None
+        raise connection.unreachable(refusal, output.state_dir(args) / "run" / "operator.sock", changes=True) from None
     runs = [{"run": r.run, "event": r.event, "runbook": r.runbook} for r in report.runs]
     due, seen = dict(report.expected), dict(report.observed)
     if args.json:

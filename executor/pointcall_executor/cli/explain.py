@@ -140,10 +140,11 @@ def _first_line(value: object) -> str:
 
 
 def _print(table: Mapping[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    from pointcall_executor.cli.output import console as terminal
+
+    console = terminal()
     where = table.get("export") or table.get("import")
     console.print(f"[bold]{table['name']}[/]", table.get("kind", ""), f"({where})" if where else "", end="\n  ")
     console.print(table["text"], markup=False)

@@ -8,6 +8,7 @@ from typing import Final
 
 ASK_SECONDS: Final = 2.0
 KILL_SECONDS: Final = 5.0
+OF_A_NODE: Final = ("run", "journal.db", "trust", "manifest", "halt.json")  # each of them is in a node's state folder
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -17,20 +18,41 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from pointcall_executor.cli.connection import with_words
     from pointcall_executor.cli.output import Exit, print_json, state_dir
     from pointcall_executor.halt import clear, halt, now
 
     state = state_dir(args).absolute()  # pins are named after it, as `pointcall run` sees it
+    _must_be_a_node(state)
     if args.clear:
         said = "the halt is over; arm a manifest" if clear(state) else "there was no halt"
     else:
-        halt(state, args.reason, now())
+        halt(state, with_words(args.reason), now())
         said = f"halted: {_let_go(state)}"
     if args.json:
         print_json({"ok": True, "detail": said})
     else:
         print(said)
     return Exit.OK
+
+
+def _must_be_a_node(state: Path) -> None:
+    """A halt that lands in another folder holds nothing still; who typed it would go back to sleep.
+
+    EnvironmentRefusal `halt.state`. OSError where that cannot be seen.
+    """
+    from pointcall_executor.cli.output import EnvironmentRefusal
+
+    for name in OF_A_NODE:
+        try:
+            (state / name).lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        return
+    raise EnvironmentRefusal(
+        "NOT HALTED: this is no node's state folder", id="halt.state", want="the folder that `pointcall run` has",
+        got=str(state), hint="--state-dir DIR; `systemctl cat pointcall` shows which one",
+    )  # fmt: skip
 
 
 def _let_go(state: Path) -> str:

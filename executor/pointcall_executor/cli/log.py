@@ -105,7 +105,6 @@ def _list(reader: JournalReader, args: argparse.Namespace) -> int:
         for row in rows:
             output.print_json(row)
         return output.Exit.OK
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("index", "at", "kind", "run", "what", box=None, pad_edge=False)
@@ -113,7 +112,7 @@ def _list(reader: JournalReader, args: argparse.Namespace) -> int:
         column.no_wrap = True
     for row in rows:
         table.add_row(str(row["index"]), row["at"][:19] + "Z", row["kind"], row["run"] or "", row["what"])
-    Console(highlight=False).print(table)
+    output.console().print(table)
     return output.Exit.OK
 
 
@@ -230,9 +229,7 @@ def _show(reader: JournalReader, args: argparse.Namespace) -> int:
     if args.json:
         output.print_json(row)
     else:
-        from rich.console import Console
-
-        Console(highlight=False).print_json(data=row)
+        output.console().print_json(data=row)
     return output.Exit.OK
 
 

@@ -105,7 +105,7 @@ def _by_executor(args: argparse.Namespace, method: str, fields: dict[str, Any]) 
             done = client.call(method, reason=args.reason, **fields)
     except UnreachableError as refusal:
         if refusal.id == "api.deadline":
-            raise connection.unreachable(refusal, socket) from None
+            raise connection.unreachable(refusal, socket, changes=True) from None
         return None
     return Retained(done.minimum, done.pruned, done.retention_days, tuple(done.erased), tuple(done.index))
 

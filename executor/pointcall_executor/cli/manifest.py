@@ -148,9 +148,10 @@ def _declarations(path: Path, manifest: Manifest) -> dict[str, ServiceDeclaratio
 
 
 def _print(changes: tuple[Change, ...]) -> None:
-    from rich.console import Console
 
-    console = Console(highlight=False)
+    from pointcall_executor.cli.output import console as terminal
+
+    console = terminal()
     colours = {"grants": "bold yellow", "revokes": "green", "changes": "cyan"}
     for change in changes:
         console.print(f"[{colours[change.effect]}]{change.effect:8}[/] ", end="")

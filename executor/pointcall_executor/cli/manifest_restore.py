@@ -26,9 +26,13 @@ def restore(args: argparse.Namespace) -> int:
     with JournalReader.open(state_dir(args) / "journal.db") as reader:
         history = armed_before(reader)
         if args.list:
-            rows = [{"sha256": row.sha256, "sequence": row.sequence, "entry": row.index} for row in history]
-            for row in rows:
-                print_json(row) if args.json else print(f"{row['sequence']:>6}  {row['sha256']}  entry {row['entry']}")
+            for row in history:
+                (entry,) = reader.entries(start=row.index, limit=1)
+                at = f"{entry.at:%Y-%m-%dT%H:%M:%SZ}"
+                if args.json:
+                    print_json({"sha256": row.sha256, "sequence": row.sequence, "entry": row.index, "at": at})
+                else:
+                    print(f"{row.sequence:>6}  {at}  {row.sha256}  entry {row.index}")
             return Exit.OK
         if args.out is None:
             raise UsageRefusal("where to?", want="--out DIR, or --list")

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import enum
+import errno
+import io
 import json
 import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pointcall_attest.errors import MalformedError, RefusedError
 from pointcall_attest.printable import shown
 from pointcall_attest.verdict import Verdict
 from pointcall_runbook.errors import PointcallError
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+NODE: Final = Path("/var/lib/pointcall")  # where deploy/systemd keeps the state of a node
+_NOT_OPENED: Final = frozenset((3, 8, 14, 23))  # SQLite's PERM, READONLY, CANTOPEN, AUTH
+_OS_HINTS: Final = {
+    errno.ENOENT: "is the path right? Relative ones begin where you are",
+    errno.EACCES: "who may read or write there? Perhaps sudo",
+    errno.EPERM: "this needs privileges; perhaps sudo",
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there",
+}
 MAX_DETAIL_CHARS: Final = 4096  # of one side of a check; evidence writes some of it
 
 
@@ -46,11 +61,13 @@ class UsageRefusal(PointcallError):
 
 
 def state_dir(args: argparse.Namespace) -> Path:
-    """The one folder that holds all state of this installation."""
+    """The one folder that holds all state of this installation. For root on a node it is the node's."""
     if args.state_dir:
         return Path(args.state_dir)
-    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(base) / "pointcall"
+    base = os.environ.get("XDG_STATE_HOME", "")
+    if not base and os.geteuid() == 0 and NODE.is_dir():
+        return NODE
+    return Path(base or Path.home() / ".local" / "state") / "pointcall"
 
 
 def print_json(value: Any) -> None:
@@ -79,7 +96,9 @@ def exit_of(error: BaseException) -> Exit:
             if error.id.startswith("config."):
                 return Exit.USAGE
             return Exit.MALFORMED if error.id.endswith("malformed") else Exit.REFUSED
-        case PermissionError() | FileNotFoundError() | OSError():
+        case OSError():
+            return Exit.ENVIRONMENT
+        case _ if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NOT_OPENED:
             return Exit.ENVIRONMENT
         case _:
             return Exit.BUG
@@ -93,12 +112,43 @@ def failed(error: Exception, *, as_json: bool, code: Exit | None = None) -> int:
         traceback.print_exception(error, file=sys.stderr)
         sys.stderr.write("pointcall: this is a bug; please report the lines above\n")
         return code
-    body = error.as_dict() if isinstance(error, PointcallError) else {"id": "environment.os", "message": str(error)}
+    told = error if isinstance(error, PointcallError) else _of_the_system(error)
     if as_json:
-        print_json({"ok": False, "error": body, "exit": int(code)})
+        with contextlib.suppress(OSError):  # what cannot be written to has no reader; the exit code is left
+            print_json({"ok": False, "error": told.as_dict(), "exit": int(code)})
     else:
-        sys.stderr.write(f"pointcall: error: {error}\n")
+        sys.stderr.write(f"pointcall: error: {told}\n")
     return code
+
+
+def _of_the_system(error: Exception) -> EnvironmentRefusal:
+    """What the system or SQLite refused, in our form."""
+    if not isinstance(error, OSError):
+        hint = "who may read the state folder? Perhaps sudo"
+        return EnvironmentRefusal("the log cannot be opened", id="environment.os", got=str(error), hint=hint)
+    names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    hint = _OS_HINTS.get(error.errno or 0, "")
+    return EnvironmentRefusal(
+        error.strerror or str(error), id="environment.os", got=", ".join(names) or str(error), hint=hint
+    )
+
+
+def speak_safely() -> None:
+    """A terminal whose encoding lacks a character shows another one; that is no reason to fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and "utf" not in stream.encoding.lower():
+            stream.reconfigure(errors="replace")
+
+
+def console() -> Console:
+    """A terminal for tables. A reader that went away is no failure, as everywhere else."""
+    from rich.console import Console
+
+    class Quiet(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return Quiet(highlight=False)
 
 
 def closed_pipe() -> int:
@@ -109,23 +159,24 @@ def closed_pipe() -> int:
 
 def print_verdict(verdict: Verdict, *, title: str = "") -> None:
     """A verdict as a table: one line a check, failures with what was wanted and found."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
+    terminal = console()
     heading = Text(shown(title)) if title else None
     table = Table(title=heading, title_justify="left", box=None, pad_edge=False, show_header=False)
+    for _ in range(3):
+        table.add_column(overflow="fold")  # half a digest is none
     marks = {"pass": "[green]ok[/]", "fail": "[red]FAIL[/]", "not-checked": "[yellow]--[/]"}
     for check in verdict.checks:
         want, got = shown(check.expected, MAX_DETAIL_CHARS), shown(check.observed, MAX_DETAIL_CHARS)
         table.add_row(
             marks[check.outcome], check.id, Text(got if check.outcome != "fail" else f"want {want}\ngot  {got}")
         )
-    console.print(table)
+    terminal.print(table)
     if verdict.tier == "emulated":
-        console.print("[bold yellow]EMULATED[/]: software-emulated TEE; no confidentiality or integrity claim")
-    console.print(f"verdict: {'[green]accept[/]' if verdict.passed else '[red]reject[/]'}  tier: {verdict.tier}")
+        terminal.print("[bold yellow]EMULATED[/]: software-emulated TEE; no confidentiality or integrity claim")
+    terminal.print(f"verdict: {'[green]accept[/]' if verdict.passed else '[red]reject[/]'}  tier: {verdict.tier}")
 
 
 def verdict_exit(verdict: Verdict, *, allow_emulated: bool) -> Exit:

@@ -50,7 +50,7 @@ def _submit(args: argparse.Namespace) -> int:
         with Client(socket) as client:
             made = client.call("Proposals/SubmitProposal", source=_source(args.file), **fields)
     except UnreachableError as refusal:
-        raise connection.unreachable(refusal, socket) from None
+        raise connection.unreachable(refusal, socket, changes=True) from None
     _show(made, as_json=args.json)
     return output.Exit.OK if made.state == "open" else output.Exit.REFUSED
 
@@ -70,13 +70,12 @@ def _name(path: Path) -> str:
 
 def _show(made: Any, *, as_json: bool) -> None:
     from google.protobuf.json_format import MessageToDict
-    from rich.console import Console
     from rich.markup import escape
 
     if as_json:
         output.print_json(MessageToDict(made, preserving_proto_field_name=True))
         return
-    console = Console(highlight=False)
+    console = output.console()
     marks = {"pass": "[green]ok[/]", "fail": "[red]FAIL[/]", "not-checked": "[yellow]--[/]"}
     for check in made.checks:
         console.print(f"{marks[check.outcome]}  {check.id}  {escape(check.observed)}")

@@ -69,7 +69,7 @@ def passes(error: BaseException, state: Path) -> bool:
     seen: set[int] = set()
     while cause is not None and id(cause) not in seen:  # what is raised again from itself is its own cause
         seen.add(id(cause))
-        if isinstance(cause, PointcallError) and cause.id == "journal.busy":
+        if isinstance(cause, PointcallError) and cause.id in ("journal.busy", "executor.running"):
             return True
         code = getattr(cause, "sqlite_errorcode", None)  # of sqlite3.Error; the lowest byte is the primary code
         if isinstance(code, int) and code & 0xFF in TRANSIENT_SQLITE:

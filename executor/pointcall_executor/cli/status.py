@@ -56,10 +56,9 @@ def _ready(status: Any, *, as_json: bool) -> int:
 
 
 def _show(status: Any, runs: Any) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = output.console()
     colour = {"armed": "green", "paused": "yellow"}.get(status.state, "red")
     console.print(f"[bold]{status.node}[/]  [{colour}]{status.state}[/]")
     if status.tier == "emulated":
@@ -110,12 +109,23 @@ def _held(status: Any) -> list[tuple[str, str]]:
         *_listed("APPROVE", held_back(status)),
         ("MONITOR", f"only watching: {WATCHING}" if status.mode == "monitor" else ""),
         ("PAUSED", paused if status.state == "paused" else ""),
-        ("DISARMED", status.reason if status.state == "disarmed" else ""),
+        ("DISARMED", _disarmed(status) if status.state == "disarmed" else ""),
         ("FAILED", status.reason if status.state == "failed" else ""),
         ("STORM", f"no action for {duration(status.storm_left_ms / 1000)}" if status.storm_left_ms else ""),
         ("QUARANTINE", f"{', '.join(quarantined)}: trapped; arm a fixed manifest" if quarantined else ""),
         ("working on", ", ".join(status.in_flight)),
     ]
+
+
+def _disarmed(status: Any) -> str:
+    return f"{status.reason or 'nothing was admitted'}: {arm_again(status)}"
+
+
+def arm_again(status: Any) -> str:
+    """What to type where nothing is armed, by why that is so."""
+    if status.reason.startswith("halted"):
+        return "pointcall halt --clear; then pointcall arm DIR"
+    return "pointcall arm DIR" if status.reason else "pointcall events --kind refusal says why; then pointcall arm DIR"
 
 
 def called(status: Any) -> list[tuple[str, str]]:
@@ -202,8 +212,12 @@ def told_apart(circuit: Any) -> str:
 
 def what_was_done(run: Any) -> str:
     """The actions of a run with their outcomes, and the rule that held one back."""
-    done = [f"{a.action} {a.target}: {a.guard_check or a.outcome}" for a in run.actions]
+    done = [f"{a.action} {a.target}: {_outcome(a)}" for a in run.actions]
     return (run.trap and f"trapped: {run.trap}") or ", ".join(done) or "nothing"
+
+
+def _outcome(action: Any) -> str:
+    return f"held back by {action.guard_check}" if action.guard_check else str(action.outcome)
 
 
 def tables(status: Any, runs: Any) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
@@ -235,10 +249,15 @@ def tables(status: Any, runs: Any) -> list[tuple[str, tuple[str, ...], list[tupl
         ),
         (
             "last runs",
-            ("run", "started", "runbook", "mode", "event", "actions"),
-            [(r.id, r.started[:19], r.runbook, r.mode, r.event, what_was_done(r)) for r in runs],
+            ("run", "started", "what"),
+            [(r.id, r.started[:19] + "Z", _what(r)) for r in runs],
         ),
     ]
+
+
+def _what(run: Any) -> str:
+    watching = " (monitor)" if run.mode == "monitor" else ""
+    return f"{run.runbook} on {run.event}{watching}: {what_was_done(run)}"
 
 
 def _print_table(console: Any, title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
@@ -249,7 +268,8 @@ def _print_table(console: Any, title: str, header: tuple[str, ...], rows: list[t
         return
     table = Table(box=None, title=title, title_justify="left", title_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for name in header:
-        table.add_column(name, header_style="dim")
+        # What is pasted into the next command is never cut: the run. Nor is its time.
+        table.add_column(name, header_style="dim", no_wrap=name in ("run", "started"), overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
     console.print(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from pointcall_executor.cli import connection, output
@@ -23,6 +24,14 @@ def run(args: argparse.Namespace) -> int:
             got=str(missing),
             hint="pip install 'pointcall[executor]'; `pointcall status` and `pointcall events -f` need nothing",
         ) from None
+    if args.json or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise output.EnvironmentRefusal(
+            "the live view needs a terminal", id="top.terminal", want="standard input and output at a terminal",
+            got="--json" if args.json else "a pipe or a file", hint="pointcall status, pointcall events -f",
+        )  # fmt: skip
     folder = output.state_dir(args) / "run"
-    view.watch(args.socket or connection.socket_of(folder), every_s=max(0.2, args.every))
+    socket = args.socket or connection.socket_of(folder)
+    if (refusal := connection.forbidden(socket)) is not None:
+        raise refusal
+    view.watch(socket, every_s=max(0.2, args.every))
     return output.Exit.OK

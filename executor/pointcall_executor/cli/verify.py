@@ -71,10 +71,9 @@ def _evidence(pack: Pack) -> dict[str, Any]:
 
 
 def _print_evidence(evidence: dict[str, Any] | None) -> None:
-    from rich.console import Console
 
     if evidence is not None:
-        Console(highlight=False).print_json(data=evidence, default=str)
+        output.console().print_json(data=evidence, default=str)
 
 
 def _log(args: argparse.Namespace) -> int:

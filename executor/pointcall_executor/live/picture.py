@@ -6,6 +6,7 @@ lost on a terminal without colours. What is not known is said to be not known.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,16 +14,19 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 from pointcall_executor.cli.connection import duration
-from pointcall_executor.cli.status import WATCHING, called, held_back, left, told_apart
+from pointcall_executor.cli.status import WATCHING, arm_again, called, held_back, left, told_apart
 
 Level = Literal["info", "warning", "alarm"]
 MARKS: Final = {"info": " ", "warning": "!", "alarm": "‼"}
 RECENT_S: Final = 900  # an alarm of the feed counts as wrong now for so long
+HELD_S: Final = 900  # a refusal of the feed counts as held back for so long; what still waits is in the status
+TODAY_S: Final = 72_000  # what is older is told with its date
 SOON_S: Final = 86_400  # before a manifest ends
 LATE_RENEWAL_MS: Final = 150_000  # renewing waits two minutes for runs in flight, and tries again every 30 s
 PEOPLE_MAX: Final = 3  # escalations and approvals with a line of their own
 LATE_COPY_S: Final = 60  # the default of the setting lag_seconds
 UNSIGNED_MAX: Final = 1000  # entries after the newest checkpoint; one is made every second
+_DIGEST: Final = re.compile(r"\b[0-9a-f]{40,}\b")
 _LEVELS: Final = ("alarm", "warning", "info")
 
 
@@ -43,6 +47,7 @@ class Seen:
     items: Sequence[Any]
     now: datetime
     away_since: datetime | None = None
+    away_why: str = ""  # what the last look failed with
     stuck: bool = False  # the core's loop did not turn between two looks
     socket: str = ""
 
@@ -68,7 +73,7 @@ def picture(seen: Seen) -> Picture:
     wrong = sorted(_wrong(seen), key=lambda line: _LEVELS.index(line.level))
     held = tuple(_held(seen))
     level = wrong[0].level if wrong else "info"
-    return Picture(_headline(seen), level, tuple(wrong), held, tuple(_done(seen.items)))
+    return Picture(_headline(seen), level, tuple(wrong), held, tuple(_done(seen.items, seen.now)))
 
 
 def _headline(seen: Seen) -> str:
@@ -86,8 +91,9 @@ def _wrong(seen: Seen) -> Iterable[Line]:
     if seen.away_since is not None:
         since = seen.away_since.strftime("%H:%M:%S")
         old = "" if status is None else " What you see below is from before."
+        why = f" ({seen.away_why})" if seen.away_why else ""
         yield Line(
-            "alarm", f"the executor does not answer since {since}.{old}",
+            "alarm", f"the executor does not answer since {since}{why}.{old}",
             "is it running? systemctl status pointcall; journalctl -u pointcall -n 50",
         )  # fmt: skip
     if status is None:
@@ -119,7 +125,7 @@ def _state(status: Any) -> Iterable[Line]:
         yield Line("alarm", f"the executor failed: {status.reason}", "read the journal's disk, then restart pointcall")
     if status.state == "disarmed":
         why = f" ({status.reason})" if status.reason else ""
-        yield Line("alarm", f"nothing is armed{why}: no runbook acts, no circuit protects", "pointcall arm DIR")
+        yield Line("alarm", f"nothing is armed{why}: no runbook acts, no circuit protects", arm_again(status))
 
 
 def _manifest(status: Any, now: datetime) -> Iterable[Line]:
@@ -134,7 +140,7 @@ def _manifest(status: Any, now: datetime) -> Iterable[Line]:
 
 def _services(services: Iterable[Any]) -> Iterable[Line]:
     for s in services:
-        again = f", recreated {s.restarts} times in 1 h" if s.restarts else ""
+        again = f", recreated {s.restarts} time{'s' * (s.restarts != 1)} in 1 h" if s.restarts else ""
         if s.state not in ("running", "elsewhere"):
             yield Line(
                 "alarm",
@@ -193,7 +199,14 @@ def _alarms(items: Sequence[Any], now: datetime) -> Iterable[Line]:
         old = (now - datetime.fromisoformat(item.at)).total_seconds() > RECENT_S
         if item.level == "alarm" and not old:
             hint = f"pointcall log show {item.run}" if item.run else ""
-            yield Line("alarm", f"{item.at[11:19]} {item.text}", hint)
+            yield Line("alarm", f"{_when(item, now)} {item.text}", hint)
+
+
+def _when(item: Any, now: datetime) -> str:
+    """The time of day (UTC), with the date where that was not lately."""
+    at = datetime.fromisoformat(item.at)
+    old = (now - at).total_seconds() > TODAY_S
+    return at.strftime("%Y-%m-%d %H:%M" if old else "%H:%M:%S")
 
 
 def _held(seen: Seen) -> Iterable[Line]:
@@ -214,17 +227,21 @@ def _held(seen: Seen) -> Iterable[Line]:
         yield Line("info", f"only watching (mode monitor): {', '.join(monitored)}")
     for target in status.in_flight:
         yield Line("info", f"working on {target} now")
-    refused = [i for i in reversed(seen.items) if i.kind == "refusal"]
-    for item in refused:
+    waiting = {held.run for held in status.held_back}
+    for item in reversed(seen.items):
+        if item.kind != "refusal" or (seen.now - datetime.fromisoformat(item.at)).total_seconds() > HELD_S:
+            continue
+        if item.id == "guard.approval" and item.run not in waiting:
+            continue  # it was given since, or nothing waits for it any more
         allowed = f"; allowed by: {item.hint}" if item.hint else ""
-        yield Line("warning", f"{item.at[11:19]} [{item.id}] {item.text}{allowed}")
+        yield Line("warning", f"{_when(item, seen.now)} [{item.id}] {item.text}{allowed}")
 
 
-def _done(items: Sequence[Any]) -> Iterable[Line]:
+def _done(items: Sequence[Any], now: datetime) -> Iterable[Line]:
     for item in reversed(items):
         if item.kind in ("run", "action", "circuit", "config", "lost"):
             kind = "" if item.kind == "circuit" else f"{item.kind}: "
-            yield Line(item.level, f"{item.at[11:19]} {kind}{item.text}")
+            yield Line(item.level, f"{_when(item, now)} {kind}{item.text}")
 
 
 # ---- as a page ------------------------------------------------------------------------------------------------------
@@ -246,32 +263,65 @@ def page(shown: Picture, width: int, height: int, now: datetime) -> tuple[Row, .
     clock = now.astimezone(UTC).strftime("%H:%M:%SZ")
     head = Row("head", f"{_cut(shown.headline, width - len(clock) - 1):{width - len(clock) - 1}} {clock}")
     room = height - 1
-    wrong = _section("WRONG NOW", _rows(shown.wrong), "nothing is wrong", max(2, room // 3), width)
-    following = _section("DO NEXT", [("do", f"→ {text}") for text in shown.next], "", max(2, room // 5), width)
-    held = _section("HELD BACK", _rows(shown.held), "nothing is held back", max(2, room // 4), width)
-    left_over = max(2, room - len(wrong) - len(following) - len(held))
-    done = _section("LAST DONE", _rows(shown.done), "nothing yet", left_over, width)
-    return (head, *wrong, *following, *held, *done)[:height]
+    sections = (
+        _Section("WRONG NOW", _rows(shown.wrong), "nothing is wrong", max(2, room // 3)),
+        _Section("DO NEXT", [("do", f"→ {text}") for text in shown.next], "", max(2, room // 5)),
+        _Section("HELD BACK", _rows(shown.held), "nothing is held back", max(2, room // 4)),
+        _Section("LAST DONE", _rows(shown.done), "nothing yet", max(2, min(6, room // 4))),
+    )
+    sizes = [section.whole(width) for section in sections]
+    for n in reversed(range(len(sections))):
+        too_many = sum(sizes) - room
+        sizes[n] -= max(0, min(too_many, sizes[n] - sections[n].least))
+    rows = (row for section, size in zip(sections, sizes, strict=True) for row in section.drawn(width, size))
+    return (head, *rows)[:height]
 
 
 def _rows(lines: Iterable[Line]) -> list[tuple[str, str]]:
-    return [(line.level, f"{MARKS[line.level]} {line.text}") for line in lines]
+    return [(line.level, f"{MARKS[line.level]} {_DIGEST.sub(_short, line.text)}") for line in lines]
 
 
-def _section(title: str, rows: list[tuple[str, str]], empty: str, room: int, width: int) -> list[Row]:
-    """A title with its rows in `room` rows; without rows it says so, or is not there."""
-    if not rows and not empty:
-        return []
-    wrapped = [(style, part) for style, text in rows for part in _wrapped(text, width)]
-    fits = rows[: room - 1] if len(rows) < room else rows[: room - 2]
-    more = len(rows) - len(fits)
-    if len(wrapped) < room:
-        fits = wrapped
-    shown = [Row(style, _cut(text, width)) for style, text in fits]  # type: ignore[arg-type]
-    if more:
-        shown.append(Row("info", _cut(f"  … and {more} more: pointcall events", width)))
-    title_row = Row("title", f"── {title} ".ljust(width, "─"))
-    return [title_row, *(shown or [Row("info", _cut(f"  {empty}", width))])]
+def _short(digest: re.Match[str]) -> str:
+    """Nobody compares 64 digits on this page; the events have them whole."""
+    return digest[0][:16] + "…"
+
+
+@dataclass(frozen=True, slots=True)
+class _Section:
+    """A title with its rows (style, text); without rows it says `empty`, or is not there. `least`: how many rows of
+    the page it keeps, its title included, where there is too little room."""
+
+    title: str
+    rows: Sequence[tuple[str, str]]
+    empty: str
+    least: int
+
+    def whole(self, width: int) -> int:
+        """How many rows of the page it takes with nothing cut."""
+        if not self.rows:
+            return 2 if self.empty else 0
+        return 1 + sum(len(_wrapped(text, width)) for _, text in self.rows)
+
+    def drawn(self, width: int, room: int) -> list[Row]:
+        """In at most `room` rows. Lines are whole as long as there is room; what does not fit is counted."""
+        if not self.rows and not self.empty:
+            return []
+        shown: list[Row] = []
+        left_over = len(self.rows)
+        space = room - 1 if self.whole(width) <= room else room - 2  # one row says how many more there are
+        for style, text in self.rows:
+            parts = _wrapped(text, width)
+            if len(parts) > space - len(shown):
+                if space - len(shown) < 1:
+                    break
+                keep = space - len(shown)
+                parts = [*parts[: keep - 1], _cut(" ".join((parts[keep - 1], *map(str.strip, parts[keep:]))), width)]
+            shown += [Row(style, _cut(part, width)) for part in parts]  # type: ignore[arg-type]
+            left_over -= 1
+        if left_over:
+            shown.append(Row("info", _cut(f"  … and {left_over} more: pointcall events", width)))
+        title = Row("title", f"── {self.title} ".ljust(width, "─")[:width])
+        return [title, *(shown or [Row("info", _cut(f"  {self.empty}", width))])]
 
 
 def _wrapped(text: str, width: int) -> list[str]:

@@ -163,6 +163,7 @@ class View(App[None]):
         self._status: Any | None = None
         self._items: list[Any] = []
         self._away_since: datetime | None = None
+        self._away_why = ""
         self._stuck = False
         self._busy = False
 
@@ -189,13 +190,15 @@ class View(App[None]):
     def _ask(self) -> None:
         try:
             status, items = self._node.look()
-        except PointcallError:
-            self.call_from_thread(self._no_answer)
+        except PointcallError as refusal:
+            self.call_from_thread(self._no_answer, refusal.message)
+        except Exception as error:  # a look that ended otherwise must not be the last one: the page would stand still
+            self.call_from_thread(self._no_answer, f"{type(error).__name__}: {error}")
         else:
             self.call_from_thread(self._answered, status, items)
 
-    def _no_answer(self) -> None:
-        self._busy = False
+    def _no_answer(self, why: str) -> None:
+        self._busy, self._away_why = False, why
         self._away_since = self._away_since or self._clock()
         self.draw()
 
@@ -210,7 +213,9 @@ class View(App[None]):
     def seen(self) -> Picture:
         """What there is to say now."""
         now = self._clock()
-        return picture(Seen(self._status, self._items, now, self._away_since, self._stuck, self._socket))
+        return picture(
+            Seen(self._status, self._items, now, self._away_since, self._away_why, self._stuck, self._socket)
+        )
 
     def draw(self) -> None:
         """The page in the size that the terminal has now."""

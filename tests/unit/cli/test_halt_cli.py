@@ -18,9 +18,27 @@ def test_a_relative_state_folder_has_the_pins_of_the_absolute_one(
     dropped: list[Path] = []
     monkeypatch.setattr(Pins, "drop", lambda pins: dropped.append(pins.folder))
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "state" / "run").mkdir(parents=True)
     assert cli.main(["halt", "--state-dir", "state", "--reason", "stop"]) == 0
     assert dropped == [Pins(tmp_path / "state").folder]
     assert halted(tmp_path / "state") is not None
+
+
+@pytest.mark.parametrize("words", [("--reason", "stop"), ("--clear",)])
+def test_a_folder_that_no_executor_has_is_not_said_to_be_halted(
+    tmp_path: Path, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The real node would go on while somebody believes that it stands still."""
+    assert cli.main(["halt", *words, "--state-dir", str(tmp_path / "other")]) == 5
+    assert "[halt.state]" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_halt_needs_a_reason_with_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").mkdir()
+    assert cli.main(["halt", "--reason", " ", "--state-dir", str(tmp_path)]) == 2
+    assert "this needs a reason" in capsys.readouterr().err
+    assert halted(tmp_path) is None
 
 
 def test_whatever_lies_there_holds_the_node_still_and_nobody_waits_for_it(tmp_path: Path) -> None:

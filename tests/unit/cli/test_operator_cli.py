@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 
+from pointcall_attest.verdict import Check, Verdict
 from pointcall_executor import cli, daemon
 from pointcall_executor.api import backend
 from pointcall_executor.api.server import Server, serve
@@ -180,9 +181,41 @@ def test_status_shows_everything_that_a_person_asks_for(
         "9 entries (2 after the last checkpoint)", "2.5 MB", "0 events", "up 2 h 5 min",
         "db process running 4711 accepting 2", "10.0.0.7:5432 db forced ends in 1 min 5 s 3 17",
         "[::1]:53 udp dns closed - 0 0",
-        "recreate service/db: guard.rate", "EMULATED",
+        "recreate service/db: held back by guard.rate", "EMULATED",
     ):  # fmt: skip
         assert words in text, words
+
+
+def test_status_never_cuts_what_is_pasted_into_the_next_command(
+    node: Node, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    node.backend.log.recover()
+    assert node.run("status") == Exit.OK
+    text = capsys.readouterr().out
+    assert re.search(r"^[0-9A-Z]{26} +\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ ", text, re.MULTILINE), text
+    assert "…" not in text
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("halted: look", "halted: look: pointcall halt --clear; then pointcall arm DIR"),
+        ("", "nothing was admitted: pointcall events --kind refusal says why"),
+        ("a person disarmed it: x", "a person disarmed it: x: pointcall arm DIR"),
+    ],
+)
+def test_status_says_how_it_is_armed_again(
+    node: Node, reason: str, words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    from tests.unit.api import fake_backend
+
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(fake_backend, "STATUS", replace(STATUS, state="disarmed", reason=reason))
+    assert node.run("status") == Exit.OK
+    assert words in capsys.readouterr().out
 
 
 def test_status_begins_with_who_waits_for_a_person(
@@ -251,8 +284,10 @@ def test_events_are_lines_with_what_would_have_allowed_it(node: Node, capsys: py
     node.backend.log.refuse()
     assert node.run("events", "--last", "2") == Exit.OK
     lines = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3}   run +refusing-dependency on .*: applied \(3\.9 ms\) \w{26}", lines[0])
-    assert re.fullmatch(r"[\d:.]+ ! refusal +manifest edge-recovery: .* \[manifest\.expired\]", lines[1])
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ   run +refusing-dependency on .*: applied \(3\.9 ms\) \w{26}", lines[0]
+    )
+    assert re.fullmatch(r"[\dT:Z-]+ ! refusal +manifest edge-recovery: .* \[manifest\.expired\]", lines[1])
     assert lines[2].strip() == "allowed by: sign a newer manifest"
 
 
@@ -261,6 +296,18 @@ def test_only_the_kinds_that_were_asked_for(node: Node, capsys: pytest.CaptureFi
     node.backend.log.refuse()
     assert node.run("events", "--json", "--kind", "refusal") == Exit.OK
     assert [json.loads(line)["kind"] for line in capsys.readouterr().out.splitlines()] == ["refusal"]
+
+
+def test_a_kind_that_is_rare_is_found_behind_many_others(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a person is told to look for must not be hidden by what happened since."""
+    node.backend.log.refuse()
+    for _ in range(30):
+        node.backend.log.recover()
+    assert node.run("events", "--kind", "refusal", "--last", "1") == Exit.OK
+    assert "[manifest.expired]" in capsys.readouterr().out
+    assert node.run("events", "--kind", "proposal") == Exit.OK
+    assert "none of this kind among the last 100" in capsys.readouterr().err
+    assert node.run("events", "--last", "101") == Exit.USAGE
 
 
 def opened(n: int) -> CircuitEvent:
@@ -373,7 +420,64 @@ def test_one_that_does_not_answer_in_time_is_not_said_to_be_gone(
     assert time.monotonic() - begin < 10
     error = json.loads(capsys.readouterr().out)["error"]
     assert (error["id"], error["want"]) == ("api.deadline", "an answer within 0.3 s")
-    assert "may still be done" in error["hint"]
+    assert "pointcall halt" in error["hint"]  # asking again would wait again
+
+
+@pytest.mark.parametrize("words", [("status",), ("pause",), ("events", "-f"), ("approve", "--list")])
+def test_who_may_not_is_not_told_that_nobody_answers(node: Node, words: tuple[str, ...]) -> None:
+    """Who believes that nobody answers restarts an executor that runs."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a socket to somebody else")
+    for path in (node.state / "run").glob("*.sock"):
+        os.chown(path, 65534, 65534)
+    confined = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]  # nobody special, whoever it is
+    done = subprocess.run(
+        [*confined, sys.executable, "-m", "pointcall_executor.cli", *words, "--state-dir", str(node.state)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == Exit.ENVIRONMENT, done.stderr
+    assert "[api.permission]" in done.stderr
+    assert "sudo" in done.stderr
+
+
+def test_a_folder_where_nothing_ran_is_said_to_be_another_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["status", "--state-dir", str(tmp_path)]) == Exit.ENVIRONMENT
+    said = capsys.readouterr().err
+    assert "no executor has run with this state folder" in said
+    assert "--state-dir" in said
+    (tmp_path / "run").mkdir()
+    assert cli.main(["status", "--state-dir", str(tmp_path)]) == Exit.ENVIRONMENT
+    assert f"pointcall log tail --state-dir {tmp_path}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("top",), ("top", "--json")])
+def test_top_without_a_terminal_says_so_and_ends(node: Node, words: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pointcall_executor.cli", *words, "--state-dir", str(node.state)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20,
+    )  # fmt: skip
+    assert done.returncode == Exit.ENVIRONMENT
+    assert "top.terminal" in done.stdout + done.stderr
+
+
+def test_an_empty_reason_does_not_disarm(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    assert node.run("disarm", "--reason", "") == Exit.USAGE
+    assert node.backend.asked == []
+
+
+def test_a_manifest_that_is_refused_is_told_with_what_to_do(
+    node: Node, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "m.sigstore.json").write_text("{}")
+    failed = Check.of("tee.measurement", False, expected="a", observed="b", hint="look")
+    answer = backend.ArmAnswer(armed=False, manifest_sha256="", verdict=Verdict((failed,)))
+    monkeypatch.setattr(node.backend, "arm", lambda *_: answer)
+    assert node.run("arm", str(tmp_path)) == Exit.REFUSED
+    assert capsys.readouterr().out == "refused: tee.measurement\n  want a\n  got  b\n  hint: look\n"
 
 
 def test_arming_waits_longer_than_runs_in_flight_may_take() -> None:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import sqlite3
+import subprocess
+import sys
+from argparse import Namespace
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +15,9 @@ from typing import Any
 
 import pytest
 
+from pointcall_attest.verdict import Check, Verdict
 from pointcall_executor import cli
+from pointcall_executor.cli import output
 from pointcall_executor.cli.output import Exit
 from pointcall_executor.cli.verify import MAX_RECEIPT_BYTES
 from pointcall_executor.demo import story
@@ -121,3 +128,108 @@ def test_another_drill_blob_than_the_one_that_was_named(tmp_path: Path, capsys: 
         pytest.skip("the drill blob is not built")
     words = ("drill", "--cgroup", tmp_path, "--to", "127.0.0.1:1", "--first", "1", "--sha256", "0" * 64)
     assert refused(capsys, *words) == (Exit.REFUSED, "kernel.blob.digest")
+
+
+# ---- the same form for every error ----------------------------------------------------------------------------------
+
+
+def run_cli(*words: str, **over: Any) -> subprocess.CompletedProcess[str]:
+    """The command line as a process of its own."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)} | over.pop("environment", {})
+    where = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | over
+    return subprocess.run(
+        [sys.executable, "-m", "pointcall_executor.cli", *words], env=environment, text=True, timeout=60, **where
+    )
+
+
+@pytest.mark.parametrize("words", [("status", "--nosuch"), ("disarm",), ("log", "nosuch"), ("nosuch",)])
+def test_words_that_do_not_fit_have_an_id_a_hint_and_their_json(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(list(words)) == Exit.USAGE
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "[cli." in said.err
+    assert "hint: pointcall" in said.err
+    assert cli.main([*words, "--json"]) == Exit.USAGE
+    found = json.loads(capsys.readouterr().out)
+    assert (found["ok"], found["exit"]) == (False, 2)
+    assert found["error"]["id"] in ("cli.usage", "cli.verb")
+
+
+def test_what_the_system_refuses_has_the_same_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["build", str(tmp_path / "none")]) == Exit.ENVIRONMENT
+    said = capsys.readouterr().err
+    assert said.startswith("pointcall: error: No such file or directory [environment.os]\n  got  " + str(tmp_path))
+    assert "hint: is the path right?" in said
+
+
+def test_a_log_that_may_not_be_read_is_no_bug(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file to somebody else")
+    sqlite3.connect(tmp_path / "journal.db").close()
+    (tmp_path / "journal.db").chmod(0o600)
+    os.chown(tmp_path / "journal.db", 65534, 65534)
+    confined = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-m", "pointcall_executor.cli"]
+    done = subprocess.run(
+        [*confined, "log", "list", "--state-dir", str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == Exit.ENVIRONMENT, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "[environment.os]" in done.stderr
+
+
+def test_a_reader_that_went_away_is_no_refusal() -> None:
+    """Exit code 1 would say that a check failed."""
+    read, write = os.pipe()
+    os.close(read)
+    done = run_cli("explain", "CircuitOpened", stdout=write)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (Exit.OK, "")
+
+
+def test_a_terminal_without_the_characters_gets_others() -> None:
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    program = "from pointcall_executor.cli import output as o; o.speak_safely(); o.console().print(chr(0x2026))"
+    paths = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | plain | paths,
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "?\n", "")
+
+
+def test_a_verdict_has_whole_digests_on_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    output.print_verdict(Verdict((Check.of("manifest.form", True, expected="x", observed="ab" * 48),)))
+    text = capsys.readouterr().out
+    assert "…" not in text
+    assert "ab" * 48 in "".join(text.split())
+
+
+def test_an_output_that_is_full_is_said_once() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = run_cli("log", "list", "--json", "--state-dir", "/nonexistent", stdout=full)
+    assert done.returncode == Exit.ENVIRONMENT
+    assert "Traceback" not in done.stderr
+
+
+def test_root_on_a_node_means_the_state_of_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    none = Namespace(state_dir=None)
+    monkeypatch.setattr(output, "NODE", tmp_path)
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/alice"))
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert output.state_dir(none) == tmp_path
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert output.state_dir(none) == Path("/home/alice/.local/state/pointcall")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setenv("XDG_STATE_HOME", "/elsewhere")
+    assert output.state_dir(none) == Path("/elsewhere/pointcall")
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setattr(output, "NODE", tmp_path / "none")
+    assert output.state_dir(none) == Path("/home/alice/.local/state/pointcall")

@@ -57,6 +57,17 @@ def test_the_announced_process_is_killed(stuck: subprocess.Popen[str], tmp_path:
     assert halt.kill_executor(tmp_path, within=10) == "no executor runs"
 
 
+def test_a_second_executor_does_not_take_the_first_out_of_reach(stuck: subprocess.Popen[str], tmp_path: Path) -> None:
+    """A start by hand, beside the unit's, must not make a stuck executor one that nobody can end."""
+    with pytest.raises(halt.RunningError, match=f"process {stuck.pid}"):
+        halt.announce(tmp_path)
+    assert announced(tmp_path)["pid"] == stuck.pid
+    assert halt.kill_executor(tmp_path, within=10) == f"executor {stuck.pid} was killed"
+    halt.announce(tmp_path)  # it has ended, though nobody has waited for it
+    halt.announce(tmp_path)
+    assert announced(tmp_path)["pid"] == os.getpid()
+
+
 def test_a_process_that_was_born_later_is_not_killed(stuck: subprocess.Popen[str], tmp_path: Path) -> None:
     """The pid of an executor that ended may be another's by now."""
     body = announced(tmp_path)

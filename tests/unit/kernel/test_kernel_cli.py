@@ -46,6 +46,19 @@ def test_doctor_says_so_with_its_exit_code(
     shown = capsys.readouterr()
     assert all(f.id in shown.out for f in features)
     assert ("missing: gate" in shown.err) is (code == 5)
+    assert ("everything that is required is there" in shown.out) is (code == 0)
+
+
+def test_what_doctor_says_is_whole_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    place = "/sys/fs/cgroup/" + "x" * 60
+    monkeypatch.setattr(probe, "probe", lambda: [Feature("cgroup2", True, place, "the gate's scope and more words")])
+    assert doctor.run(parsed(doctor)) == 0
+    text = capsys.readouterr().out
+    assert "…" not in text
+    assert text.count("x") >= 60
 
 
 def test_doctor_says_where_the_limits_of_services_are_held_and_that_nothing_holds_them(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -183,8 +184,54 @@ def test_the_page_says_how_much_it_leaves_out() -> None:
     many = replace(BAD, services=tuple(backend.ServiceState(f"s{n}", "process", "stopped", 0) for n in range(40)))
     got = rows(many, HAPPENED, 80, 22)
     assert len(got) <= 22
-    assert any("… and 36 more" in row for row in got), got
+    (more,) = [row for row in got if re.search(r"… and \d+ more", row) and got.index(row) < got.index(title(got, "DO"))]
+    stopped = sum("does not run" in row for row in got[: got.index(more)])
+    assert f"… and {40 + 1 - stopped} more" in more, got  # one circuit is open too
     assert all(any(title in row for row in got) for title in ("WRONG NOW", "DO NEXT", "HELD BACK", "LAST DONE"))
+
+
+def title(got: list[str], words: str) -> str:
+    return next(row for row in got if row.startswith(f"── {words}"))
+
+
+def test_what_was_held_back_long_ago_is_not_held_back_now() -> None:
+    """A refusal of last week must not be taken for tonight's."""
+    item = replace(HAPPENED[2], at="2026-11-20T03:03:58.000000Z")
+    assert all("guard.flapping" not in line.text for line in told(QUIET, item).held)
+    run = replace(HAPPENED[1], at="2026-11-20T03:01:10.000000Z")
+    assert told(QUIET, run).done[0].text.startswith("2026-11-20 03:01 run: ")
+
+
+def test_a_digest_does_not_take_the_room_of_the_rest() -> None:
+    item = replace(HAPPENED[2], text=f"manifest: want {'ab' * 48}, got {'cd' * 48}", hint="look")
+    assert any(f"want {'ab' * 8}…, got {'cd' * 8}…" in row for row in rows(QUIET, (item,), 120, 40))
+
+
+def test_what_was_done_last_keeps_a_few_rows() -> None:
+    runs = tuple(replace(HAPPENED[1], text=f"done {n}") for n in range(40))
+    got = rows(BAD, (*runs, *[HAPPENED[2]] * 40), 80, 22)
+    assert sum("run: done" in row for row in got) >= 3, got
+
+
+def test_an_approval_that_was_given_is_not_asked_for_again() -> None:
+    item = replace(HAPPENED[2], run="01HELD", id="guard.approval")
+    assert all("guard.approval" not in line.text for line in told(QUIET, item).held)
+    assert any("guard.approval" in line.text for line in told(replace(QUIET, held_back=(HELD,)), item).held)
+
+
+def test_a_halted_node_is_not_armed_before_the_halt_is_cleared() -> None:
+    assert told(replace(QUIET, state="disarmed", reason="halted: look")).next == (
+        "pointcall halt --clear; then pointcall arm DIR",
+    )
+    assert "pointcall events --kind refusal" in told(replace(QUIET, state="disarmed")).next[0]
+
+
+def test_a_line_is_whole_where_there_is_room_for_it() -> None:
+    """The end of a refusal says what to type."""
+    many = tuple(replace(HAPPENED[1], text=f"done {n}") for n in range(40))
+    refused = replace(HAPPENED[2], hint="pointcall approve 01K9RBZ0000000000000000000")
+    got = rows(QUIET, (*many, *[refused] * 3), 80, 22)
+    assert sum("01K9RBZ0000000000000000000" in row for row in got) == 3, got
 
 
 @settings(max_examples=150, deadline=None)

@@ -95,6 +95,22 @@ def test_it_releases_the_circuit_that_was_chosen() -> None:
     on_a_terminal(story, FakeNode(BAD))
 
 
+def test_a_look_that_fails_in_another_way_is_not_the_last_one() -> None:
+    """The page would stand still, with the clock of then, and look well."""
+
+    async def story(pilot: Pilot[Any], app: View, node: FakeNode) -> None:
+        await until(pilot, app, "nothing is wrong")
+        look, node.look = node.look, broken  # type: ignore[method-assign]
+        await until(pilot, app, "does not answer since 03:04:05 (ValueError: no such field)")
+        node.look = look  # type: ignore[method-assign]
+        await until(pilot, app, "nothing is wrong")
+
+    def broken() -> Any:
+        raise ValueError("no such field")
+
+    on_a_terminal(story, FakeNode())
+
+
 def test_without_an_open_circuit_there_is_nothing_to_release() -> None:
     async def story(pilot: Pilot[Any], app: View, node: FakeNode) -> None:
         await until(pilot, app, "nothing is wrong")
