@@ -73,7 +73,9 @@ ACTION_THREADS: Final = 4  # actions on different targets at once; more would on
 WRITER_THREADS: Final = 2  # receipts, checkpoints
 RENEW_AGAIN_NS: Final = 30_000_000_000  # after a platform that gave no evidence
 PATIENCE_SECONDS: Final = 5.0  # how long somebody waits who asks for a change while another one is under way
-QUIET_SECONDS: Final = 120.0  # how long arming waits for the runs in flight, while no decision begins
+QUIET_SECONDS: Final = 120.0  # how long arming waits for a moment without a run in flight
+HOLD_SECONDS: Final = 1.0  # how long no decision begins for that, and then they may for a while
+BETWEEN_SECONDS: Final = 4.0
 RENEW_SECONDS: Final = 5.0  # how long an epoch's end waits for them, as long as it may be tried again
 CLOSE_SECONDS: Final = 1500.0  # how long closing does: longer than any grace and readiness together
 APPROVAL_NS: Final = 60_000_000_000  # what a person approved is decided again at once, and over after that
@@ -179,7 +181,7 @@ class Executor:
             self._renew("asked for")
 
     def _renew(self, reason: str, patience_s: float | None = None) -> None:
-        """`patience_s`: how long decisions are held for the runs in flight to end, QUIET_SECONDS where not given."""
+        """`patience_s`: how long to wait for a moment without a run in flight, QUIET_SECONDS where not given."""
         session = self._runs.session
         if session is None:
             attested, trust = self._epoch.attest(None, self.trust, datetime.now(UTC)), self.trust
@@ -264,8 +266,11 @@ class Executor:
                     self._recorder.record(refused(refusal.id, "manifest", refusal.want, refusal.got, refusal.hint))
                 raise
             except OSError as error:
-                got = ArmingError("the node cannot do what the manifest needs", id="arm.environment", got=str(error))
-                self._recorder.record(refused(got.id, "manifest", "", got.got, ""))
+                got = ArmingError(
+                    "the node cannot do what the manifest needs", id="arm.environment", want="a node that can",
+                    got=str(error), hint="see what it names, and `pointcall doctor`; then arm again",
+                )  # fmt: skip
+                self._recorder.record(refused(got.id, "manifest", got.want, got.got, got.hint))
                 raise got from error
 
     def _record_refusal(self, refusal: RefusedError) -> None:
@@ -749,11 +754,30 @@ class Executor:
 
     @contextlib.contextmanager
     def _quiet(self, patience_s: float | None = None) -> Iterator[None]:
-        """No decision begins, and none is in flight. ArmingError `arm.busy` if the runs in flight do not end."""
+        """No decision begins, and none is in flight. ArmingError `arm.busy` if the runs in flight do not end.
+
+        Where one takes long, decisions are held for a second at a time: nobody goes without them for its sake.
+        """
+        in_flight, within_s = self._runs.in_flight, QUIET_SECONDS if patience_s is None else patience_s
+        deadline_ns = time.monotonic_ns() + int(within_s * 1e9)
+        while True:
+            left_s = (deadline_ns - time.monotonic_ns()) / 1e9
+            with self._held():
+                if in_flight.ended_within(max(0.0, min(HOLD_SECONDS, left_s))):
+                    yield
+                    return
+            if left_s <= HOLD_SECONDS or self._closed:
+                raise ArmingError(
+                    "runs in flight do not end", id="arm.busy", want=f"a moment without one in {within_s:g} s",
+                    got=f"{in_flight.count} runs", hint="see which action takes so long: pointcall status",
+                )  # fmt: skip
+            in_flight.ended_within(min(BETWEEN_SECONDS, left_s - HOLD_SECONDS))
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """No decision begins."""
         self._loop.call(lambda: self._loop.hold(True))
         try:
-            if not self._runs.in_flight.ended_within(QUIET_SECONDS if patience_s is None else patience_s):
-                raise ArmingError("runs in flight do not end", id="arm.busy", got=f"{self._runs.in_flight.count} runs")
             yield
         finally:
             with contextlib.suppress(StoppedError):
@@ -817,6 +841,7 @@ class Executor:
         self._closed = True
         if (telling := self._runs.session or self._stopped) is not None:
             telling.channels.hurry()  # a channel that nobody answers must not hold up the end
+        self._node.hurry()
         self._brake.outdate()
         with self._arming, contextlib.suppress(PointcallError):
             self._loop.call(lambda: self._disarm(reason, leave=self.config.pin))
@@ -827,7 +852,12 @@ class Executor:
         self._messenger.close()
         session = self._runs.session or self._stopped
         if stop_services and session is not None:
-            session.services.stop_all()
+            try:
+                session.services.stop_all()
+            except (PointcallError, OSError) as error:
+                want, hint = "every service stopped", "end what runs by hand"
+                with contextlib.suppress(PointcallError):
+                    self._recorder.record(refused("service.left", "services", want, str(error), hint))
         self._node.shutdown()
         if self.failure is None:
             try:

@@ -1,8 +1,8 @@
 """The messenger: tells channels that may be slow, beside everything else, and calls people until somebody answers.
 
 One thread sends; the loop owns everything else here. A channel that hangs holds up no decision, and cannot pile up
-calls: after one that took long and failed, those fail at once that were waiting meanwhile. Not here: what is remembered
-about who was called (waiting.py), how a channel is told (channels.py).
+calls: after one that took long and failed, notifications fail at once that were waiting meanwhile. Not here: what is
+remembered about who was called (waiting.py), how a channel is told (channels.py).
 """
 
 from __future__ import annotations
@@ -133,12 +133,9 @@ class Messenger:
                 return True
             return False
 
-        asked_ns = time.monotonic_ns()
-
         def work() -> None:
             try:
-                if self._answers(number, asked_ns):
-                    self._timed(number, tell)
+                self._timed(number, tell)  # whoever waits for a person is not passed over, and waits for nothing else
             finally:
                 self._loop.post(told)
 

@@ -75,7 +75,7 @@ class RecordedSensors:
     def isolations(self) -> Mapping[int, int]:
         return {cgroup_id: until_ns for cgroup_id, until_ns in self.isolated.items() if until_ns > time.monotonic_ns()}
 
-    def watch(self, cgroup_id: int) -> None:
+    def watch(self, cgroup_id: int, name: str) -> None:
         self.watched.add(cgroup_id)
 
     def unwatch(self, cgroup_id: int) -> None:
@@ -277,6 +277,9 @@ class RecordedNode:
     def ended(self) -> Mapping[str, Sequence[str]]:
         """Nothing was."""
         return {}
+
+    def hurry(self) -> None:
+        """Nobody waits."""
 
     def shutdown(self) -> None:
         """Nothing to end."""

@@ -39,7 +39,7 @@ from pointcall_executor.kernel.storage import Histogram, StorageSensor
 from pointcall_executor.kernel.syscalls import SyscallSensor
 from pointcall_executor.kernel.tamper import TamperGuard
 from pointcall_executor.kernel.transport import TransportSensor
-from pointcall_executor.learning import Key, Learned, Learning
+from pointcall_executor.learning import Learned, Learning
 from pointcall_executor.pins import Pins
 from pointcall_executor.resolvers import Resolvers
 from pointcall_executor.sensor_objects import Loading, pressure_watch
@@ -256,24 +256,20 @@ class KernelSensors:
             for d in sorted(left)
         }
 
-    def watch(self, cgroup_id: int) -> None:
-        """A declared service runs in this cgroup now. KernelError where a pressure trigger is refused."""
+    def watch(self, cgroup_id: int, name: str) -> None:
+        """This declared service runs in this cgroup now. KernelError where a pressure trigger is refused."""
         with self._changing:
-            self._watch(cgroup_id)
+            self._watch(cgroup_id, name)
 
-    def _watch(self, cgroup_id: int) -> None:
+    def _watch(self, cgroup_id: int, name: str) -> None:
         for each in self._objects.values():
             if isinstance(each, LifecycleSensor):
                 each.watch(cgroup_id)
         if self._learning is not None:
-            self._learning.watch(cgroup_id, self._service(cgroup_id), time.clock_gettime_ns(time.CLOCK_MONOTONIC))
+            key = name, self._services.get(name, "")
+            self._learning.watch(cgroup_id, key, time.clock_gettime_ns(time.CLOCK_MONOTONIC))
         if self._pressure is not None:
             self._pressure.watch(cgroup_id)
-
-    def _service(self, cgroup_id: int) -> Key:
-        """The service of a cgroup, by the name of its folder: <service>.<number>."""
-        name = by_id(cgroup_id).path.name.rpartition(".")[0]
-        return name, self._services.get(name, "")
 
     def unwatch(self, cgroup_id: int) -> None:
         with self._changing:

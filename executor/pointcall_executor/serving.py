@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -35,6 +36,10 @@ from pointcall_executor.telemetry.station import Station
 from pointcall_runbook.errors import PointcallError
 
 FLUSH_SECONDS: Final = 1.0
+# What passes by itself, most of all while a machine starts; after so long it is tried again, then after twice as long.
+PASSING: Final = frozenset({"service.manager"})
+RETRY_SECONDS: Final = 15.0
+RETRY_MAX_SECONDS: Final = 600.0
 
 
 class Serving:
@@ -46,6 +51,8 @@ class Serving:
         self._wake = threading.Event()
         self._working: threading.Thread | None = None  # arms, or reads again: that may take long, a stop must not
         self._at_work = False
+        self._retry_at: float | None = None  # CLOCK_MONOTONIC
+        self._retry_s = RETRY_SECONDS
         self._reload = False
         self._stop = ""
         self._server: Server | None = None
@@ -118,6 +125,7 @@ class Serving:
 
     def _arm(self, executor: Executor) -> None:
         """Arm what lies in the manifest's folder, unless a person has disarmed this node."""
+        self._retry_at = None
         try:
             if executor.disarmed_by_hand:
                 say(_line(executor), hint="`pointcall arm` arms again")
@@ -129,6 +137,11 @@ class Serving:
             admitted = executor.arm(bundle, by_itself=True)
         except PointcallError as refusal:
             say("refused", check=refusal.id, want=repr(refusal.want), got=repr(refusal.got))
+            if refusal.id in PASSING and executor.admitted is None:
+                self._retry_at, self._retry_s = (
+                    time.monotonic() + self._retry_s,
+                    min(2 * self._retry_s, RETRY_MAX_SECONDS),
+                )
             return
         except OSError as error:
             say("the manifest's folder cannot be read", error=repr(str(error)))
@@ -158,8 +171,10 @@ class Serving:
                     self._failure = error
                     return
             if self._reload and not self._at_work:
-                self._reload = False
+                self._reload, self._retry_s = False, RETRY_SECONDS
                 self._work(lambda: self._again(executor))
+            elif self._retry_at is not None and time.monotonic() >= self._retry_at and not self._at_work:
+                self._work(lambda: self._arm(executor))
 
     def _again(self, executor: Executor) -> None:
         """SIGHUP: settings that can change while running, the trust folder, and the manifest folder."""

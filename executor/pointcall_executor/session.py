@@ -92,7 +92,7 @@ class Session:
                         del self._left[next(iter(self._left))]
             self.topology = self.topology.moved(number, cgroup_id)
             if cgroup_id:
-                self.sensors.watch(cgroup_id)
+                self.sensors.watch(cgroup_id, self.topology.names[number])
 
     def owner(self, cgroup_id: int) -> str:
         """The declared service that runs in this cgroup or did, "" for none."""

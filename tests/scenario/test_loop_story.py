@@ -884,6 +884,27 @@ def test_arming_waits_for_runs_in_flight_but_not_for_ever(watched: Watched, monk
     assert watched.next_receipt().actions[0].outcome == "applied"
 
 
+def test_while_arming_waits_for_a_slow_action_decisions_go_on(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched.arm()
+    monkeypatch.setattr(daemon, "HOLD_SECONDS", 0.05)
+    monkeypatch.setattr(daemon, "BETWEEN_SECONDS", 0.5)
+    slow, armed = Slow(watched, monkeypatch), watched.node.current_sensors
+    assert armed is not None
+    arming = threading.Thread(target=lambda: watched.arm(sequence=3))
+    arming.start()
+    eventually(lambda: watched.executor._loop._held)
+    armed.happen(opened())
+    assert watched.next_receipt().actions[0].guard.check == "guard.busy"
+    assert arming.is_alive()
+    slow.go.set()
+    assert watched.next_receipt().actions[0].outcome == "applied"
+    arming.join()
+    assert watched.executor.admitted is not None
+    assert watched.executor.admitted.manifest.sequence == 3
+
+
 def test_who_asks_for_a_change_while_another_takes_long_is_told_so_and_stopping_does_not_wait(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:

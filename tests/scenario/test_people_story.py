@@ -637,7 +637,7 @@ def test_what_waited_for_a_channel_that_does_not_answer_fails_at_once_and_what_c
     release.set()
     details = [watched.next_receipt().actions[0].detail for _ in range(5)]
     assert len(tried) == 1
-    assert [d for d in details if d == {"error": "the channel did not answer the message before"}] == details[1:]
+    assert sum(d == {"error": "the channel did not answer the message before"} for d in details) == 4
     assert watched.happen(failures(6)).actions[0].detail["error"]["id"] == "channel.unreachable"
     assert len(tried) == 2
 

@@ -287,7 +287,7 @@ class Sensors:
         found = {**pinned, **(self.isolations_held or {})}
         return {cgroup_id: until for cgroup_id, until in found.items() if until > self.scheduler.now}
 
-    def watch(self, cgroup_id: int) -> None:
+    def watch(self, cgroup_id: int, _name: str) -> None:
         self.scheduler.alive()
         if self.lifecycle is not None:
             self.lifecycle.watched.add(cgroup_id)

@@ -235,6 +235,9 @@ class Node:
     def channels(self, admitted: Any) -> Any:
         return servers.Channels(self._machine, admitted)
 
+    def hurry(self) -> None:
+        self._machine.scheduler.alive()
+
     def shutdown(self) -> None:
         self._machine.scheduler.alive()
 

@@ -44,6 +44,7 @@ class Kinds:
         self._closing: list[Callable[[], None]] = []
         self._followed: DeclaredServices | None = None
         self._over, self._looking = threading.Event(), threading.Lock()
+        self._hurried = threading.Event()
         self._following: threading.Thread | None = None
 
     @functools.cached_property
@@ -81,7 +82,7 @@ class Kinds:
             case "kubernetes":
                 from pointcall_executor.services.kubernetes import KubernetesService
 
-                return KubernetesService(declaration, self._cluster)
+                return KubernetesService(declaration, self._cluster, self._hurried)
             case _:
                 assert_never(declaration.kind)
 
@@ -101,6 +102,10 @@ class Kinds:
             with self._looking:
                 if self._followed is not None:
                     self._followed.follow()
+
+    def hurry(self) -> None:
+        """The executor ends: what a cluster does in its own time is not waited for."""
+        self._hurried.set()
 
     def close(self) -> None:
         """Let go of connections. Services go on."""

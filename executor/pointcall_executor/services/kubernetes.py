@@ -57,13 +57,14 @@ def _unexpected(error: Exception) -> ServiceError:
 class KubernetesService:
     """One declared workload. It has no process on this node: no signal, no freeze, no cgroup."""
 
-    def __init__(self, declaration: ServiceDeclaration, cluster: Cluster) -> None:
+    def __init__(self, declaration: ServiceDeclaration, cluster: Cluster, hurried: threading.Event) -> None:
+        """Once `hurried` is set nobody waits for the cluster: it goes on by itself, and the next executor looks."""
         assert isinstance(declaration.body, Kubernetes)
         self.declaration, self._declared = declaration, declaration.body
         self.name = declaration.name
         self.abilities = ABILITIES["kubernetes"]
         self.ours = False
-        self._cluster = cluster
+        self._cluster, self._hurried = cluster, hurried
         self._lock = threading.RLock()
         self._replaced: frozenset[str] = frozenset()  # uids of pods that were evicted and not yet replaced
         self.pid = self.cgroup_id = 0
@@ -149,10 +150,9 @@ class KubernetesService:
             verified = time.monotonic_ns()
             deadline = time.monotonic() + self._declared.timeout_ms / 1000
             while wrong := self._unready(self._pods()):
-                if time.monotonic() > deadline:
+                if self._over(deadline):
                     want = f"{self._declared.replicas} ready pods within {self._declared.timeout_ms} ms"
                     raise ServiceError(f"{self.name} is not ready", id="service.not-ready", want=want, got=wrong)
-                time.sleep(LOOK_SECONDS)
             self._replaced = frozenset()
         ready = time.monotonic_ns()
         what = f"{self._declared.replicas} pods of {self._declared.workload} are ready"
@@ -181,12 +181,11 @@ class KubernetesService:
             except NotFound:
                 return
             except TooManyDisruptions as refusal:
-                if time.monotonic() > deadline:
+                if self._over(deadline):
                     raise ServiceError(
                         f"a disruption budget protects {pod.name}", id="service.budget", want="an eviction allowed",
                         got=refusal.got, hint="the other pods must be healthy first; look at the budget",
                     ) from refusal  # fmt: skip
-                time.sleep(LOOK_SECONDS)
             except Conflict:
                 conflicts += 1
                 if conflicts > CONFLICTS_MAX:
@@ -195,6 +194,10 @@ class KubernetesService:
                 if found is None or found.uid != pod.uid or found.leaving:
                     return  # somebody else was faster
                 current = found
+
+    def _over(self, deadline: float) -> bool:
+        """Whether there is no more time, after a moment in which the cluster may have gone on."""
+        return time.monotonic() > deadline or self._hurried.wait(LOOK_SECONDS)
 
     def _again(self, path: str) -> Pod | None:
         try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import socket
 import tempfile
 import threading
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +24,7 @@ from pointcall_executor.arming import ArmingError
 from pointcall_executor.beginning import mtls_of
 from pointcall_executor.cli.output import Exit
 from pointcall_executor.config import RESTART, Config, ConfigError, load
+from pointcall_executor.services.managed import ServiceError
 from pointcall_executor.tee.platform import PlatformError
 from tests.unit.api.fake_backend import FakeBackend
 from tests.unit.api.test_caller import AUDITOR, RELYING, Authority
@@ -192,3 +195,50 @@ def test_a_stop_that_takes_long_asks_the_service_manager_for_more_time(
         manager.close()
     assert told.index("READY=1") < told.index("STOPPING=1") < len(told) - 1
     assert told[-1] == "EXTEND_TIMEOUT_USEC=30000"
+
+
+def test_what_passes_by_itself_is_tried_again_later_and_later_until_it_is_armed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A service manager that is not there yet while the machine starts."""
+    monkeypatch.setattr(serving, "FLUSH_SECONDS", 0.01)
+    monkeypatch.setattr(serving.Bundle, "read", lambda _folder: SimpleNamespace(signatures=(b"",)))
+    tried: list[float] = []
+    executor: Any = SimpleNamespace(failure=None, admitted=None, disarmed_by_hand="")
+
+    def arm(_bundle: Any, *, by_itself: bool) -> Any:
+        assert by_itself
+        tried.append(time.monotonic())
+        if len(tried) < 4:
+            raise ServiceError("the service manager does not answer", id="service.manager")
+        executor.admitted = SimpleNamespace(
+            manifest=SimpleNamespace(name="lab", sequence=1), verdict=SimpleNamespace(tier="emulated")
+        )
+        executor.state = SimpleNamespace(guard=SimpleNamespace(paused=""))
+        return executor.admitted
+
+    executor.arm = arm
+    begun: Any = SimpleNamespace(manager=service_manager.ServiceManager("", 0), config=Config())
+    made = serving.Serving(begun, tmp_path, None, tmp_path)
+    made._retry_s = 0.05
+    made._arm(executor)
+    stop = threading.Timer(2, lambda: made._on_signal(signal.SIGTERM, None))
+    stop.start()
+    made._wait(executor)
+    stop.join()
+    assert len(tried) == 4
+    pauses = [later - earlier for earlier, later in itertools.pairwise(tried)]
+    assert pauses[0] >= 0.05
+    assert pauses[1] >= 0.1
+    assert pauses[2] >= 0.2
+
+
+def test_what_does_not_pass_by_itself_is_not_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def arm(*_: Any, **__: Any) -> Any:
+        raise ServiceError("a file changed", id="service.digest")
+
+    monkeypatch.setattr(serving.Bundle, "read", lambda _folder: SimpleNamespace(signatures=(b"",)))
+    begun: Any = SimpleNamespace(manager=service_manager.ServiceManager("", 0), config=Config())
+    made = serving.Serving(begun, tmp_path, None, tmp_path)
+    made._arm(SimpleNamespace(arm=arm, failure=None, admitted=None, disarmed_by_hand=""))  # type: ignore[arg-type]
+    assert made._retry_at is None

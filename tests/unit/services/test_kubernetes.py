@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +42,7 @@ def server(tmp_path: Path) -> Iterator[ApiServer]:
 
 
 def service(server: ApiServer, **over: Any) -> KubernetesService:
-    return KubernetesService(declared("kubernetes", "web", WEB | over), Cluster(server.kubeconfig()))
+    return KubernetesService(declared("kubernetes", "web", WEB | over), Cluster(server.kubeconfig()), threading.Event())
 
 
 def test_pods_are_evicted_by_uid_and_version_and_replaced(server: ApiServer) -> None:
@@ -158,6 +159,16 @@ def test_what_runs_as_declared_is_taken_over(server: ApiServer) -> None:
     server.looks_until_ready = 10_000
     assert service(server).adopt() == "1 of 2 pods are ready"
     assert server.evictions == []
+
+
+def test_who_ends_waits_for_no_cluster(server: ApiServer) -> None:
+    hurried = threading.Event()
+    body = WEB | {"replicas": 9, "timeout_ms": 600_000}
+    one = KubernetesService(declared("kubernetes", "web", body), Cluster(server.kubeconfig()), hurried)
+    threading.Timer(0.2, hurried.set).start()
+    with pytest.raises(ServiceError) as refusal:
+        one.start()
+    assert (refusal.value.id, refusal.value.got) == ("service.not-ready", "2 of 9 pods are ready")
 
 
 def test_what_it_cannot_do_it_says(server: ApiServer) -> None:
@@ -290,7 +301,9 @@ def test_a_real_cluster() -> None:
         kubectl("-n", namespace, "apply", "-f", "-", input=REAL.replace("IMAGE", json.dumps(image)))
         kubectl("-n", namespace, "rollout", "status", "deployment/web", "--timeout=150s")
         body = WEB | {"namespace": namespace, "images": {"web": image}, "timeout_ms": 120_000}
-        one = KubernetesService(declared("kubernetes", "web", body), Cluster(Path(os.environ["KUBECONFIG"])))
+        one = KubernetesService(
+            declared("kubernetes", "web", body), Cluster(Path(os.environ["KUBECONFIG"])), threading.Event()
+        )
         before = {p.uid for p in one._pods()}
         assert one.adopt() == ""
         one.destroy(1_000_000_000)

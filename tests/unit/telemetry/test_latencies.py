@@ -66,7 +66,7 @@ class Kernel:
             for sensor, rows in self._counts.items()
         }
 
-    def watch(self, cgroup_id: int) -> None:
+    def watch(self, cgroup_id: int, name: str) -> None:
         """Nothing to watch here."""
 
     def unwatch(self, cgroup_id: int) -> None:
