@@ -22,7 +22,7 @@ from pointcall_executor.core.event import Source, StorageEvent, decode
 from pointcall_executor.core.guard import Rules
 from pointcall_executor.core.hung import InFlight
 from pointcall_executor.kernel.cgroup import Cgroup
-from pointcall_executor.kernel.storage import BLOBS, KEY, VALUE, StorageSensor
+from pointcall_executor.kernel.storage import BLOBS, KEY, STARTED, VALUE, StorageSensor
 from pointcall_executor.sensors import KernelSensors
 from pointcall_runbook.vocabulary import Operation
 from tests.kernel.lab import member, need_blob, read_blob
@@ -69,9 +69,20 @@ def until(condition: Callable[[], object], seconds: float = 20) -> None:
         time.sleep(0.01)
 
 
-def ids(sensor: StorageSensor) -> set[int]:
-    """What the kernel believes to be in flight, by its own numbers."""
-    return {int.from_bytes(key, "little") for key, _ in sensor._maps["in_flight"].batch()}
+def device_of(file: Any) -> int:
+    """Of the file system of an open file. Others use this kernel as well: only ours is looked at."""
+    return kernel_device(os.fstat(file.fileno()).st_dev)
+
+
+def ids(sensor: StorageSensor, device: int) -> set[int]:
+    """What the kernel believes to be in flight there, by its own numbers."""
+    entries = sensor._maps["in_flight"].batch()
+    return {int.from_bytes(key, "little") for key, value in entries if STARTED.unpack(value)[2] == device}
+
+
+def asked(sensor: StorageSensor, device: int) -> list[InFlight]:
+    """What is in flight there; the kernel was asked about each."""
+    return [each for each in sensor.in_flight(now_ns()) if each.what.device == device]
 
 
 def put(sensor: StorageSensor, number: int, at_ns: int, value: bytes = bytes(16)) -> None:
@@ -115,11 +126,11 @@ def reported_twice(armed: Armed, device: int, operation: Operation) -> StorageEv
 
 def test_a_fuse_server_that_never_answers(slow_fs: SlowFs, group: Cgroup) -> None:
     with slow_fs.path.open("r+b", buffering=0) as file, Armed(group, "fuse", hung_ms=HUNG_MS) as armed:
-        device = kernel_device(os.fstat(file.fileno()).st_dev)
+        device = device_of(file)
         with member("hangs") as mine, hanging(slow_fs, Op.WRITE, lambda: os.pwrite(file.fileno(), b"x", 0)):
             event = reported_twice(armed, device, Operation.WRITE)
             assert (event.source, event.cgroup, event.operations, event.slow) == (Source.FUSE, mine.id, 1, 1)
-        assert armed.told(1.5) == []
+        assert [e for e in armed.told(1.5) if e.device == device] == []
 
 
 def test_a_block_request_that_never_ends(
@@ -140,19 +151,20 @@ def test_a_block_request_that_never_ends(
 def test_a_sync_that_never_ends(slow_fs: SlowFs, group: Cgroup, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("ext4")
     with (
-        loop_ext4(slow_fs, folder) as loop, (folder / "file").open("wb", buffering=0) as file,
+        loop_ext4(slow_fs, folder), (folder / "file").open("wb", buffering=0) as file,
         Armed(group, "fsync", hung_ms=HUNG_MS) as armed,
     ):  # fmt: skip
+        device = device_of(file)
         file.write(b"x" * 4096)
         with member("syncs") as mine, hanging(slow_fs, Op.WRITE, lambda: os.fsync(file.fileno())):
-            event = reported_twice(armed, kernel_device(loop.stat().st_rdev), Operation.FSYNC)
+            event = reported_twice(armed, device, Operation.FSYNC)
             assert (event.source, event.cgroup) == (Source.FSYNC, mine.id)
-        assert armed.told(1.5) == []
+        assert [e for e in armed.told(1.5) if e.device == device] == []
 
 
 def test_a_read_of_any_file_system_that_never_ends(slow_fs: SlowFs, group: Cgroup) -> None:
     with slow_fs.path.open("rb", buffering=0) as file, Armed(group, "vfs", hung_ms=HUNG_MS) as armed:
-        device = kernel_device(os.fstat(file.fileno()).st_dev)
+        device = device_of(file)
         with member("reads") as mine, hanging(slow_fs, Op.READ, lambda: os.pread(file.fileno(), 512, 0)):
             event = reported_twice(armed, device, Operation.READ)
             assert (event.source, event.cgroup) == (Source.VFS, mine.id)
@@ -169,7 +181,7 @@ def test_a_file_that_waits_by_design_is_no_storage(group: Cgroup) -> None:
     folder.mkdir()
     try:
         with (folder / "trace_pipe").open("rb", buffering=0) as pipe, Armed(group, "vfs", hung_ms=HUNG_MS) as armed:
-            trace_device = kernel_device(os.fstat(pipe.fileno()).st_dev)
+            trace_device = device_of(pipe)
             waits = [
                 threading.Thread(target=lambda: pipe.read(64)),
                 threading.Thread(target=os.eventfd_read, args=[event]),
@@ -202,16 +214,16 @@ def test_a_wait_for_a_lock_is_no_slow_storage(slow_fs: SlowFs) -> None:
         sensor.attach()
         with hanging(slow_fs, Op.SETLKW, lambda: fcntl.lockf(one, fcntl.LOCK_EX)):
             until(lambda: slow_fs.waits(Op.SETLKW))
-            assert sensor.in_flight(0) == []
+            assert ids(sensor, device_of(one)) == set()
         with hanging(slow_fs, Op.FSYNC, lambda: os.fsync(other.fileno())):
-            until(lambda: sensor.in_flight(0))
+            until(lambda: ids(sensor, device_of(one)))
 
 
 def test_zero_is_never_and_nobody_looks(slow_fs: SlowFs, group: Cgroup) -> None:
     with slow_fs.path.open("r+b", buffering=0) as file, Armed(group, "fuse", hung_ms=0) as armed:
-        assert not [t for t in threading.enumerate() if t.name == "lookout"]
+        assert armed.sensors._lookout is None
         with hanging(slow_fs, Op.WRITE, lambda: os.pwrite(file.fileno(), b"x", 0)):
-            assert armed.told(1.5) == []
+            assert [e for e in armed.told(1.5) if e.device == device_of(file)] == []
 
 
 @pytest.mark.parametrize("name", BLOBS)
@@ -222,19 +234,20 @@ def test_a_stale_entry_is_not_reported_and_goes_away(name: str) -> None:
         addresses = {0, 8, 2**63 + 1, 0xFFFF888000000000, 0xFFFF888000100000, 2**64 - 8}
         for number in addresses:
             put(sensor, number, 1)
-            assert number in ids(sensor)
+            assert number in ids(sensor, 0)
         found = [each for each in sensor.in_flight(now_ns() - 10**9) if each.since_ns == 1]
         assert found == []
-        assert not addresses & ids(sensor)
+        assert not addresses & ids(sensor, 0)
 
 
 def test_a_request_whose_caller_was_killed_before_the_server_read_it_is_forgotten(slow_fs: SlowFs) -> None:
     """No tracepoint tells its end. The server is busy with another one, which is not forgotten."""
     with slow_fs.path.open("r+b", buffering=0) as file, StorageSensor(need_blob("fuse")) as sensor:
         sensor.attach()
+        device = device_of(file)
         with hanging(slow_fs, Op.READ, lambda: os.pread(file.fileno(), 512, 0)):
-            until(lambda: len(ids(sensor)) == 1)
-            (read,) = ids(sensor)
+            until(lambda: len(ids(sensor, device)) == 1)
+            (read,) = ids(sensor, device)
             pid = os.fork()
             if pid == 0:
                 try:
@@ -243,42 +256,42 @@ def test_a_request_whose_caller_was_killed_before_the_server_read_it_is_forgotte
                     os._exit(0)
 
             def operations() -> set[Operation]:
-                return {e.what.operation for e in sensor.in_flight(now_ns())}
+                return {each.what.operation for each in asked(sensor, device)}
 
-            until(lambda: operations() == {Operation.READ, Operation.WRITE})
-            os.kill(pid, signal.SIGKILL)  # it then closes the file, which waits for the server as well
+            try:
+                until(lambda: operations() == {Operation.READ, Operation.WRITE})
+            finally:
+                os.kill(pid, signal.SIGKILL)  # it then closes the file, which waits for the server as well
             until(lambda: Operation.WRITE not in operations())
             assert Operation.READ in operations()
-            assert read in ids(sensor)
-            assert Operation.WRITE not in {h.operation for h in sensor.histograms()}
+            assert read in ids(sensor, device)
+            assert Operation.WRITE not in {h.operation for h in sensor.histograms() if h.device == device}
         os.waitpid(pid, 0)
 
 
-class Syncs:
-    """A thread that syncs a file whenever it is told to; the number by which the kernel knows it."""
+@contextlib.contextmanager
+def synced(fs: SlowFs, sensor: StorageSensor, file: Any) -> Iterator[tuple[int, InFlight]]:
+    """A thread that has synced the file and lives until the end: its number in the kernel, and what was in flight."""
+    device, end = device_of(file), threading.Event()
 
-    def __init__(self, fs: SlowFs, sensor: StorageSensor, fd: int) -> None:
-        self._begin, self._end, self.fd = threading.Event(), threading.Event(), fd
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-        fs.delay(Op.WRITE, NEVER)
-        os.pwrite(fd, os.urandom(4096), 0)
-        self._begin.set()
-        until(lambda: ids(sensor))
-        self.going = sensor.in_flight(now_ns())
-        (self.number,) = ids(sensor)
-        (self.value,) = [value[8:] for _, value in sensor._maps["in_flight"].batch()]
+    def run() -> None:
+        os.fsync(file.fileno())
+        end.wait(60)
+
+    os.pwrite(file.fileno(), os.urandom(4096), 0)
+    fs.delay(Op.WRITE, NEVER)
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        until(lambda: ids(sensor, device))
+        (number,), (seen,) = ids(sensor, device), asked(sensor, device)
         fs.delay(Op.WRITE, 0)
-        until(lambda: not ids(sensor))
-
-    def _run(self) -> None:
-        self._begin.wait(60)
-        os.fsync(self.fd)
-        self._end.wait(60)
-
-    def end(self) -> None:
-        self._end.set()
-        self._thread.join(timeout=60)
+        until(lambda: not ids(sensor, device))
+        yield number, seen
+    finally:
+        fs.delay(Op.WRITE, 0)
+        end.set()
+        thread.join(timeout=60)
 
 
 def test_a_thread_that_lives_is_believed_until_the_kernel_says_that_it_skipped_an_end(
@@ -290,44 +303,44 @@ def test_a_thread_that_lives_is_believed_until_the_kernel_says_that_it_skipped_a
         StorageSensor(need_blob("fsync")) as sensor,
     ):  # fmt: skip
         sensor.attach()
-        syncs = Syncs(slow_fs, sensor, file.fileno())
-        (going,) = syncs.going
-        began = now_ns()
-        put(sensor, syncs.number, began, syncs.value)  # as if its end had been skipped
-        believed = InFlight(going.what, began)
-        assert sensor.in_flight(now_ns()) == [believed]
-        sensor._missed -= 1  # as if the kernel had counted that since the last look
-        assert sensor.in_flight(now_ns()) == []
-        assert sensor.in_flight(now_ns()) == []
-        assert ids(sensor) == {syncs.number}  # it is only doubtful
-        later = now_ns()
-        put(sensor, syncs.number, later, syncs.value)
-        assert sensor.in_flight(now_ns()) == [InFlight(going.what, later)]
-        syncs.end()
-        until(lambda: sensor.in_flight(now_ns()) == [])  # the thread is gone
-        assert ids(sensor) == set()
+        device = device_of(file)
+        with synced(slow_fs, sensor, file) as (number, seen):
+            value, began = KEY.pack(seen.what.cgroup, device, seen.what.operation), now_ns()
+            put(sensor, number, began, value)  # as if its end had been skipped
+            assert asked(sensor, device) == [InFlight(seen.what, began)]
+            sensor._missed -= 1  # as if the kernel had counted that since the last look
+            assert asked(sensor, device) == []
+            assert asked(sensor, device) == []
+            assert ids(sensor, device) == {number}  # it is only doubtful
+            later = now_ns()
+            put(sensor, number, later, value)
+            assert asked(sensor, device) == [InFlight(seen.what, later)]
+        until(lambda: asked(sensor, device) == [])  # the thread is gone
+        assert ids(sensor, device) == set()
 
 
 def test_nothing_is_in_flight_for_one_that_sees_no_ends(slow_fs: SlowFs) -> None:
     with slow_fs.path.open("r+b", buffering=0) as file, StorageSensor(need_blob("fuse")) as sensor:
         sensor.attach()
+        device = device_of(file)
         with hanging(slow_fs, Op.WRITE, lambda: os.pwrite(file.fileno(), b"x", 0)):
-            until(lambda: sensor.in_flight(0))
+            until(lambda: asked(sensor, device))
             sensor.detach()
             assert sensor.in_flight(0) == []
         sensor.attach()
-        assert sensor.in_flight(now_ns()) == []  # it ended meanwhile, and nobody was told
+        assert asked(sensor, device) == []  # it ended meanwhile, and nobody was told
 
 
 def test_what_hangs_is_reported_however_many_ends_were_never_told(slow_fs: SlowFs, group: Cgroup) -> None:
     with slow_fs.path.open("r+b", buffering=0) as file, Armed(group, "fuse", hung_ms=HUNG_MS) as armed:
-        sensor = armed.sensors._objects["fuse"]
+        sensor, device = armed.sensors._objects["fuse"], device_of(file)
         assert isinstance(sensor, StorageSensor)
         for number in range(2 * sensor._maps["in_flight"].info.max_entries):
             put(sensor, 2**63 + 8 * number, now_ns())
         with hanging(slow_fs, Op.WRITE, lambda: os.pwrite(file.fileno(), b"x", 0)):
-            assert [(e.operations, e.slow) for e in armed.told(20)] == [(1, 1)]
-            until(lambda: len(ids(sensor)) == 1)
+            assert reported_twice(armed, device, Operation.WRITE).operations == 1
+            until(lambda: ids(sensor, 0) == set())  # those that we put there
+            assert len(ids(sensor, device)) == 1
 
 
 def test_a_map_is_read_whole_while_others_come_and_go() -> None:
@@ -360,7 +373,7 @@ def test_a_map_is_read_whole_while_others_come_and_go() -> None:
 
 def test_an_empty_map_is_empty() -> None:
     with StorageSensor(need_blob("fuse")) as sensor:
-        assert sensor._maps["in_flight"].batch() == []
+        assert sensor._maps["in_flight"].batch() == []  # it is not attached
 
 
 @pytest.mark.parametrize("name", BLOBS)
