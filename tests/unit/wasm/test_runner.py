@@ -128,9 +128,12 @@ def test_runs_and_traps_leave_no_memory_behind() -> None:
             with pytest.raises(Trapped):
                 one.decide("Timer", (1, 0, 3, 4))
 
+    def grown_kib() -> int:
+        before = resident_kib()
+        work()
+        gc.collect()
+        return resident_kib() - before
+
     work()
     gc.collect()
-    before = resident_kib()
-    work()
-    gc.collect()
-    assert resident_kib() - before < 1024
+    assert min(grown_kib() for _ in range(3)) < 256  # a leak grows each time; other threads of this process may, once
