@@ -319,7 +319,7 @@ class DeclaredServices:
         for one in before.managed().values() if before is not None else ():
             if one in staying or not one.ours:
                 continue
-            if (unseen or one.declaration.kind != "process") and self._finds(one.declaration):
+            if self._finds(one.declaration):
                 one.release()  # it made room, and what is called so is the new one now
                 continue
             with _telling(told, one.name):
