@@ -698,6 +698,12 @@ class Executor:
         return session.services.pids() if session else {}
 
     @property
+    def admitted_last(self) -> Admitted | None:
+        """What is armed, or was until it was disarmed: what the running services are. None if nothing was yet."""
+        session = self._runs.session or self._stopped
+        return session.admitted if session else None
+
+    @property
     def session(self) -> Session | None:
         """What is armed, running; None if nothing is."""
         return self._runs.session
