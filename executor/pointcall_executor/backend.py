@@ -187,7 +187,7 @@ class ExecutorBackend:
         )
 
     def _services(self) -> tuple[ServiceState, ...]:
-        executor, admitted = self._executor, self._executor.admitted
+        executor, admitted = self._executor, self._executor.admitted_last
         history, now_ns = executor.state.guard.history, executor.now_ns()
         declared = {s.name: s for s in admitted.manifest.services} if admitted else {}
         kinds = {name: s.kind for name, s in declared.items()}

@@ -69,9 +69,13 @@ class Config(BaseModel):
     """Name of this node in log entries and in the log's origin."""
     mode: Literal["monitor", "enforce"] = "enforce"
     """`monitor`: everything is decided and recorded, and nothing acts, whatever the manifest says."""
-    cgroup: Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._/-]*$")] = "pointcall"
+    cgroup: Annotated[
+        str, Field(max_length=200, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._/-]*$"), AfterValidator(_folder_below)
+    ] = "pointcall"
     """Folder below the cgroup v2 root that holds the declared services."""
-    gate: Annotated[str, Field(max_length=200, pattern=r"^([A-Za-z0-9_][A-Za-z0-9._/-]*)?$")] = ""
+    gate: Annotated[
+        str, Field(max_length=200, pattern=r"^([A-Za-z0-9_][A-Za-z0-9._/-]*)?$"), AfterValidator(_folder_below)
+    ] = ""
     """Folder below the cgroup v2 root whose processes the breaker may refuse connects; empty means all of them."""
     tee: Literal["emulated", "sev-snp", "tdx"] = "sev-snp"
     """Where evidence comes from. There is no fallback: absent hardware is an error."""

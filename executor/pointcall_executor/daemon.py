@@ -124,8 +124,7 @@ class Executor:
         self._failed: frozenset[int] = frozenset()  # places in it of what did not succeed
         sys.setswitchinterval(SWITCH_SECONDS)
         self._epoch.open(self._epoch.attest(None, self.trust, datetime.now(UTC)), self.trust, None, (), "boot")
-        if anew:
-            left.recall_standing(state_dir, self.journal, self._recorder)
+        left.recall_standing(state_dir, self.journal, self._recorder, anew=anew)
         self._take_up()
         self._loop.start(self._runs.in_flight.full, self._runs.drain, self._tick, self._pause, self._detach)
 
@@ -697,6 +696,12 @@ class Executor:
         """Declared services and the pid of each, 0 where it does not run."""
         session = self._runs.session or self._stopped
         return session.services.pids() if session else {}
+
+    @property
+    def admitted_last(self) -> Admitted | None:
+        """What is armed, or was until it was disarmed: what the running services are. None if nothing was yet."""
+        session = self._runs.session or self._stopped
+        return session.admitted if session else None
 
     @property
     def session(self) -> Session | None:

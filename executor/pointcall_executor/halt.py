@@ -11,6 +11,7 @@ import json
 import os
 import select
 import signal
+import stat
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -102,17 +103,37 @@ class _Announced:
     fd: int
 
 
-def _alive(state: Path) -> _Announced | None:
+def _announcement(state: Path) -> tuple[int, str, int]:
+    """Who announced itself, when it was started, and whose word that is: the account that owns the file. OSError,
+    ValueError and the like where nobody did. The folder is the executor's own, and who reads may be root."""
+    fd = os.open(state / "run" / RUNNING, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        body = json.loads((state / "run" / RUNNING).read_bytes())
-        pid, started = int(body["pid"]), str(body["started"])
+        about = os.fstat(fd)
+        if not stat.S_ISREG(about.st_mode):
+            raise ValueError("no regular file")
+        body = json.loads(os.read(fd, MAX_BYTES))
+    finally:
+        os.close(fd)
+    return int(body["pid"]), str(body["started"]), about.st_uid
+
+
+def _account(pid: int) -> int:
+    """Which account a process runs as. OSError, ValueError where it has ended."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next((line for line in lines if line.startswith("Uid:")), "").split()[1])
+
+
+def _alive(state: Path) -> _Announced | None:
+    """Nobody's word is taken for a process of another account: it could be any one of the node."""
+    try:
+        pid, started, owner = _announcement(state)
         fd = os.pidfd_open(pid)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     try:
-        if _started(pid) == started and not _ended(fd, 0):
+        if _started(pid) == started and _account(pid) == owner and not _ended(fd, 0):
             return _Announced(pid, fd)
-    except (ProcessLookupError, FileNotFoundError):
+    except (OSError, ValueError, IndexError):  # it has ended meanwhile
         pass
     os.close(fd)
     return None

@@ -20,7 +20,8 @@ from pointcall_executor.services.groups import LIMITED, give_instances, remove_e
 
 READ: Final = ("trust", "manifest", "notices")  # folders that it reads and must not write
 OURS: Final = ("services", "proposals", "run")  # folders
-FILES: Final = ("journal.db*", "pins.*", "probes.jsonl", "standing.json")  # with these, all that is written
+# With these, all that is written.
+FILES: Final = ("journal.db*", "pins.*", "probes.jsonl", "learned.json", "standing.json")
 STATE_MODE: Final = 0o1771
 SPAWNER: Final = "spawner"  # no service is called so: theirs have a number behind a dot
 

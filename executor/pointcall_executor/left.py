@@ -58,17 +58,18 @@ def record_meanwhile(state_dir: Path, recorder: Recorder) -> None:
     probes.taken(state_dir)
 
 
-def recall_standing(state_dir: Path, journal: Journal, recorder: Recorder) -> None:
-    """Let a log that is begun anew know what the one before did, if there was one: how this node stands."""
-    found = standing.read(state_dir)
-    if found is None:
+def recall_standing(state_dir: Path, journal: Journal, recorder: Recorder, *, anew: bool) -> None:
+    """Let a log that is begun anew know what the one before did, if there was one: how this node stands. One that was
+    begun anew and does not know what was armed was cut off before that, which comes last."""
+    found = standing.read(state_dir) if anew or journal.highest_sequence(ARMED) is None else None
+    if found is None or not (anew or found.manifest is not None):
         return
-    if found.manifest is not None:
-        journal.raise_sequence(ARMED, found.sequence, found.manifest)
     detail: dict[str, JsonValue] = {"sequence": found.sequence, "manifest": found.manifest or NOTHING}
     recorder.record(entry.Config(what="the log before this one is gone", detail=detail))
     if found.disarmed is not None:
         recorder.record(disarmed(found.disarmed, stays=True))
+    if found.manifest is not None:
+        journal.raise_sequence(ARMED, found.sequence, found.manifest)
 
 
 def keep_standing(state_dir: Path, journal: Journal, recorder: Recorder, disarmed_by_hand: str | None) -> None:

@@ -195,7 +195,7 @@ class KernelNode:
         check_distinct(admitted.declarations.values())
         taken = before if isinstance(before, DeclaredServices) else None
         if taken is None and earlier:
-            taken = DeclaredServices.left(earlier, self._kinds(), on_moved)
+            taken = DeclaredServices.left(earlier, self._kinds())
         self._services = DeclaredServices(admitted.declarations, self._kinds(), taken, on_moved)
         return self._services
 

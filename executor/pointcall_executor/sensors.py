@@ -17,7 +17,7 @@ from typing import Final
 
 from pointcall_attest import manifest as manifests
 from pointcall_attest.admission import Admitted
-from pointcall_executor.arming import destinations_of, node_wide, policies_of
+from pointcall_executor.arming import ArmingError, destinations_of, node_wide, policies_of
 from pointcall_executor.core.breaker import State, Word
 from pointcall_executor.core.event import Destination, KernelEvent, Kind, PressureEvent, Source, encode
 from pointcall_executor.core.guard import Rules
@@ -132,7 +132,14 @@ class KernelSensors:
         if sensor.name == "breaker":
             self._stuck_ns = own["stuck_ms"] * MS_NS
         if isinstance(made, StorageSensor) and own["hung_ms"]:
-            self._hung.append(HungWatch(made, Source[sensor.name.upper()], own["hung_ms"] * MS_NS))
+            if made.tells_in_flight:
+                self._hung.append(HungWatch(made, Source[sensor.name.upper()], own["hung_ms"] * MS_NS))
+            elif "hung_ms" in sensor.params:  # a manifest from before it goes on as it was
+                raise ArmingError(
+                    f"the programs of sensor {sensor.name} are too old for hung_ms", id="arm.sensor-param",
+                    want="an object with pc_still", got=made.blob.name,
+                    hint="build the manifest again: pointcall build",
+                )  # fmt: skip
         if isinstance(made, SyscallSensor):
             self._learning = Learning(made, self._learned, own["learn_ms"] * MS_NS)
 

@@ -174,7 +174,10 @@ class Serving:
                 self._reload, self._retry_s = False, RETRY_SECONDS
                 self._work(lambda: self._again(executor))
             elif self._retry_at is not None and time.monotonic() >= self._retry_at and not self._at_work:
-                self._work(lambda: self._arm(executor))
+                if executor.admitted is None:
+                    self._work(lambda: self._arm(executor))
+                else:  # a person was faster
+                    self._retry_at = None
 
     def _again(self, executor: Executor) -> None:
         """SIGHUP: settings that can change while running, the trust folder, and the manifest folder."""

@@ -15,7 +15,7 @@ import pytest
 
 from pointcall_attest import entry
 from pointcall_attest.errors import RefusedError
-from pointcall_executor import daemon, recorder, retention, standing
+from pointcall_executor import daemon, left, recorder, retention, standing
 from pointcall_executor.arming import ArmingError
 from pointcall_executor.backend import ExecutorBackend
 from pointcall_executor.cli.output import Exit
@@ -289,6 +289,28 @@ def test_a_log_that_is_begun_anew_knows_that_a_person_has_disarmed(node: Node) -
     without_log(node)
     with node.life() as fourth:
         node.arm(fourth, by_itself=True)
+
+
+def test_a_log_that_was_begun_anew_and_not_finished_with_that_is_told_at_the_next_start(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut between its first entry and what the one before knew."""
+    with node.life() as first:
+        node.arm(first)
+        first.disarm("I look myself")
+        manifest = first.journal.sequence_digest(ARMED)
+    without_log(node)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(left, "recall_standing", lambda *_, **__: None)
+        with node.life() as cut:
+            assert cut.journal.size > 0
+    with node.life():  # as far as that: what is known of the armed manifest comes last
+        pass
+    with node.life() as second:
+        assert node.refused(second) == "arm.by-hand"
+        assert gone(second)[-1] == {"sequence": 1, "manifest": manifest}
+        assert second.journal.highest_sequence(ARMED) == 1
 
 
 def test_a_log_that_is_begun_anew_lets_no_older_manifest_be_armed(node: Node) -> None:

@@ -434,6 +434,9 @@ def test_a_cluster_that_hangs_is_not_asked_for_the_status_or_for_a_hot_reload(
         executor.arm(stage.signed("web", "own"))
         os.kill(executor.running_services()["own"], signal.SIGKILL)
         assert stage.receipt().acts[0].target == "own"
+        executor.disarm("it hangs")  # and its services are what they were
+        now = {s.name: (s.kind, s.state, s.health) for s in ExecutorBackend(executor).status().services}
+        assert now == {"web": ("kubernetes", "elsewhere", "elsewhere"), "own": ("process", "running", "running")}
         assert time.monotonic() - begin < 5
 
 

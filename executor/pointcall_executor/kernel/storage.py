@@ -64,6 +64,11 @@ class StorageSensor(Sensor):
 
     _missed = _doubtful_ns = 0
 
+    @property
+    def tells_in_flight(self) -> bool:
+        """Whether its object is one that `in_flight` can ask: those before bpf/operation.h are not."""
+        return any(program.name == "pc_still" for program in self.blob.programs)
+
     def histograms(self) -> Iterator[Histogram]:
         """One a cgroup, device and operation that was seen; at most 4,096: of more those used longest ago are
         gone, and begin anew. One may come twice while others make room."""

@@ -140,10 +140,10 @@ class DeclaredServices:
             self._changing[number] = threading.RLock()
 
     @classmethod
-    def left(cls, declarations: Mapping[str, ServiceDeclaration], kinds: Kinds, on_moved: OnMoved) -> Self:
+    def left(cls, declarations: Mapping[str, ServiceDeclaration], kinds: Kinds) -> Self:
         """What an earlier executor declared last. Nobody has looked yet at what of it runs: each is adopted when it
-        goes on, makes room or ends."""
-        made = cls(declarations, kinds, None, on_moved)
+        goes on, makes room or ends. Nobody is told where: the sensors of now know only what is declared now."""
+        made = cls(declarations, kinds, None, lambda _number, _cgroup_id: None)
         made._final = made._unseen = True
         return made
 
@@ -231,7 +231,8 @@ class DeclaredServices:
 
     def _earlier(self, number: int) -> list[tuple[int, Managed]]:
         """What ran of it a moment ago: by its name, and under another one the same unit."""
-        before = self._before.managed() if self._before else {}
+        takes_over_from = self._before  # read once: it is no more once the takeover is final
+        before = takes_over_from.managed() if takes_over_from else {}
         mine = _identity(self._by_number[number].declaration)
         return [(n, one) for n, one in before.items() if n == number or _identity(one.declaration) == mine]
 
@@ -318,7 +319,7 @@ class DeclaredServices:
         for one in before.managed().values() if before is not None else ():
             if one in staying or not one.ours:
                 continue
-            if (unseen or one.declaration.kind != "process") and self._finds(one.declaration):
+            if self._finds(one.declaration):
                 one.release()  # it made room, and what is called so is the new one now
                 continue
             with _telling(told, one.name):

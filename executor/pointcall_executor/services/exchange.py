@@ -14,8 +14,10 @@ def connected(connection: http.client.HTTPConnection, seconds: float) -> Iterato
     """Connect, and cut it off after this time. Whoever waits for whatever of it then has an error, or an answer that
     ends too early: OSError, HTTPException, or the ValueError of what is no whole JSON value."""
     channel: socket.socket | None = None
+    late = threading.Event()
 
     def cut() -> None:
+        late.set()
         found = channel or connection.sock  # a connection forgets its socket before the whole answer is read
         with contextlib.suppress(OSError):
             if found is not None:
@@ -27,6 +29,8 @@ def connected(connection: http.client.HTTPConnection, seconds: float) -> Iterato
     try:
         connection.connect()
         channel = connection.sock
+        if late.is_set():  # while its name was looked up, or TLS began, there was nothing to cut off
+            raise TimeoutError(f"not connected within {seconds:g} s")
         yield
     finally:
         timer.cancel()

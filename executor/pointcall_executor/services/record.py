@@ -29,6 +29,7 @@ _START_FIELD: Final = 19  # of /proc/PID/stat after the command: starttime, fiel
 _CHANGING: Final = threading.Lock()  # two declarations of one name, an old and a new one, share a folder
 
 Number = Annotated[int, Field(ge=1, le=2**63 - 1)]
+Pid = Annotated[int, Field(ge=1, le=2**31 - 1)]  # a number that the kernel can be asked for
 
 
 class RunRecord(Strict):
@@ -38,13 +39,13 @@ class RunRecord(Strict):
     boot: Annotated[str, Field(min_length=1, max_length=64)]
     name: Name
     declaration: Sha256
-    pid: Number
+    pid: Pid
     born: Number  # clock ticks after boot
     cgroup: Annotated[str, Field(min_length=1, max_length=400)]  # below the root of the v2 tree
     cgroup_id: Number
     device: Annotated[int, Field(ge=0, le=2**63 - 1)]  # of the program, as executed
     inode: Number
-    spawner: Number
+    spawner: Pid
     spawner_born: Number
 
 

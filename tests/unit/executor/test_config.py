@@ -35,6 +35,8 @@ def test_drop_ins_override_the_file_and_the_environment_overrides_both(tmp_path:
         ('cgroup = "../outside"', "cgroup"),
         ('cgroup = "/absolute"', "cgroup"),
         ('tee = "auto"', "tee"),
+        ('cgroup = "a/../../b"', "cgroup"),
+        ('gate = "a/.."', "gate"),
         ('allowed_cgroups = "one"', "allowed_cgroups"),
         ('allowed_cgroups = ["a/../../b"]', "allowed_cgroups"),
         ('allowed_cgroups = ["/sys/fs/cgroup/x"]', "allowed_cgroups"),

@@ -79,13 +79,57 @@ def test_a_process_that_was_born_later_is_not_killed(stuck: subprocess.Popen[str
 
 @pytest.mark.parametrize(
     "content",
-    [None, b"", b"{", b"[]", b"7", b'{"pid": 1}', b'{"pid": "x", "started": "1"}', b'{"pid": -1, "started": "1"}'],
+    [
+        None,
+        b"",
+        b"{",
+        b"[]",
+        b"7",
+        b'{"pid": 1}',
+        b'{"pid": "x", "started": "1"}',
+        b'{"pid": -1, "started": "1"}',
+        b'{"pid": 99999999999999999999, "started": "1"}',
+        b'{"pid": 1e999, "started": "1"}',
+        b"[" * 100_000,
+    ],
 )
 def test_without_an_announcement_nobody_is_killed(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / halt.RUNNING).write_bytes(content)
     assert halt.kill_executor(tmp_path, within=1) == "no executor runs"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "endless", "folder"])
+def test_what_is_no_file_of_ours_neither_kills_nor_holds_up_the_kill_switch(
+    stuck: subprocess.Popen[str], tmp_path: Path, kind: str
+) -> None:
+    """The folder belongs to the executor's account, and the kill switch is root's."""
+    path = tmp_path / "run" / halt.RUNNING
+    path.rename(tmp_path / "other.json")
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "link":
+            path.symlink_to(tmp_path / "other.json")
+        case "endless":
+            path.symlink_to("/dev/zero")
+        case _:
+            path.mkdir()
+    assert halt.kill_executor(tmp_path, within=1) == "no executor runs"
+    assert stuck.poll() is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another account, which takes root")
+def test_the_word_of_an_account_is_taken_for_its_own_processes_only(
+    stuck: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    """Who was the executor could otherwise have the kill switch end any process of the node."""
+    os.chown(tmp_path / "run" / halt.RUNNING, 65534, 65534)
+    assert halt.kill_executor(tmp_path, within=1) == "no executor runs"
+    assert stuck.poll() is None
+    halt.announce(tmp_path)
+    assert announced(tmp_path)["pid"] == os.getpid()
 
 
 def test_one_that_does_not_end_in_time_is_named(

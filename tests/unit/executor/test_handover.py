@@ -30,11 +30,12 @@ def test_it_gets_what_it_writes_and_reads_the_rest(tmp_path: Path) -> None:
     (state / "trust").mkdir(mode=0o700)
     (state / "trust" / "policy.json").write_text("{}")
     probes.note(state, {"what": "begins"})  # by root, while no executor ran
-    for name in ("journal.db", "journal.db-wal", "pins.lost"):
+    files = ("journal.db", "journal.db-wal", "pins.lost", "learned.json", "standing.json")  # by an executor as root
+    for name in files:
         (state / name).touch()
     hand_over(state, "nobody")
     mine, group = NOBODY.pw_uid, NOBODY.pw_gid
-    for name in (*OURS, "services/api", "services/api/output.log", "probes.jsonl", "pins.lost", "journal.db-wal"):
+    for name in (*OURS, *files, "services/api", "services/api/output.log", "probes.jsonl"):
         assert owner(state / name)[:2] == (mine, group), name
     for name in READ:
         assert owner(state / name) == (0, group, 0o750), name

@@ -179,6 +179,8 @@ def test_a_stop_that_takes_long_asks_the_service_manager_for_more_time(
     class Manager(service_manager.ServiceManager):
         def _send(self, *lines: str) -> None:
             told.append(lines[0])
+            if lines[0] == "READY=1":
+                made._on_signal(signal.SIGTERM, None)
             if "STOPPING=1" in told and lines[0].startswith("EXTEND_TIMEOUT_USEC="):
                 asked.set()
 
@@ -188,10 +190,7 @@ def test_a_stop_that_takes_long_asks_the_service_manager_for_more_time(
         manager = Manager(str(path), 0)
         begun: Any = SimpleNamespace(manager=manager, config=Config(api=False), platform=None, node=None)
         made = serving.Serving(begun, tmp_path, None, tmp_path)
-        stop = threading.Timer(0.1, lambda: made._on_signal(signal.SIGTERM, None))
-        stop.start()
         assert made.run() == Exit.OK
-        stop.join()
         manager.close()
     assert told.index("READY=1") < told.index("STOPPING=1") < len(told) - 1
     assert told[-1] == "EXTEND_TIMEOUT_USEC=30000"
@@ -231,6 +230,32 @@ def test_what_passes_by_itself_is_tried_again_later_and_later_until_it_is_armed(
     assert pauses[0] >= 0.05
     assert pauses[1] >= 0.1
     assert pauses[2] >= 0.2
+
+
+def test_what_a_person_has_armed_meanwhile_is_not_armed_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(serving, "FLUSH_SECONDS", 0.01)
+    monkeypatch.setattr(serving.Bundle, "read", lambda _folder: SimpleNamespace(signatures=(b"",)))
+    tried: list[Any] = []
+    executor: Any = SimpleNamespace(failure=None, admitted=None, disarmed_by_hand="")
+
+    def arm(bundle: Any, *, by_itself: bool) -> Any:
+        tried.append(bundle)
+        raise ServiceError("the service manager does not answer", id="service.manager")
+
+    executor.arm = arm
+    begun: Any = SimpleNamespace(manager=service_manager.ServiceManager("", 0), config=Config())
+    made = serving.Serving(begun, tmp_path, None, tmp_path)
+    made._retry_s = 0.05
+    made._arm(executor)
+    executor.admitted = SimpleNamespace(
+        manifest=SimpleNamespace(name="lab", sequence=2), verdict=SimpleNamespace(tier="emulated")
+    )
+    executor.state = SimpleNamespace(guard=SimpleNamespace(paused=""))
+    stop = threading.Timer(0.5, lambda: made._on_signal(signal.SIGTERM, None))
+    stop.start()
+    made._wait(executor)
+    stop.join()
+    assert len(tried) == 1
 
 
 def test_what_does_not_pass_by_itself_is_not_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

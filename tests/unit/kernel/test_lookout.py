@@ -6,13 +6,18 @@ import os
 import select
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from pointcall_attest.manifest import Sensor
+from pointcall_executor.arming import ArmingError
 from pointcall_executor.core.event import Kind, Source, StorageEvent, decode
+from pointcall_executor.kernel.blob import Blob, Program
 from pointcall_executor.kernel.lookout import PERIOD_SECONDS, Lookout
 from pointcall_executor.kernel.pressure import Pressure
+from pointcall_executor.kernel.storage import StorageSensor
 from pointcall_executor.sensors import CALM_SECONDS, KernelSensors
 from pointcall_runbook.vocabulary import Operation
 
@@ -140,3 +145,30 @@ def test_storage_alone_wakes_nobody_before_it_is_due_and_what_it_says_comes_out(
     sensors._objects, sensors._hung = {}, [Due(10.0), Due(10.5)]  # type: ignore[list-item]
     assert [decode(raw) for raw in sensors._look(PERIOD_SECONDS)] == [TOLD, TOLD]
     assert waited.seconds == [waits]
+
+
+@pytest.mark.parametrize(
+    ("programs", "params", "watched"),
+    [(("pc_fuse_end", "pc_still"), {}, 1), (("pc_fuse_end",), {}, 0), (("pc_fuse_end",), {"hung_ms": 0}, 0)],
+)
+def test_storage_of_an_older_manifest_goes_on_without_being_asked_what_hangs(
+    programs: tuple[str, ...], params: dict[str, int], watched: int
+) -> None:
+    """Its map has other entries: to look there would end the executor, just when something hangs."""
+    assert len(loaded(programs, params)._hung) == watched
+
+
+def test_what_cannot_be_asked_what_hangs_is_refused_where_the_manifest_wants_it() -> None:
+    with pytest.raises(ArmingError) as refusal:
+        loaded(("pc_fuse_end",), {"hung_ms": 60_000})
+    assert refusal.value.id == "arm.sensor-param"
+
+
+def loaded(programs: tuple[str, ...], params: dict[str, int]) -> KernelSensors:
+    made = StorageSensor.__new__(StorageSensor)
+    made.blob = Blob("fuse", (), tuple(Program(name, "") for name in programs), b"", (), b"", b"")
+    sensors = KernelSensors.__new__(KernelSensors)
+    sensors._objects, sensors._hung = {}, []
+    sensors._loading = SimpleNamespace(loaded=lambda *_: made)  # type: ignore[assignment]
+    sensors._load(Sensor(name="fuse", blob="0" * 64, params=params), {"0" * 64: b""})
+    return sensors

@@ -85,7 +85,7 @@ class Stage:
         )
         moved = lambda *moved: self.moves.append(moved)  # noqa: E731 - one callback
         if earlier:
-            before = DeclaredServices.left({d.name: d for d in earlier}, kinds, moved)
+            before = DeclaredServices.left({d.name: d for d in earlier}, kinds)
         return DeclaredServices({d.name: d for d in declarations}, kinds, before, moved)
 
 
@@ -124,13 +124,10 @@ def test_another_declaration_makes_room_unless_a_cluster_keeps_it(kind: str) -> 
     second = stage.services(kind, first, **other)
     for number in second.adopt():
         second.start(number)
-    second.commit()
+    assert second.commit() == {}  # it is declared still: nobody is told that it is not
     grace = first.managed()[WEB].declaration.grace_ms * 1_000_000
     room = [f"destroy {grace}", "release"]
-    # Of a process the end is asked for again when the takeover is final, and finds nothing to do. A unit or a
-    # container of that name is the new one by then.
-    last = {"process": room, "systemd": ["release"], "container": ["release"]}
-    assert stage.does == ([] if kind == "kubernetes" else [*room, "start", *last[kind]])
+    assert stage.does == ([] if kind == "kubernetes" else [*room, "start", "release"])
 
 
 def test_a_unit_that_is_called_otherwise_now_makes_room_and_is_put_back() -> None:
@@ -167,6 +164,18 @@ def test_what_an_earlier_executor_left_of_another_kind_ends_before_the_new_one_s
     services.undo()
     back = ["destroy 0", "release", *([] if kind == "kubernetes" else ["start"]), "release"]
     assert stage.does == back
+
+
+def test_what_was_left_under_another_name_is_put_back_and_nobody_is_told_of_a_service_that_is_not_declared() -> None:
+    """Whoever hears of moves knows the services of now by number, and no others."""
+    stage = Stage()
+    earlier = declared("systemd", "web", KINDS["systemd"])
+    services = stage.of([declared("systemd", "site", KINDS["systemd"])], earlier=[earlier])
+    for number in services.adopt():
+        services.start(number)
+    assert services.undo() == {"site": "", "web": ""}
+    assert stage.does[-2:] == ["start", "release"]  # as it was left, under its own name
+    assert {number for number, _ in stage.moves} == {SITE}
 
 
 @pytest.mark.parametrize("kind", KINDS)

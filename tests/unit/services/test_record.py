@@ -33,6 +33,13 @@ def test_the_record_of_another_instance_is_not_forgotten(tmp_path: Path) -> None
     assert records.read(tmp_path) == GOOD
 
 
+def test_a_number_that_no_process_can_have_is_no_record(tmp_path: Path) -> None:
+    """It would fail where the kernel is asked for that process, and arming with it, at every start."""
+    for field in ("pid", "spawner"):
+        records.write(tmp_path, GOOD.model_copy(update={field: 2**31}))
+        assert records.read(tmp_path) is None
+
+
 @given(st.binary(max_size=300), st.integers(0, 300))
 def test_noise_is_no_record_or_one_in_form(tmp_path_factory: pytest.TempPathFactory, noise: bytes, at: int) -> None:
     folder = tmp_path_factory.mktemp("record")

@@ -256,7 +256,7 @@ class Life:
     ) -> DeclaredServices:
         moved = lambda _number, _cgroup: None  # noqa: E731 - one callback
         if earlier:
-            before = DeclaredServices.left({d.name: d for d in earlier}, self.kinds, moved)
+            before = DeclaredServices.left({d.name: d for d in earlier}, self.kinds)
         services = DeclaredServices({declaration.name: declaration}, self.kinds, before, moved)
         for number in services.adopt():
             services.start(number)
