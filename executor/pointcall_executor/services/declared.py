@@ -320,7 +320,8 @@ class DeclaredServices:
             if one in staying or not one.ours:
                 continue
             if self._finds(one.declaration):
-                one.release()  # it made room, and what is called so is the new one now
+                with contextlib.suppress(OSError, PointcallError):  # it made room, and what is called so is the new one
+                    one.release()
                 continue
             with _telling(told, one.name):
                 if unseen and one.adopt() == NOTHING_LEFT:
