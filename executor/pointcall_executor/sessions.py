@@ -19,7 +19,7 @@ from pointcall_attest.declaration import ServiceDeclaration
 from pointcall_attest.errors import AttestError
 from pointcall_attest.manifest import Manifest
 from pointcall_attest.notice import verify_notices
-from pointcall_executor import VERSION, acting, wasm
+from pointcall_executor import VERSION, acting, standing, wasm
 from pointcall_executor.arming import armed_of, names_of, topology_of
 from pointcall_executor.brake import Brake
 from pointcall_executor.epoch import Attested, Trust
@@ -30,6 +30,7 @@ from pointcall_executor.notices import FOLDER, read_notices
 from pointcall_executor.recorder import Recorder, refused
 from pointcall_executor.run import Act
 from pointcall_executor.running_epoch import RunningEpoch
+from pointcall_executor.services.declared import identity
 from pointcall_executor.session import Bundle, Session
 from pointcall_runbook.decision import Trap
 from pointcall_runbook.module import ModuleInfo
@@ -43,6 +44,7 @@ class Sessions:
 
     def __init__(self, state_dir: Path, node: Node, recorder: Recorder, epoch: RunningEpoch, brake: Brake) -> None:
         self._folder, self._node, self._recorder = state_dir / FOLDER, node, recorder
+        self._state_dir = state_dir
         self._epoch, self._brake = epoch, brake
         self._read: tuple[bytes, ...] = ()  # notices of the last judgement
         self._notices: tuple[bytes, ...] = ()  # those under which what is armed was judged
@@ -102,7 +104,7 @@ class Sessions:
 
         ArmingError `executor.halted` or `arm.interrupted` where somebody has said stop since arming began.
         """
-        earlier = {} if before else self._declared_last(session.admitted.manifest.sha256)
+        earlier = {} if before else self._declared_last(session.admitted)
         running = before.services if before else None
         session.services = self._node.services(session.admitted, running, session.moved, earlier)
         put_back.callback(self._put_back, session)
@@ -143,19 +145,28 @@ class Sessions:
                 self._recorder.record(refused("service.adoption", name, want, got, hint))
         return {*services}
 
-    def _declared_last(self, now: str) -> Mapping[str, ServiceDeclaration]:
+    def _declared_last(self, now: Admitted) -> Mapping[str, ServiceDeclaration]:
         """What the manifest declares that was armed here last, as the log has it; nothing where it is the one of now.
+        And what the one before it declared and nobody finds any more, if its takeover was cut off before that ended."""
+        last, final = self._recorder.journal.sequence_digest(ARMED), standing.read(self._state_dir)
+        declared = {} if last in (None, now.manifest.sha256) else self._declared(str(last))
+        if final is None or final.manifest in (None, last, now.manifest.sha256):
+            return declared
+        after = {**declared, **now.declarations}
+        known = {identity(each) for each in (*declared.values(), *now.declarations.values())}
+        cut_off = self._declared(str(final.manifest)).items()
+        return {n: d for n, d in cut_off if n not in after and identity(d) not in known} | declared
+
+    def _declared(self, manifest: str) -> dict[str, ServiceDeclaration]:
+        """What a manifest declares that was armed here, by its digest.
 
         A log that does not have it any more is no reason not to arm: then only processes are found, by their cgroups.
         """
         journal = self._recorder.journal
-        last = journal.sequence_digest(ARMED)
-        if last is None or last == now:
-            return {}
         try:
-            manifest = Manifest.parse(journal.blob(last))
-            found = {s.name: manifest.subjects[s.declaration] for s in manifest.services}
-            return {name: ServiceDeclaration.parse(journal.blob(sha256)) for name, sha256 in found.items()}
+            found = Manifest.parse(journal.blob(manifest))
+            files = {s.name: found.subjects[s.declaration] for s in found.services}
+            return {name: ServiceDeclaration.parse(journal.blob(sha256)) for name, sha256 in files.items()}
         except (AttestError, JournalError) as error:
             want, hint = "the manifest that was armed before", "see by hand whether something runs that is not declared"
             self._recorder.record(refused("service.left", "services of another kind", want, str(error), hint))

@@ -21,6 +21,7 @@ from pointcall_executor.kernel.cgroup import Cgroup
 from pointcall_executor.kernel.probe import BLOBS
 from pointcall_executor.node import KernelNode
 from pointcall_executor.run import Run
+from pointcall_executor.services.declared import DeclaredServices
 from pointcall_executor.services.groups import remove_empty
 from pointcall_executor.services.managed import ServiceError
 from pointcall_keys.assemble import Assembled
@@ -45,7 +46,7 @@ SYSTEM_BUS = "unix:path=/run/dbus/system_bus_socket"
 def assembled(lab: Lab, sequence: int, *names: str) -> Assembled:
     """A manifest over services (`svc`) as they are declared now."""
     kinds = {n: json.loads((lab.sources / f"{n}.json").read_text())["kind"] for n in names or ("svc",)}
-    grants = {"actions": ["recreate"], "services": ["svc"]}
+    grants = {"actions": ["recreate"], "services": [next(iter(kinds))]}
     body = {
         "runbooks": [{"name": "again", "source": "again", "grants": grants}],
         "sensors": [{"name": "breaker"}, {"name": "lifecycle"}],
@@ -220,3 +221,25 @@ def test_what_the_log_does_not_have_any_more_is_said_and_is_no_reason_not_to_arm
         assert running(second)
         refusals = [(e.body["check"], e.body["what"]) for e in second.journal.entries("refusal")]
         assert refusals == [("service.left", "services of another kind"), ("service.adoption", "svc")]
+
+
+@pytest.mark.kernel
+def test_what_a_takeover_that_was_cut_off_did_not_end_any_more_ends_at_the_next_start(
+    manager: Manager, start: Callable[..., Any], lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare_unit(lab, manager)
+    lab.declare("web", process(tmp_path, SLEEP, name="web").process.model_dump(mode="json"))
+    with start(arm=False) as first:
+        first.arm(lab.sign(assembled(lab, 1, "svc", "web")))
+        pids = dict(first.running_services())
+        with monkeypatch.context() as killed:  # after the switch, before what is not declared any more has ended
+            killed.setattr(DeclaredServices, "commit", lambda _self: {})
+            killed.setattr(Executor, "_keep_standing", lambda _self: None)
+            first.arm(lab.sign(assembled(lab, 3, "web")))
+    assert executes(pids["svc"])
+    with start(arm=False, stop_services=True) as second:
+        second.arm(lab.sign(assembled(lab, 3, "web")))
+        assert not executes(pids["svc"])
+        assert second.running_services() == {"web": pids["web"]}
+        ended = [e.body["detail"]["services"] for e in second.journal.entries("config") if "ended" in e.body["what"]]
+        assert ended == [["svc"]]

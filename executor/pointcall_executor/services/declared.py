@@ -153,7 +153,7 @@ class DeclaredServices:
     def _finds(self, earlier: ServiceDeclaration) -> bool:
         """Whether what was started from an earlier declaration is come upon by who adopts what is declared now: a
         unit by its own name, whatever the service is called, the others by the service's."""
-        return _identity(earlier) in {_identity(one.declaration) for one in self._by_number.values()}
+        return identity(earlier) in {identity(one.declaration) for one in self._by_number.values()}
 
     def _one(self, number: int) -> Managed:
         found = self._by_number.get(number)
@@ -162,8 +162,8 @@ class DeclaredServices:
         return found
 
     def _on_moved(self, number: int, cgroup_id: int) -> None:
-        self._at[number] = cgroup_id
         self._tell(number, cgroup_id)
+        self._at[number] = cgroup_id  # not before: what could not be watched is tried again
 
     def follow(self) -> None:
         """Tell where services run that somebody else has started again: with the tools of their manager, or it by
@@ -173,8 +173,8 @@ class DeclaredServices:
             if one.declaration.kind == "process" or not lock.acquire(blocking=False):
                 continue  # it is we who change it
             try:
-                if (now := one.found_in()) and now != self._at.get(number):
-                    with contextlib.suppress(PointcallError, OSError):  # it is gone again
+                with contextlib.suppress(PointcallError, OSError):  # it is gone again
+                    if (now := one.found_in()) and now != self._at.get(number):
                         self._on_moved(number, now)
             finally:
                 lock.release()
@@ -233,8 +233,8 @@ class DeclaredServices:
         """What ran of it a moment ago: by its name, and under another one the same unit."""
         takes_over_from = self._before  # read once: it is no more once the takeover is final
         before = takes_over_from.managed() if takes_over_from else {}
-        mine = _identity(self._by_number[number].declaration)
-        return [(n, one) for n, one in before.items() if n == number or _identity(one.declaration) == mine]
+        mine = identity(self._by_number[number].declaration)
+        return [(n, one) for n, one in before.items() if n == number or identity(one.declaration) == mine]
 
     def _make_room(self, number: int) -> None:
         """Two of one name would want the same address. What made room once has ended: what runs in its unit now is
@@ -320,7 +320,8 @@ class DeclaredServices:
             if one in staying or not one.ours:
                 continue
             if self._finds(one.declaration):
-                one.release()  # it made room, and what is called so is the new one now
+                with contextlib.suppress(OSError, PointcallError):  # it made room, and what is called so is the new one
+                    one.release()
                 continue
             with _telling(told, one.name):
                 if unseen and one.adopt() == NOTHING_LEFT:
@@ -380,16 +381,17 @@ def check_distinct(declarations: Iterable[ServiceDeclaration]) -> None:
     """ServiceError `service.unit` where two services are one unit: to recreate one would end the other."""
     found: dict[tuple[str, str], str] = {}
     for declaration in declarations:
-        identity = _identity(declaration)
-        other = found.setdefault(identity, declaration.name)
+        mine = identity(declaration)
+        other = found.setdefault(mine, declaration.name)
         if other != declaration.name:
             raise ServiceError(
                 "two services are one unit", id="service.unit", want="a unit for each service",
-                got=f"{identity[1]} of {other} and of {declaration.name}", hint="declare it once",
+                got=f"{mine[1]} of {other} and of {declaration.name}", hint="declare it once",
             )  # fmt: skip
 
 
-def _identity(declaration: ServiceDeclaration) -> tuple[str, str]:
+def identity(declaration: ServiceDeclaration) -> tuple[str, str]:
+    """By what a service is found on the node: a unit by its own name, the others by the service's."""
     body = declaration.body
     return declaration.kind, body.unit if isinstance(body, Systemd) else declaration.name
 

@@ -250,6 +250,24 @@ def test_what_cannot_be_put_back_costs_no_other(monkeypatch: pytest.MonkeyPatch)
     assert first.managed()[SITE].running
 
 
+def test_what_cannot_be_let_go_of_costs_no_other_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage()
+    first = stage.of([declared("process", name, KINDS["process"]) for name in ("web", "site")])
+    first.adopt()
+    first.commit()
+    second = stage.of([declared("process", "web", KINDS["process"] | {"stop": {"grace_ms": 5}})], first)
+    for number in second.adopt():
+        second.start(number)
+
+    def release(self: Remembered) -> None:
+        if self.name == "web":
+            raise OSError("web.7: a killed task does not end")
+
+    monkeypatch.setattr(Remembered, "release", release)
+    assert second.commit() == {"site": ""}
+    assert not first.managed()[SITE].running
+
+
 def test_what_began_and_cannot_be_ended_gets_no_second_instance(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage()
     first = stage.of([declared("process", "web", KINDS["process"])])
