@@ -1,8 +1,8 @@
 """How the node stands, beside the log: which manifest was armed last, and whether a person has disarmed it since.
 
-The log has both. One that is begun anew, because the one before was damaged or lost, has neither: this file is
-read only where the log knows of nothing that was armed. Trust: who may write it can stop the node, or keep it from
-older manifests; it arms nothing.
+The log has both. One that is begun anew, because the one before was damaged or lost, has neither. It is written when a
+takeover is final, so that it also says that one was cut off before (sessions.py). Trust: who may write it can stop the
+node, keep it from older manifests, or end what an earlier one declared; it arms nothing.
 """
 
 from __future__ import annotations

@@ -231,14 +231,14 @@ def test_what_a_takeover_that_was_cut_off_did_not_end_any_more_ends_at_the_next_
     lab.declare("web", process(tmp_path, SLEEP, name="web").process.model_dump(mode="json"))
     with start(arm=False) as first:
         first.arm(lab.sign(assembled(lab, 1, "svc", "web")))
-        pids = dict(first.running_services())
+        pids, other = dict(first.running_services()), lab.sign(assembled(lab, 3, "web"))
         with monkeypatch.context() as killed:  # after the switch, before what is not declared any more has ended
             killed.setattr(DeclaredServices, "commit", lambda _self: {})
             killed.setattr(Executor, "_keep_standing", lambda _self: None)
-            first.arm(lab.sign(assembled(lab, 3, "web")))
+            first.arm(other)
     assert executes(pids["svc"])
     with start(arm=False, stop_services=True) as second:
-        second.arm(lab.sign(assembled(lab, 3, "web")))
+        second.arm(other)
         assert not executes(pids["svc"])
         assert second.running_services() == {"web": pids["web"]}
         ended = [e.body["detail"]["services"] for e in second.journal.entries("config") if "ended" in e.body["what"]]
