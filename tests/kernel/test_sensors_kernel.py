@@ -31,6 +31,7 @@ from pointcall_executor.pins import Pins
 from pointcall_executor.sensors import KernelSensors
 from pointcall_runbook.vocabulary import Address
 from tests.kernel.lab import BLOCKED, OK, REFUSED, connect, listen, lo_address, need_blob, outcome, private_network
+from tests.unit.services.world import wait_for
 
 pytestmark = pytest.mark.kernel
 PORT = 30901
@@ -403,7 +404,7 @@ def test_what_refused_before_lets_pass_in_mode_monitor(life: Life, forced: bool,
     second = life.sensors("breaker", watch_only=True, **constants)
     second.keep()
     with listen(PORT):
-        assert connect(PORT) == OK
+        wait_for(lambda: connect(PORT) == OK)  # a program goes a moment after its last pin
     (circuit,) = second.states()
     assert (circuit.state, circuit.watch_only, circuit.refused) == (State.CLOSED, True, 0)
     assert [connect(PORT) for _ in range(6)] == [REFUSED] * 6

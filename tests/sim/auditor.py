@@ -447,8 +447,9 @@ class Auditor:
             self.fail("radius", f"{len(alive)} circuits held open, at most {most}")
 
     def taken_over(self, before: Any, held: Any) -> None:
-        """Another breaker goes on with what one held open."""
-        for key in [k for k in self.leases if k[0] == id(before)]:
+        """Another breaker goes on with what one held open, as far as it watches it: what is never touched is not."""
+        watched = {str(destination) for destination in held.circuits}
+        for key in [k for k in self.leases if k[0] == id(before) and k[1] in watched]:
             self.leases[id(held), key[1]] = self.leases[key]
 
     def asks_for(self, until_ns: int) -> None:

@@ -419,6 +419,7 @@ class Sensors:
         if not self._taken_up:
             kernel.pinned_lost = 0
         for destination in [d for d in held.circuits if d not in self.destinations]:
+            self.machine.auditor.closed(held, destination)  # nobody watches it any more, so nobody refuses there
             del held.circuits[destination]
 
     def _take_over(self, before: Sensors) -> None:
