@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from pointcall_executor.kernel.blob import Blob
 from pointcall_executor.kernel.breaker import BreakerSensor
 from pointcall_executor.kernel.cgroup import Cgroup
 from tests.kernel import lab
+from tests.kernel.slowfs import SlowFs, mounted, private_mounts
 
 # Times that a test does not wait for are far away, so that a slow machine does not change the story.
 FAST = {"threshold": 3, "cooldown_us": 60_000_000, "probe_us": 60_000_000, "window_us": 60_000_000}
@@ -55,3 +57,10 @@ def make(breaker_blob: Blob, network: None, group: Cgroup) -> Iterator[Make]:
     yield build
     for sensor in open_sensors:
         sensor.close()
+
+
+@pytest.fixture
+def slow_fs(tmp_path: Path) -> Iterator[SlowFs]:
+    """A FUSE file system whose answers a test can delay."""
+    with private_mounts(), mounted(tmp_path) as fs:
+        yield fs

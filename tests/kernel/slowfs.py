@@ -186,6 +186,11 @@ def loop_ext4(fs: SlowFs, folder: Path) -> Iterator[Path]:
         run("losetup", "-d", device)
 
 
+def kernel_device(number: int) -> int:
+    """A device number of stat(2) in the kernel's own form: major << 20 | minor."""
+    return os.major(number) << 20 | os.minor(number)
+
+
 def run(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 

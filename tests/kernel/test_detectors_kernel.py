@@ -31,7 +31,7 @@ from pointcall_executor.kernel.syscalls import SyscallSensor
 from pointcall_executor.kernel.transport import TransportSensor
 from pointcall_runbook.vocabulary import Operation, Resource
 from tests.kernel.lab import black_hole, deaf, here, listen, member, need_blob, private_network
-from tests.kernel.slowfs import Op, SlowFs, loop_ext4, mounted, private_mounts
+from tests.kernel.slowfs import Op, SlowFs, kernel_device, loop_ext4
 
 pytestmark = pytest.mark.kernel
 PORT = 30501
@@ -45,16 +45,6 @@ def detections(sensor: Sensor) -> list[KernelEvent]:
 def storage(sensor: StorageSensor, device: int, operation: Operation) -> list[StorageEvent]:
     found = [e for e in detections(sensor) if isinstance(e, StorageEvent)]
     return [e for e in found if (e.device, e.operation) == (device, operation)]
-
-
-def kernel_device(number: int) -> int:
-    return os.major(number) << 20 | os.minor(number)
-
-
-@pytest.fixture
-def slow_fs(tmp_path: Path) -> Iterator[SlowFs]:
-    with private_mounts(), mounted(tmp_path) as fs:
-        yield fs
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from pointcall_executor.kernel.storage import BLOBS, KEY, STARTED, VALUE, Storag
 from pointcall_executor.sensors import KernelSensors
 from pointcall_runbook.vocabulary import Operation
 from tests.kernel.lab import member, need_blob, read_blob
-from tests.kernel.slowfs import Op, SlowFs, loop_ext4, mounted, private_mounts
+from tests.kernel.slowfs import Op, SlowFs, kernel_device, loop_ext4
 
 pytestmark = pytest.mark.kernel
 NEVER = 3600.0
@@ -36,16 +36,6 @@ HUNG_MS = 1000
 
 def now_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-
-
-def kernel_device(number: int) -> int:
-    return os.major(number) << 20 | os.minor(number)
-
-
-@pytest.fixture
-def slow_fs(tmp_path: Path) -> Iterator[SlowFs]:
-    with private_mounts(), mounted(tmp_path) as fs:
-        yield fs
 
 
 @contextlib.contextmanager

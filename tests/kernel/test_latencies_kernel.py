@@ -7,7 +7,6 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,7 +25,7 @@ from pointcall_executor.telemetry.latencies import NODE, Latencies
 from pointcall_executor.telemetry.metrics import Metrics
 from pointcall_runbook.vocabulary import service
 from tests.kernel.lab import member, need_blob
-from tests.kernel.slowfs import Op, SlowFs, loop_ext4, mounted, private_mounts
+from tests.kernel.slowfs import Op, SlowFs, loop_ext4
 from tests.unit.live.night import QUIET
 
 pytestmark = pytest.mark.kernel
@@ -61,12 +60,6 @@ class Page:
         assert {s.name for s in family.samples} <= {"pointcall_storage_seconds_bucket"}
         names = ("sensor", "service", "device", "operation", "le")
         return {tuple(s.labels[n] for n in names): s.value for s in family.samples}  # type: ignore[misc]
-
-
-@pytest.fixture
-def slow_fs(tmp_path: Path) -> Iterator[SlowFs]:
-    with private_mounts(), mounted(tmp_path) as fs:
-        yield fs
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,20 +33,11 @@ from pointcall_executor.services.groups import Freezer, group_of, remove_empty
 from pointcall_executor.services.managed import ServiceError
 from pointcall_runbook.vocabulary import Outcome, service
 from tests.lab import Lab
+from tests.scenario.test_adopted_story import RUNBOOK, executes
 from tests.unit.services.apiserver import IMAGE, ApiServer
 from tests.unit.services.manager import Manager
 from tests.unit.services.podman import PodmanService
 from tests.unit.services.world import SLEEP, process, sha256, wait_for
-
-AGAIN = '''"""Start again what was killed."""
-from pointcall_runbook import NO_SERVICE, Decision, ProcessExited, Recreate, runbook
-
-@runbook
-def decide(e: ProcessExited) -> Decision:
-    if e.service == NO_SERVICE:
-        return []
-    return [Recreate(service=e.service, grace=0)]
-'''
 
 # What happens to the unit `a` is decided by which of the others was killed.
 HOLDS = '''"""Every action that holds something."""
@@ -67,7 +58,7 @@ def decide(e: ProcessExited) -> Decision:
         return [Kill(service=A, signal=15)]
     return []
 '''
-KILLED = AGAIN.replace("e.service == NO_SERVICE", "e.service == NO_SERVICE or e.signal != 9")
+KILLED = RUNBOOK.replace("e.service == NO_SERVICE", "e.service == NO_SERVICE or e.signal != 9")
 
 pytestmark = pytest.mark.kernel
 
@@ -160,7 +151,7 @@ def stage(lab: Lab, manager: Manager, tmp_path: Path) -> Iterator[Stage]:
         pytest.skip("the kernel lacks " + ", ".join(f"{f.id} ({f.detail})" for f in missing))
     stage = Stage(lab, manager, tmp_path)
     Cgroup.create(stage.config.gate)
-    lab.runbook("again", AGAIN)
+    lab.runbook("again", RUNBOOK)
     yield stage
     remove_empty(stage.config.cgroup)
     remove_empty(stage.config.gate)
@@ -168,21 +159,6 @@ def stage(lab: Lab, manager: Manager, tmp_path: Path) -> Iterator[Stage]:
         if path.name != "dbus.service":
             path.unlink()
     manager.run("daemon-reload")
-
-
-def took(what: Callable[[], object]) -> float:
-    begin = time.monotonic()
-    what()
-    return time.monotonic() - begin
-
-
-def executes(pid: int) -> bool:
-    """False also for a zombie: whose child it became takes its time to collect it."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rpartition(") ")[2][0] != "Z"
 
 
 def test_a_manager_that_hangs_holds_up_nothing_but_its_own_units(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

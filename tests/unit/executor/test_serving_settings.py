@@ -258,6 +258,24 @@ def test_what_a_person_has_armed_meanwhile_is_not_armed_again(monkeypatch: pytes
     assert len(tried) == 1
 
 
+def test_what_does_not_pass_for_long_is_tried_again_every_ten_minutes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def arm(*_: Any, **__: Any) -> Any:
+        raise ServiceError("the service manager does not answer", id="service.manager")
+
+    monkeypatch.setattr(serving.Bundle, "read", lambda _folder: SimpleNamespace(signatures=(b"",)))
+    begun: Any = SimpleNamespace(manager=service_manager.ServiceManager("", 0), config=Config())
+    made = serving.Serving(begun, tmp_path, None, tmp_path)
+    pauses = []
+    for _ in range(8):
+        begin = time.monotonic()
+        made._arm(SimpleNamespace(arm=arm, failure=None, admitted=None, disarmed_by_hand=""))  # type: ignore[arg-type]
+        assert made._retry_at is not None
+        pauses.append(round(made._retry_at - begin))
+    assert pauses == [15, 30, 60, 120, 240, 480, 600, 600]
+
+
 def test_what_does_not_pass_by_itself_is_not_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def arm(*_: Any, **__: Any) -> Any:
         raise ServiceError("a file changed", id="service.digest")
